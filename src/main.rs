@@ -1,0 +1,6 @@
+//! The `plait` binary: all roles behind one command line.
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() {}
