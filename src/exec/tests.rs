@@ -1,0 +1,210 @@
+//! Every promise of the waist, held against both backends.
+
+use std::{
+    cell::Cell,
+    io::{Read, Write},
+    os::{fd::AsRawFd, unix::net::UnixStream},
+    rc::Rc,
+    sync::{Arc, Mutex, mpsc},
+    time::Instant,
+};
+
+use futures_util::{FutureExt, pin_mut, select_biased};
+
+use super::*;
+
+const BACKENDS: [Backend; 1] = [Backend::TokioUring];
+
+/// Runs `entry` on one core of every backend.
+fn on_each<Fut: Future<Output = ()> + 'static>(entry: fn() -> Fut) {
+    for backend in BACKENDS {
+        let cpus = vec![available_cpus()[0]];
+        run(&Config { backend, cpus }, move |_| entry()).unwrap_or_else(|error| panic!("{backend}: {error}"));
+    }
+}
+
+#[test]
+fn an_unknown_cpu_is_refused_by_name() {
+    let error = run(&Config { backend: Backend::TokioUring, cpus: vec![4095] }, |_| async {}).unwrap_err();
+    assert!(error.to_string().contains("CPU 4095 is not available"), "{error}");
+}
+
+#[test]
+fn entry_runs_once_on_every_core() {
+    for backend in BACKENDS {
+        let cpus = available_cpus();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = seen.clone();
+        run(&Config { backend, cpus: cpus.clone() }, move |core| {
+            let log = log.clone();
+            async move {
+                assert_eq!(super::core(), core);
+                log.lock().unwrap().push(core);
+            }
+        })
+        .unwrap();
+        let mut seen = seen.lock().unwrap().clone();
+        seen.sort();
+        assert_eq!(seen, (0..cpus.len()).map(Core).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn tasks_interleave_and_sleep() {
+    on_each(|| async {
+        let hits = Rc::new(Cell::new(0));
+        for _ in 0..3 {
+            let hits = hits.clone();
+            spawn(async move {
+                sleep(Duration::from_millis(5)).await;
+                hits.set(hits.get() + 1);
+            });
+        }
+        let start = Instant::now();
+        while hits.get() < 3 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        assert!(start.elapsed() >= Duration::from_millis(5));
+    });
+}
+
+#[test]
+fn timeout_ends_a_wait_that_never_comes() {
+    on_each(|| async {
+        let (a, _b) = UnixStream::pair().unwrap();
+        let watch = Watch::new(a.as_raw_fd());
+        assert_eq!(
+            timeout(Duration::from_millis(5), watch.ready(Interest::Read)).await.unwrap_err(),
+            Elapsed
+        );
+        assert_eq!(timeout(Duration::from_secs(5), async { 7 }).await, Ok(7));
+        a.shutdown(std::net::Shutdown::Both).unwrap();
+    });
+}
+
+#[test]
+fn readiness_of_each_interest() {
+    on_each(|| async {
+        let (mut a, mut b) = UnixStream::pair().unwrap();
+        a.set_nonblocking(true).unwrap();
+        let watch = Watch::new(a.as_raw_fd());
+        watch.ready(Interest::Write).await.unwrap();
+        // Data makes it readable, but is no hang-up.
+        b.write_all(b"x").unwrap();
+        watch.ready(Interest::Read).await.unwrap();
+        assert!(timeout(Duration::from_millis(5), watch.ready(Interest::HangUp)).await.is_err());
+        a.read_exact(&mut [0]).unwrap();
+        // Full: not writable until the peer reads.
+        while a.write(&[0; 65536]).is_ok() {}
+        let fired = loop {
+            // One readiness may be left over from before; the second is real.
+            let first = timeout(Duration::from_millis(5), watch.ready(Interest::Write)).await;
+            if first.is_err() || a.write(&[0]).is_err() {
+                break timeout(Duration::from_millis(5), watch.ready(Interest::Write)).await;
+            }
+        };
+        assert!(fired.is_err(), "writable although full");
+        let drained = std::thread::spawn(move || {
+            let mut total = 0;
+            b.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+            while let Ok(n @ 1..) = b.read(&mut [0; 65536]) {
+                total += n;
+            }
+            total
+        });
+        watch.ready(Interest::Write).await.unwrap();
+        let total = blocking(move || drained.join().unwrap()).await;
+        assert!(total > 0);
+        // The peer is gone now.
+        watch.ready(Interest::HangUp).await.unwrap();
+        watch.ready(Interest::Read).await.unwrap();
+    });
+}
+
+#[test]
+fn a_dropped_wait_is_taken_up_again() {
+    on_each(|| async {
+        let (a, mut b) = UnixStream::pair().unwrap();
+        let watch = Watch::new(a.as_raw_fd());
+        for _ in 0..100 {
+            let wait = watch.ready(Interest::Read).fuse();
+            pin_mut!(wait);
+            let mut now = std::pin::pin!(async {}.fuse());
+            select_biased! {
+                _ = wait => panic!("nothing was sent"),
+                () = now => {}
+            }
+        }
+        b.write_all(b"x").unwrap();
+        watch.ready(Interest::Read).await.unwrap();
+    });
+}
+
+#[test]
+fn waits_on_one_descriptor_in_both_directions() {
+    on_each(|| async {
+        let (a, mut b) = UnixStream::pair().unwrap();
+        let watch = Rc::new(Watch::new(a.as_raw_fd()));
+        let (done, reader) = (Rc::new(Cell::new(false)), watch.clone());
+        let flag = done.clone();
+        spawn(async move {
+            reader.ready(Interest::Read).await.unwrap();
+            flag.set(true);
+        });
+        watch.ready(Interest::Write).await.unwrap();
+        yield_now().await;
+        assert!(!done.get());
+        b.write_all(b"x").unwrap();
+        while !done.get() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    });
+}
+
+#[test]
+fn post_reaches_a_sleeping_core_and_yield_lets_others_run() {
+    for backend in BACKENDS {
+        let cpus = available_cpus();
+        let last = Core(cpus.len() - 1);
+        let (send, receive) = mpsc::channel();
+        let receive = Arc::new(Mutex::new(receive));
+        run(&Config { backend, cpus }, move |core| {
+            let (send, receive) = (send.clone(), receive.clone());
+            async move {
+                if core == Core(0) {
+                    sleep(Duration::from_millis(20)).await;
+                    post(last, Box::new(move || send.send(super::core()).unwrap())).unwrap();
+                }
+                if core == last {
+                    let got = loop {
+                        if let Ok(got) = receive.lock().unwrap().try_recv() {
+                            break got;
+                        }
+                        yield_now().await;
+                    };
+                    assert_eq!(got, last);
+                }
+            }
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn blocking_work_runs_elsewhere() {
+    on_each(|| async {
+        let here = std::thread::current().id();
+        let there = blocking(move || std::thread::current().id()).await;
+        assert_ne!(here, there);
+    });
+}
+
+#[test]
+fn a_full_inbox_refuses() {
+    let mesh = Mesh::new(1);
+    let mut taken = 0;
+    while mesh.post(Core(0), Box::new(|| ())).is_ok() {
+        taken += 1;
+    }
+    assert_eq!(taken, 4096);
+}
