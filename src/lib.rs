@@ -7,4 +7,5 @@
 pub mod exec;
 pub mod http;
 pub mod mp;
+pub mod net;
 pub mod wire;

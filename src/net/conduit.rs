@@ -1,0 +1,256 @@
+//! A store for bytes on their way from one descriptor to another: a pipe, or a buffer where splice is of no use.
+//!
+//! In: bytes of a socket or of memory. Out: the same bytes, in order, to a socket or file. Called by the pumps of the
+//! relay, by the upstream's sequencer, and by the producers and the consumer of `mp`.
+//!
+//! Invariant: `len` is the number of bytes inside; a conduit returns its pipe to the pool only when it is empty.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+};
+
+use bytes::{Buf, BufMut, BytesMut};
+use rustix::{
+    io::ioctl_fionread,
+    pipe::{SpliceFlags, splice},
+};
+
+use super::{
+    Socket,
+    pipe::{Pipe, give_buffer, give_pipe, take_buffer, take_pipe},
+    splice_probe::{PayloadMove, payload_move},
+};
+
+/// How [`Conduit::fill`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filled {
+    /// This many bytes came in, at least one.
+    Bytes(usize),
+    /// The source has nothing now.
+    SourceEmpty,
+    /// There is no more room inside. A pipe may be full long before its size in bytes: a slot holds one fragment of a
+    /// received packet, which may be 1448 bytes or less.
+    Full,
+    /// The source has ended.
+    EndOfFile,
+}
+
+/// How [`Conduit::drain`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// This many bytes left, at least one.
+    Bytes(usize),
+    /// The destination takes nothing now.
+    Blocked,
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub struct Conduit {
+    store: Store,
+    len: usize,
+}
+
+#[derive(Debug)]
+enum Store {
+    /// Nothing taken yet, or everything given back.
+    None,
+    Pipe(Pipe),
+    Buffer(BytesMut),
+}
+
+impl Default for Conduit {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Conduit {
+    /// An empty conduit; its store is taken from the pool at the first byte.
+    pub const fn new() -> Self {
+        Self { store: Store::None, len: 0 }
+    }
+
+    /// Bytes inside.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True when nothing is inside.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn open(&mut self, splice_works: bool) {
+        if let Store::None = self.store {
+            let pipe = if splice_works && payload_move() == PayloadMove::Splice { take_pipe() } else { None };
+            self.store = pipe.map_or_else(|| Store::Buffer(take_buffer()), Store::Pipe);
+        }
+    }
+
+    /// Takes up to `max` bytes that `source` has now; never waits.
+    ///
+    /// # Errors
+    /// Those of the source.
+    pub fn fill(&mut self, source: &Socket, max: usize) -> io::Result<Filled> {
+        self.open(source.splices());
+        let filled = match &mut self.store {
+            Store::Pipe(pipe) => fill_pipe(pipe, self.len == 0, source.as_fd(), max)?,
+            Store::Buffer(buffer) => fill_buffer(buffer, source, max)?,
+            Store::None => Filled::Full,
+        };
+        match filled {
+            Filled::Bytes(n) => self.len += n,
+            // Idle connections hold no store.
+            _ if self.len == 0 => self.close(),
+            _ => {}
+        }
+        Ok(filled)
+    }
+
+    /// Puts `bytes` behind what is inside; returns how many fitted.
+    ///
+    /// # Errors
+    /// Those of write(2) to the pipe, except that it is full.
+    pub fn put(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.open(true);
+        let put = match &mut self.store {
+            Store::Pipe(pipe) => match rustix::io::write(&pipe.write, bytes) {
+                Err(rustix::io::Errno::AGAIN) => 0,
+                outcome => outcome?,
+            },
+            Store::Buffer(buffer) => {
+                let fits = bytes.len().min(room(buffer));
+                buffer.put_slice(&bytes[..fits]);
+                fits
+            }
+            Store::None => 0,
+        };
+        self.len += put;
+        Ok(put)
+    }
+
+    /// Moves up to `max` bytes to `destination`; never waits. There must be bytes inside.
+    ///
+    /// # Errors
+    /// Those of the destination.
+    pub fn drain(&mut self, destination: &Socket, max: usize) -> io::Result<Drained> {
+        let outcome = match &mut self.store {
+            Store::Pipe(pipe) => {
+                let max = max.min(self.len);
+                splice(
+                    &pipe.read,
+                    None,
+                    destination.as_fd(),
+                    None,
+                    max,
+                    SpliceFlags::NONBLOCK | SpliceFlags::MOVE,
+                )
+                .map_err(io::Error::from)
+            }
+            Store::Buffer(buffer) => {
+                let end = max.min(buffer.len());
+                destination.try_send(&buffer[..end], false).inspect(|&n| buffer.advance(n))
+            }
+            Store::None => Ok(0),
+        };
+        let moved = match outcome {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Drained::Blocked),
+            outcome => self.left(outcome?)?,
+        };
+        Ok(Drained::Bytes(moved))
+    }
+
+    /// Moves everything inside to `file` at `offset`, waiting for the disk.
+    ///
+    /// # Errors
+    /// Those of the file: a full disk, most of all. What had not been written then is lost with the conduit.
+    pub fn drain_to_file(&mut self, file: BorrowedFd<'_>, mut offset: u64) -> io::Result<u64> {
+        while self.len > 0 {
+            let moved = match &mut self.store {
+                Store::Pipe(pipe) => {
+                    splice(&pipe.read, None, file, Some(&mut offset), self.len, SpliceFlags::MOVE)?
+                }
+                Store::Buffer(buffer) => {
+                    let n = rustix::io::pwrite(file, buffer, offset)?;
+                    buffer.advance(n);
+                    offset += n as u64;
+                    n
+                }
+                Store::None => 0,
+            };
+            self.left(moved)?;
+        }
+        Ok(offset)
+    }
+
+    /// Accounts for `moved` bytes that left.
+    fn left(&mut self, moved: usize) -> io::Result<usize> {
+        if moved == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::WriteZero,
+                "the destination took no bytes and gave no reason",
+            ));
+        }
+        self.len -= moved;
+        if self.len == 0 {
+            self.close();
+        }
+        Ok(moved)
+    }
+
+    fn close(&mut self) {
+        match std::mem::replace(&mut self.store, Store::None) {
+            Store::Pipe(pipe) => give_pipe(pipe),
+            Store::Buffer(buffer) => give_buffer(buffer),
+            Store::None => {}
+        }
+    }
+}
+
+impl Drop for Conduit {
+    fn drop(&mut self) {
+        // A pipe with bytes in it is closed, never pooled.
+        if self.len == 0 {
+            self.close();
+        }
+    }
+}
+
+fn fill_pipe(pipe: &Pipe, empty: bool, source: BorrowedFd<'_>, max: usize) -> io::Result<Filled> {
+    let take = || splice(source, None, &pipe.write, None, max, SpliceFlags::NONBLOCK | SpliceFlags::MOVE);
+    let outcome = match take() {
+        // EAGAIN does not say which side blocked. With data in the source it is the pipe that is full, unless the
+        // data came between the two calls: so try once more before deciding.
+        Err(rustix::io::Errno::AGAIN) if !empty && ioctl_fionread(source)? > 0 => match take() {
+            Err(rustix::io::Errno::AGAIN) => return Ok(Filled::Full),
+            outcome => outcome,
+        },
+        outcome => outcome,
+    };
+    match outcome {
+        Ok(0) => Ok(Filled::EndOfFile),
+        Ok(n) => Ok(Filled::Bytes(n)),
+        Err(rustix::io::Errno::AGAIN) => Ok(Filled::SourceEmpty),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What still fits without growing the buffer.
+fn room(buffer: &BytesMut) -> usize {
+    buffer.capacity() - buffer.len()
+}
+
+fn fill_buffer(buffer: &mut BytesMut, source: &Socket, max: usize) -> io::Result<Filled> {
+    let room = max.min(room(buffer));
+    if room == 0 {
+        return Ok(Filled::Full);
+    }
+    match source.try_recv_into(buffer, room) {
+        Ok(0) => Ok(Filled::EndOfFile),
+        Ok(n) => Ok(Filled::Bytes(n)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Filled::SourceEmpty),
+        Err(error) => Err(error),
+    }
+}

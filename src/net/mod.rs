@@ -1,0 +1,28 @@
+//! Sockets and pipes: everything that moves payload between descriptors.
+//!
+//! In: descriptors from `accept` and `connect`, demands from the pumps above. Out: bytes in pipes (by splice and
+//! sendfile) or, where the kernel will not splice, in pooled buffers. Called by `lanes`, `mp` and the roles.
+//!
+//! Invariant: nothing here waits without its caller's deadline, and nothing reads from a source while what was read
+//! before has not left (demand-driven: one direction blocks, and only that one is waited for).
+
+mod conduit;
+mod congestion;
+mod discard;
+mod listener;
+mod pipe;
+mod pump;
+mod resolve;
+mod socket;
+mod splice_probe;
+mod tcp_info;
+
+pub use conduit::{Conduit, Drained, Filled};
+pub use congestion::{Congestion, Leg, Legs};
+pub use listener::Listener;
+pub use pipe::{pipes_idle, set_descriptor_budget};
+pub use pump::pump;
+pub use resolve::{ResolveError, resolve};
+pub use socket::{ConnectError, Socket};
+pub use splice_probe::{PayloadMove, payload_move};
+pub use tcp_info::TcpInfo;

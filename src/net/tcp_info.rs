@@ -1,0 +1,100 @@
+//! TCP_INFO of a socket: what the kernel measured of a connection.
+//!
+//! One of the leaf modules that may use `unsafe`: the option has no safe wrapper with the fields needed here.
+
+use std::{
+    io,
+    mem::{MaybeUninit, size_of},
+    os::fd::{AsRawFd, BorrowedFd},
+    time::Duration,
+};
+
+/// `struct tcp_info` of linux/tcp.h up to the fields read here; the kernel fills as much of it as it knows.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RawTcpInfo {
+    states: [u8; 8],
+    rto: u32,
+    ato: u32,
+    snd_mss: u32,
+    rcv_mss: u32,
+    unacked: u32,
+    sacked: u32,
+    lost: u32,
+    retrans: u32,
+    fackets: u32,
+    last_data_sent: u32,
+    last_ack_sent: u32,
+    last_data_recv: u32,
+    last_ack_recv: u32,
+    pmtu: u32,
+    rcv_ssthresh: u32,
+    rtt: u32,
+    rttvar: u32,
+    snd_ssthresh: u32,
+    snd_cwnd: u32,
+    advmss: u32,
+    reordering: u32,
+    rcv_rtt: u32,
+    rcv_space: u32,
+    total_retrans: u32,
+    pacing_rate: u64,
+    max_pacing_rate: u64,
+    bytes_acked: u64,
+    bytes_received: u64,
+    segs_out: u32,
+    segs_in: u32,
+    notsent_bytes: u32,
+    min_rtt: u32,
+    data_segs_in: u32,
+    data_segs_out: u32,
+    delivery_rate: u64,
+}
+
+/// A sample of one connection. tcp(7), linux/tcp.h.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpInfo {
+    /// Smoothed round-trip time.
+    pub rtt: Duration,
+    /// Most recent delivery rate, bytes per second; 0 before the first full sample.
+    pub delivery_rate: u64,
+    /// Congestion window, segments.
+    pub congestion_window: u32,
+    /// Segments sent again since the connection began.
+    pub retransmitted: u32,
+    /// Bytes accepted from the application and not yet sent for the first time.
+    pub not_sent_bytes: u32,
+}
+
+impl TcpInfo {
+    /// Reads TCP_INFO of `socket`.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP and the like when the descriptor is no TCP socket.
+    pub fn of(socket: BorrowedFd<'_>) -> io::Result<Self> {
+        let mut raw = MaybeUninit::<RawTcpInfo>::zeroed();
+        let mut len = size_of::<RawTcpInfo>() as libc::socklen_t;
+        // SAFETY: the kernel writes at most `len` bytes to `raw`, which is that large; the descriptor is borrowed, so open.
+        let outcome = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                raw.as_mut_ptr().cast(),
+                &mut len,
+            )
+        };
+        if outcome != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: every field is an integer and the memory was zeroed before the kernel wrote to it.
+        let raw = unsafe { raw.assume_init() };
+        Ok(Self {
+            rtt: Duration::from_micros(raw.rtt.into()),
+            delivery_rate: raw.delivery_rate,
+            congestion_window: raw.snd_cwnd,
+            retransmitted: raw.total_retrans,
+            not_sent_bytes: raw.notsent_bytes,
+        })
+    }
+}
