@@ -1,1 +1,9 @@
-//! (being written)
+//! What two Plait processes say to each other on a lane, as bytes and nothing else.
+//!
+//! In: bytes that an I/O layer read from a lane. Out: typed frames, bytes to write. `lanes`, `upstream`, `relay` and
+//! `downstream` call it. Invariant: no I/O, no clock, no randomness of its own, and no length or count from the network is
+//! used before it was checked against a bound.
+
+pub mod frame;
+pub mod reason;
+pub mod units;
