@@ -8,5 +8,7 @@
 
 pub mod frame;
 pub mod frame_check;
+pub mod key;
+pub mod key_file;
 pub mod reason;
 pub mod units;
