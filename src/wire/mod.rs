@@ -11,4 +11,5 @@ pub mod frame_check;
 pub mod key;
 pub mod key_file;
 pub mod reason;
+pub mod route;
 pub mod units;
