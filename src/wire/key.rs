@@ -1,6 +1,6 @@
 //! The pre-shared key that makes a process part of a chain.
 //!
-//! In: the text of a key file. Out: a [`Key`], the sealing of handshake messages with it. Called by
+//! In: the text of a key file. Out: a [`Key`], the sealing and checking of handshake messages with it. Called by
 //! [`super::key_file`] and [`super::handshake`]. Invariant: key bytes leave this module only through [`Key::to_text`]; no
 //! error and no `Debug` output contains any.
 
@@ -60,7 +60,12 @@ pub enum KeyError {
 }
 
 /// HMAC-SHA256 (RFC 2104, FIPS 198-1) under a key, fed part by part.
+#[derive(Clone)]
 pub(super) struct Seal(Hmac<Sha256>);
+
+/// The MAC is not this key's over these bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SealBroken;
 
 impl Key {
     /// Takes 32 random bytes as a key.
@@ -134,6 +139,11 @@ impl Seal {
     pub(super) fn finish(self) -> [u8; MAC_BYTES] {
         self.0.finalize().into_bytes().into()
     }
+
+    /// Whether `mac` is the MAC, in a time that does not depend on where they differ.
+    pub(super) fn verify(self, mac: &[u8]) -> Result<(), SealBroken> {
+        self.0.verify_slice(mac).map_err(|_| SealBroken)
+    }
 }
 
 impl Drop for Key {
@@ -147,6 +157,12 @@ impl Drop for Key {
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Key({})", self.key_id())
+    }
+}
+
+impl fmt::Debug for Seal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Seal")
     }
 }
 
@@ -220,8 +236,11 @@ mod tests {
         let mut bytes = [0; KEY_BYTES];
         bytes[..4].copy_from_slice(b"Jefe");
         let seal = Key::from_bytes(bytes).seal("what do ya want ").with(b"for nothing?");
-        let mac = seal.finish();
+        let mac = seal.clone().finish();
         let hex = mac.map(|byte| format!("{byte:02x}")).concat();
         assert_eq!(hex, "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
+        assert_eq!(seal.clone().verify(&mac), Ok(()));
+        assert_eq!(seal.clone().verify(&mac[..31]), Err(SealBroken));
+        assert_eq!(seal.verify(&[0; MAC_BYTES]), Err(SealBroken));
     }
 }

@@ -19,7 +19,7 @@ pub const MAX_HOST_BYTES: usize = 253;
 /// 255: a hop's text, port included, has a length of one byte in a hello. A name close to [`MAX_HOST_BYTES`] does not fit.
 pub const MAX_HOP_BYTES: usize = 255;
 
-/// 1920 bytes: with the hello's own 61 it stays below the 2 KiB that a server reads from a stranger.
+/// 1920 bytes: with the hello's own 60 it stays below the 2 KiB that a server reads from a stranger.
 pub const MAX_ROUTE_BYTES: usize = 1920;
 
 /// What carries the first leg of a path.
