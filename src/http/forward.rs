@@ -1,184 +1,191 @@
-//! What a proxy changes in a head before it passes it on. RFC 9110 §7.6.
+//! Heads on their way through the chain: what the client sent becomes what the root is asked, what the root answered
+//! becomes what the client gets.
+//!
+//! Only the downstream calls it, so that the chain shows as one proxy: the request head travels over the lanes as the
+//! root will read it, the response head as the root wrote it. Invariant: nothing that is about one connection passes
+//! from one side to the other (RFC 9110 §7.6.1), and the body length that a client is told is one that we keep to.
 
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version,
-    header::{
-        CONNECTION, CONTENT_LENGTH, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING,
-        UPGRADE, VIA,
-    },
+use http::header::{
+    CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, EXPECT, HOST,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
-use super::{
-    problem::{Problem, Side},
-    request::RequestHead,
-    response::ResponseHead,
-};
+use super::head::{Version, list_elements};
+use super::problem::{Problem, Side};
+use super::request::{RequestError, RequestHead};
+use super::response::{Framing, ResponseHead};
 
-/// A request that has been here this often runs in a circle.
-const VIA_OWN_MAX: usize = 8;
-const OWN_VIA: HeaderValue = HeaderValue::from_static("1.1 plait");
+/// Name of the chain in `Via`.
+const VIA_NAME: &str = "plait";
 
-/// Removes what concerns one connection only: "Intermediaries MUST parse a received Connection header field before a
-/// message is forwarded and, for each connection-option in this field, remove any header or trailer field(s) from the
-/// message with the same name", RFC 9110 §7.6.1.
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        // A client must not be able to remove what frames the message or names its host.
-        .filter(|name| *name != CONTENT_LENGTH && *name != http::header::HOST)
-        .collect();
-    for name in named {
-        headers.remove(name);
-    }
-    for name in [CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION]
-    {
-        headers.remove(name);
-    }
-    headers.remove("keep-alive");
-    headers.remove("proxy-connection");
+/// 16 passages through chains like this one: more are a loop, not a topology.
+const MAX_VIA: usize = 16;
+
+/// Headers about one connection: RFC 9110 §7.6.1, and the credentials for this proxy (§11.7), which are not the root's.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// Headers that `Connection` may name in vain: without them the message would mean something else to whoever is next
+/// (RFC 9110 §7.6.1 forbids to name them).
+const NEVER_DROPPED: [HeaderName; 6] =
+    [HOST, VIA, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, CONTENT_ENCODING];
+
+/// Why a request does not go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ForwardError {
+    /// `Via` shows [`MAX_VIA`] passages already.
+    #[error("downstream: the request runs in a loop (its root leads back to this chain)")]
+    Loop,
+    /// The host to ask for is none.
+    #[error(transparent)]
+    Request(#[from] RequestError),
 }
 
-/// The request as it goes over the lanes towards the root: end-to-end fields only, no body, `Via` added.
+impl ForwardError {
+    /// The answer for the client: 508 for a loop.
+    pub fn problem(&self) -> Problem {
+        match self {
+            Self::Loop => Problem::from_error(StatusCode::LOOP_DETECTED, Side::Downstream, self),
+            Self::Request(error) => error.problem(),
+        }
+    }
+}
+
+/// The head that the root shall read: end-to-end headers of the client (`Range`, `If-*`, `Accept` and so on stay),
+/// `Via` added, and `Host` as given, or the client's own for `None`. A request body is not forwarded (GET and HEAD give
+/// it no meaning, RFC 9110 §9.3.1), so nothing announces one.
 ///
 /// # Errors
-/// 508 when the request runs in a circle.
-pub fn request_towards_root(request: &RequestHead) -> Result<RequestHead, Problem> {
-    let own = |value: &&HeaderValue| value.as_bytes().windows(5).any(|word| word == b"plait");
-    if request.headers.get_all(VIA).iter().filter(own).count() >= VIA_OWN_MAX {
-        return Err(Problem::new(
-            StatusCode::LOOP_DETECTED,
-            Side::Downstream,
-            "the request runs in a circle: --root leads back to this downstream",
-        ));
+/// [`ForwardError::Loop`], or [`RequestError::Host`] when an HTTP/1.0 client named no host and none is given.
+pub fn request_to_root(
+    request: &RequestHead,
+    host: Option<&HeaderValue>,
+) -> Result<RequestHead, ForwardError> {
+    let mut headers = request.headers.clone();
+    if own_passages(&headers) >= MAX_VIA {
+        return Err(ForwardError::Loop);
     }
-    let mut forwarded = request.clone();
-    strip_hop_by_hop(&mut forwarded.headers);
-    forwarded.headers.remove(CONTENT_LENGTH);
-    forwarded.headers.remove(http::header::EXPECT);
-    forwarded.headers.append(VIA, OWN_VIA);
-    forwarded.version = Version::HTTP_11;
-    Ok(forwarded)
-}
-
-/// The root's response as it goes over the lanes: end-to-end fields only. Content-Length stays if it is the body's.
-pub fn response_over_lanes(response: &ResponseHead) -> ResponseHead {
-    let mut forwarded = response.clone();
-    strip_hop_by_hop(&mut forwarded.headers);
-    forwarded
+    strip_hop_by_hop(&mut headers);
+    for about_the_body in [CONTENT_LENGTH, EXPECT] {
+        headers.remove(about_the_body);
+    }
+    if let Some(host) = host {
+        headers.insert(HOST, host.clone());
+    }
+    append_via(&mut headers, request.version);
+    Ok(request.onwards(headers)?)
 }
 
 /// How the body goes to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientBody {
-    /// There is none.
+    /// The answer ends with its head.
     None,
-    /// As it is, this many bytes.
-    Length(u64),
-    /// By chunked transfer coding.
+    /// Exactly this many bytes.
+    Fixed(u64),
+    /// In chunks, ended by `LAST_CHUNK`; without it the client sees a truncation.
     Chunked,
-    /// As it is, until the connection closes: all that HTTP/1.0 has for an unknown length.
+    /// As it comes, then close: all that HTTP/1.0 has for an unknown length. A truncation must reset the connection.
     UntilClose,
 }
 
-/// The response as it goes to the client that sent `request`, how its body goes there, and whether the connection may
-/// stay.
-pub fn response_to_client(
-    request: &RequestHead,
-    response: &ResponseHead,
-) -> (ResponseHead, ClientBody, bool) {
-    let mut forwarded = response.clone();
-    strip_hop_by_hop(&mut forwarded.headers);
-    forwarded.headers.append(VIA, OWN_VIA);
-    let empty = request.method == Method::HEAD
-        || response.status.is_informational()
-        || matches!(response.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let body = match response.content_length() {
-        _ if empty => ClientBody::None,
-        Some(length) => ClientBody::Length(length),
-        None if request.version == Version::HTTP_11 => {
-            forwarded.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-            ClientBody::Chunked
-        }
-        None => ClientBody::UntilClose,
-    };
-    let keep = request.keeps_alive() && body != ClientBody::UntilClose;
-    set_connection(&mut forwarded.headers, request.version, keep);
-    (forwarded, body, keep)
+/// An answer as one client gets it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientResponse {
+    /// To be written with [`ResponseHead::write_head`].
+    pub head: ResponseHead,
+    /// What follows it.
+    pub body: ClientBody,
+    /// Whether the connection stays open afterwards; the head says the same.
+    pub keep_alive: bool,
 }
 
-/// Says whether the connection stays, where the client's version does not imply it.
-pub fn set_connection(headers: &mut HeaderMap, version: Version, keep: bool) {
-    match (version, keep) {
-        (_, false) => headers.insert(CONNECTION, HeaderValue::from_static("close")),
-        (Version::HTTP_10, true) => headers.insert(CONNECTION, HeaderValue::from_static("keep-alive")),
-        (_, true) => headers.remove(CONNECTION),
+/// The head for the client that sent `request`, for a body that ends as `framing` says. `keep_alive` false makes this
+/// the last answer of the connection, true leaves it to the client's wish.
+pub fn response_to_client(
+    response: &ResponseHead,
+    framing: Framing,
+    request: &RequestHead,
+    keep_alive: bool,
+) -> ClientResponse {
+    let mut headers = response.headers.clone();
+    let announced = headers.remove(CONTENT_LENGTH);
+    strip_hop_by_hop(&mut headers);
+    append_via(&mut headers, response.version);
+    let body = match framing {
+        Framing::None => ClientBody::None,
+        Framing::Fixed(length) => ClientBody::Fixed(length),
+        Framing::Chunked | Framing::UntilClose if request.version == Version::Http11 => ClientBody::Chunked,
+        Framing::Chunked | Framing::UntilClose => ClientBody::UntilClose,
     };
+    match body {
+        ClientBody::None => {
+            // HEAD and 304 tell the length of what GET would get; 1xx and 204 must not (RFC 9110 §8.6).
+            let tells_length = response.status == StatusCode::NOT_MODIFIED
+                || (request.method == Method::HEAD
+                    && !response.status.is_informational()
+                    && response.status != StatusCode::NO_CONTENT);
+            if let Some(length) = announced.filter(|_| tells_length) {
+                headers.insert(CONTENT_LENGTH, length);
+            }
+        }
+        ClientBody::Fixed(length) => {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        ClientBody::Chunked => {
+            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        ClientBody::UntilClose => {}
+    }
+    let keep_alive = keep_alive && request.keep_alive() && body != ClientBody::UntilClose;
+    if !keep_alive {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    } else if request.version == Version::Http10 {
+        headers.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
+    }
+    let head = ResponseHead { status: response.status, version: Version::Http11, headers };
+    ClientResponse { head, body, keep_alive }
+}
+
+/// Removes what is about one connection only: the known headers and those that `Connection` names.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = list_elements(headers, CONNECTION)
+        .filter_map(|option| HeaderName::from_bytes(option).ok())
+        .filter(|name| !NEVER_DROPPED.contains(name))
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}
+
+/// Adds this chain behind the proxies that the message has passed (RFC 9110 §7.6.3).
+fn append_via(headers: &mut HeaderMap, received: Version) {
+    let value = match received {
+        Version::Http10 => HeaderValue::from_static("1.0 plait"),
+        Version::Http11 => HeaderValue::from_static("1.1 plait"),
+    };
+    headers.append(VIA, value);
+}
+
+/// How often `Via` names this kind of chain.
+fn own_passages(headers: &HeaderMap) -> usize {
+    let is_own = |element: &&[u8]| {
+        let mut words = element.split(|byte| byte.is_ascii_whitespace()).filter(|word| !word.is_empty());
+        words.nth(1).is_some_and(|name| name.eq_ignore_ascii_case(VIA_NAME.as_bytes()))
+    };
+    list_elements(headers, VIA).filter(is_own).count()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::http::request::{self, Parsed};
-
-    fn request(text: &str) -> RequestHead {
-        match request::parse(text.as_bytes()) {
-            Ok(Parsed::Complete(head, _)) => head,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn response(status: u16, fields: &[(&'static str, &'static str)]) -> ResponseHead {
-        let mut headers = HeaderMap::new();
-        for (name, value) in fields {
-            headers.append(*name, HeaderValue::from_static(value));
-        }
-        ResponseHead { status: StatusCode::from_u16(status).unwrap(), headers }
-    }
-
-    #[test]
-    fn hop_by_hop_fields_stay_here_and_others_go_on() {
-        let request = request(
-            "GET /x HTTP/1.1\r\nHost: a\r\nConnection: close, X-Secret, Host\r\nX-Secret: 1\r\nKeep-Alive: 5\r\n\
-             TE: trailers\r\nUpgrade: h2c\r\nRange: bytes=1-\r\nIf-Range: \"e\"\r\nVia: 1.0 other\r\n\r\n",
-        );
-        let sent = request_towards_root(&request).unwrap();
-        let mut names: Vec<_> = sent.headers.keys().map(HeaderName::as_str).collect();
-        names.sort_unstable();
-        assert_eq!(names, ["host", "if-range", "range", "via"]);
-        assert_eq!(sent.headers.get_all("via").iter().collect::<Vec<_>>(), ["1.0 other", "1.1 plait"]);
-    }
-
-    #[test]
-    fn a_circle_is_found() {
-        let mut sent = request("GET /x HTTP/1.1\r\nHost: a\r\n\r\n");
-        for _ in 0..VIA_OWN_MAX {
-            sent = request_towards_root(&sent).unwrap();
-        }
-        assert_eq!(request_towards_root(&sent).unwrap_err().status, StatusCode::LOOP_DETECTED);
-    }
-
-    #[test]
-    fn the_body_is_framed_for_the_client() {
-        let get = request("GET /x HTTP/1.1\r\nHost: a\r\n\r\n");
-        let old = request("GET /x HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
-        let head = request("HEAD /x HTTP/1.1\r\nHost: a\r\n\r\n");
-        let known = response(200, &[("content-length", "7")]);
-        let unknown = response(200, &[("transfer-encoding", "chunked")]);
-        let framed = |request, response| {
-            let (_, body, keep) = response_to_client(request, response);
-            (body, keep)
-        };
-        assert_eq!(framed(&get, &known), (ClientBody::Length(7), true));
-        assert_eq!(framed(&get, &unknown), (ClientBody::Chunked, true));
-        assert_eq!(framed(&old, &known), (ClientBody::Length(7), true));
-        assert_eq!(framed(&old, &unknown), (ClientBody::UntilClose, false));
-        assert_eq!(framed(&head, &known), (ClientBody::None, true));
-        assert_eq!(framed(&get, &response(304, &[])), (ClientBody::None, true));
-        let (sent, _, _) = response_to_client(&head, &known);
-        assert_eq!(sent.headers["content-length"], "7");
-    }
-}
+#[path = "forward_tests.rs"]
+mod tests;

@@ -1,296 +1,282 @@
-//! Request heads: bytes to [`RequestHead`], strictly.
+//! Request heads: bytes of a client come in, a [`RequestHead`] or a [`RequestError`] goes out, and back to bytes.
 //!
-//! In: the bytes at the front of a client's connection. Out: a head that is safe to act on and to pass on, or a
-//! [`Problem`] to answer with. Invariant: what two parsers could read in two ways (smuggling) is refused.
+//! The root role and the downstream parse with it, the upstream and `plait get` build and write with it. Invariant: the
+//! target of a head is origin-form without spaces, control bytes or `#`, there is exactly one `Host` in an HTTP/1.1
+//! request, and the body length is known, so whatever was accepted can be forwarded as it is.
 
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version,
-    header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING},
-};
+use http::header::HOST;
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
+use super::head::{self, Announced, BareLineFeed, FramingFault, MAX_HEAD_BYTES, MAX_HEADERS};
+pub use super::head::{Parsed, Version};
 use super::problem::{Problem, Side};
 
-/// A head may have this many bytes; the same bound as a frame's OPEN.
-pub const HEAD_BYTES_MAX: usize = crate::wire::frame::MAX_HEAD_BYTES as usize;
-/// Header lines; players send about twenty.
-pub const HEADERS_MAX: usize = 100;
-/// Bytes of the request target: what common servers accept.
-const TARGET_BYTES_MAX: usize = 8 << 10;
+/// 16 KiB for the first line: twice the 8000 bytes that RFC 9112 §3 asks for, for long signed URLs.
+pub const MAX_REQUEST_LINE_BYTES: usize = 16 * 1024;
 
-/// A request without its body.
+/// Everything of a request but its body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestHead {
-    /// GET, HEAD or another.
+    /// As received; [`method_allowed`](Self::method_allowed) says whether we serve it.
     pub method: Method,
-    /// Path and query, as received; begins with `/` (or is `*` for OPTIONS).
-    pub target: String,
-    /// HTTP/1.0 or HTTP/1.1.
+    /// Version of the sender.
     pub version: Version,
-    /// All fields; exactly one Host in HTTP/1.1.
+    /// All headers, in order within one name.
     pub headers: HeaderMap,
+    target: String,
+    body_len: BodyLen,
 }
 
-/// What [`parse`] found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Parsed<T> {
-    /// The whole head and how many bytes it has.
-    Complete(T, usize),
-    /// More bytes are needed.
-    Partial,
-}
-
-/// How the body of a request is framed. RFC 9112 §6.
+/// How long the body of a request is (RFC 9112 §6.3; never until close).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RequestBody {
-    /// There is none.
+pub enum BodyLen {
+    /// The next request follows at once.
     None,
-    /// This many bytes follow.
-    Length(u64),
-    /// Chunks follow.
+    /// This many bytes, 1 to `MAX_BODY_BYTES`, must be taken (or the connection closed) before the next request.
+    Fixed(u64),
+    /// Chunks, to be taken by a [`ChunkDecoder`](super::chunked::ChunkDecoder) before the next request.
     Chunked,
 }
 
-fn bad(text: impl Into<String>) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, Side::Client, text)
+/// Why a request is refused; always the client's fault. [`status`](Self::status) is what to answer, after which the
+/// connection must be closed, because the end of the request is not known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// RFC 9112 §2.2.
+    #[error("client: a line of the request head ends in a bare LF (end lines with CRLF)")]
+    BareLineFeed,
+    /// Two or more empty lines, or a stray CR, before the request line.
+    #[error("client: more than one empty line before the request line")]
+    EmptyLines,
+    /// Not `METHOD SP target SP HTTP/x.y CRLF`: HTTP/0.9, TLS on a plain port, two spaces.
+    #[error("client: the request line is not \"METHOD target HTTP/1.1\" (is this TLS on a plain port?)")]
+    RequestLine,
+    /// More than [`MAX_REQUEST_LINE_BYTES`].
+    #[error("client: the request line is longer than 16 KiB")]
+    LineTooLong,
+    /// HTTP, but neither 1.0 nor 1.1.
+    #[error("client: only HTTP/1.1 and HTTP/1.0 are spoken here")]
+    UnsupportedVersion,
+    /// Space before a colon, a folded line, NUL, a name that is no token.
+    #[error("client: a header line of the request is malformed ({0})")]
+    Header(String),
+    /// More than [`MAX_HEAD_BYTES`] or [`MAX_HEADERS`].
+    #[error("client: the request head is larger than 64 KiB or has more than 100 header lines")]
+    HeadTooLarge,
+    /// RFC 9112 §3.2: no `Host` in HTTP/1.1, two of them, or one that names no host.
+    #[error("client: the Host header is missing, repeated or not HOST[:PORT] (send exactly one)")]
+    Host,
+    /// Neither origin-form nor an absolute http URI.
+    #[error("client: the request target is neither a path nor an http:// address")]
+    Target,
+    /// CONNECT, `OPTIONS *` and methods nobody knows.
+    #[error("client: this server does not implement the method {0}")]
+    MethodUnknown(String),
+    /// A method of HTTP that this server does not serve.
+    #[error("client: method {0} is not allowed here (GET and HEAD are)")]
+    MethodNotAllowed(Method),
+    /// `Content-Length` or `Transfer-Encoding`.
+    #[error("client: the request has {0}")]
+    Framing(#[from] FramingFault),
 }
 
-/// Reads the head at the front of `bytes`.
+impl RequestError {
+    /// The status to answer with.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::LineTooLong => StatusCode::URI_TOO_LONG,
+            Self::UnsupportedVersion => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::MethodUnknown(_) | Self::Framing(FramingFault::UnsupportedEncoding) => {
+                StatusCode::NOT_IMPLEMENTED
+            }
+            Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
+            _ => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    /// The answer for the client.
+    pub fn problem(&self) -> Problem {
+        Problem::from_error(self.status(), Side::Client, self)
+    }
+}
+
+/// Reads a request head from the start of `buf`, which holds what the connection gave so far.
+///
+/// Every call starts over, so call it when bytes arrived and not for each byte. One empty line before the request is
+/// skipped (RFC 9112 §2.2) and counted in `len`. An absolute target replaces `Host` and becomes origin-form (§3.2.2).
 ///
 /// # Errors
-/// The [`Problem`] to answer with; the connection is of no more use then, because the request's end is unknown.
-pub fn parse(bytes: &[u8]) -> Result<Parsed<RequestHead>, Problem> {
-    let window = &bytes[..bytes.len().min(HEAD_BYTES_MAX)];
-    let end = head_end(window);
-    // Before httparse, which accepts them: RFC 9112 §2.2 lets a recipient take a bare LF for a line end, and another
-    // on the way may not.
-    let head = end.map_or(window, |end| &window[..end]);
-    check_octets(head).map_err(|what| bad(format!("the request head has {what}")))?;
-    let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut request = httparse::Request::new(&mut lines);
-    let status = request.parse(head).map_err(|error| match error {
-        httparse::Error::TooManyHeaders => Problem::new(
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Side::Client,
-            format!("more than {HEADERS_MAX} header fields"),
-        ),
-        httparse::Error::Version => Problem::new(
-            StatusCode::HTTP_VERSION_NOT_SUPPORTED,
-            Side::Client,
-            "only HTTP/1.0 and HTTP/1.1 are spoken here",
-        ),
-        error => bad(format!("not an HTTP request: {error}")),
-    })?;
-    let len = match status {
-        httparse::Status::Complete(len) => len,
-        httparse::Status::Partial => {
-            let target_full = request.path.is_none() && window.len() > TARGET_BYTES_MAX;
-            if target_full {
-                return Err(too_long());
-            }
-            if bytes.len() >= HEAD_BYTES_MAX {
-                return Err(Problem::new(
-                    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-                    Side::Client,
-                    format!("a request head has at most {HEAD_BYTES_MAX} bytes"),
-                ));
-            }
-            return Ok(Parsed::Partial);
-        }
+/// See [`RequestError`]; the head is refused as early as its bytes allow, at the latest at [`MAX_HEAD_BYTES`].
+pub fn parse_request(buf: &[u8]) -> Result<Parsed<RequestHead>, RequestError> {
+    let skipped = if buf.starts_with(b"\r\n") { 2 } else { 0 };
+    let rest = &buf[skipped..];
+    match rest {
+        [] | [b'\r'] => return Ok(Parsed::Partial),
+        [b'\r' | b'\n', ..] => return Err(RequestError::EmptyLines),
+        _ => {}
+    }
+    let window = &rest[..rest.len().min(MAX_HEAD_BYTES)];
+    let lines = head::scan(window).map_err(|BareLineFeed| RequestError::BareLineFeed)?;
+    if lines.first.unwrap_or(window.len()) > MAX_REQUEST_LINE_BYTES {
+        return Err(RequestError::LineTooLong);
+    }
+    let mut storage = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut parsed = httparse::Request::new(&mut storage);
+    let len = match parsed.parse(window) {
+        Ok(httparse::Status::Complete(len)) => len,
+        Ok(httparse::Status::Partial) if window.len() < MAX_HEAD_BYTES => return Ok(Parsed::Partial),
+        Ok(httparse::Status::Partial) => return Err(RequestError::HeadTooLarge),
+        Err(error) => return Err(refusal(error, window)),
     };
-    let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
-        return Err(bad("not an HTTP request"));
-    };
-    if target.len() > TARGET_BYTES_MAX {
-        return Err(too_long());
-    }
-    let method = Method::from_bytes(method.as_bytes()).map_err(|_| bad("no valid method"))?;
-    let version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
-    let mut headers = to_map(request.headers).map_err(bad)?;
-    let target = origin_form(&method, target, &mut headers)?;
-    check_host(version, &headers)?;
-    let head = RequestHead { method, target, version, headers };
-    head.body()?;
-    Ok(Parsed::Complete(head, len))
-}
-
-fn too_long() -> Problem {
-    Problem::new(
-        StatusCode::URI_TOO_LONG,
-        Side::Client,
-        format!("a target has at most {TARGET_BYTES_MAX} bytes"),
-    )
-}
-
-/// Where the head ends: behind the first empty line.
-pub(super) fn head_end(bytes: &[u8]) -> Option<usize> {
-    bytes.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4)
-}
-
-/// Refuses NUL, bare CR, bare LF and line folding (RFC 9112 §2.2 and §5.2) in a head.
-pub(super) fn check_octets(head: &[u8]) -> Result<(), &'static str> {
-    for (at, &octet) in head.iter().enumerate() {
-        let before = at.checked_sub(1).map(|at| head[at]);
-        let behind = head.get(at + 1);
-        match octet {
-            0 => return Err("a NUL"),
-            b'\n' if before != Some(b'\r') => return Err("a bare LF"),
-            b'\r' if behind.is_some_and(|&octet| octet != b'\n') => return Err("a bare CR"),
-            b'\n' if matches!(behind, Some(b' ' | b'\t')) => return Err("a folded line"),
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-/// httparse's lines as a map; values keep their order.
-pub(super) fn to_map(lines: &[httparse::Header<'_>]) -> Result<HeaderMap, String> {
-    let mut headers = HeaderMap::with_capacity(lines.len());
-    for line in lines {
-        let name =
-            HeaderName::from_bytes(line.name.as_bytes()).map_err(|_| "an invalid field name".to_owned())?;
-        let value = HeaderValue::from_bytes(line.value).map_err(|_| format!("an invalid value of {name}"))?;
-        headers.append(name, value);
-    }
-    Ok(headers)
-}
-
-/// RFC 9112 §3.2: reduces absolute-form to origin-form; its authority then replaces Host (§3.2.2).
-fn origin_form(method: &Method, target: &str, headers: &mut HeaderMap) -> Result<String, Problem> {
-    if method == Method::CONNECT {
-        return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, Side::Client, "CONNECT is not spoken here"));
-    }
-    if target.starts_with('/') || (target == "*" && method == Method::OPTIONS) {
-        return Ok(target.to_owned());
-    }
-    let uri: http::Uri = target.parse().map_err(|_| bad("the target is no path"))?;
-    let (Some("http" | "https"), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-        return Err(bad("the target is no path"));
-    };
-    let host = HeaderValue::from_str(authority.as_str()).map_err(|_| bad("an invalid authority"))?;
-    headers.insert(HOST, host);
-    Ok(uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string))
-}
-
-/// RFC 9112 §3.2: "A server MUST respond with a 400 to any HTTP/1.1 request message that lacks a Host header field and
-/// to any request message that contains more than one Host header field line or an invalid value".
-fn check_host(version: Version, headers: &HeaderMap) -> Result<(), Problem> {
-    let mut hosts = headers.get_all(HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (_, Some(_)) => Err(bad("more than one Host")),
-        (None, _) if version == Version::HTTP_11 => Err(bad("no Host")),
-        (Some(host), None) if host.as_bytes().iter().any(|&b| b <= b' ' || b == b'/' || b == b'@') => {
-            Err(bad("an invalid Host"))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The one Content-Length of a message; `None` if there is none.
-///
-/// # Errors
-/// Says what is wrong: several, not a number, too large for 63 bits.
-pub(super) fn content_length(headers: &HeaderMap) -> Result<Option<u64>, &'static str> {
-    let mut values = headers.get_all(CONTENT_LENGTH).iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.next().is_some() {
-        return Err("more than one Content-Length");
-    }
-    let digits = value.as_bytes();
-    // Not `parse`, which takes a sign.
-    if digits.is_empty() || digits.len() > 18 || !digits.iter().all(u8::is_ascii_digit) {
-        return Err("a Content-Length that is no length");
-    }
-    Ok(value.to_str().ok().and_then(|digits| digits.parse().ok()))
-}
-
-/// True if a comma-separated list header has `token`, in any case.
-pub(super) fn list_has(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    headers
-        .get_all(name)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .any(|word| word.trim().eq_ignore_ascii_case(token))
+    let headers = head::header_map(parsed.headers).map_err(|refused| RequestError::Header(refused.0))?;
+    let method = parsed.method.and_then(|name| Method::from_bytes(name.as_bytes()).ok());
+    let head = RequestHead::checked(
+        method.ok_or(RequestError::RequestLine)?,
+        parsed.path.ok_or(RequestError::RequestLine)?,
+        Version::from_minor(parsed.version),
+        headers,
+    )?;
+    Ok(Parsed::Complete { head, len: skipped + len })
 }
 
 impl RequestHead {
-    /// How the body is framed. RFC 9112 §6.3.
+    /// A request of our own: HTTP/1.1, without a body. `host` is `HOST[:PORT]`.
     ///
     /// # Errors
-    /// The [`Problem`] to answer with; the connection must be closed then.
-    pub fn body(&self) -> Result<RequestBody, Problem> {
-        let length = content_length(&self.headers).map_err(bad)?;
-        if self.headers.contains_key(TRANSFER_ENCODING) {
-            // §6.1: "A server MAY reject a request that contains both Content-Length and Transfer-Encoding", and one of
-            // HTTP/1.0 with Transfer-Encoding has faulty framing.
-            if length.is_some() || self.version == Version::HTTP_10 {
-                return Err(bad("a Transfer-Encoding where there may be none"));
-            }
-            let mut codings = self.headers.get_all(TRANSFER_ENCODING).iter();
-            let single =
-                codings.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"chunked"));
-            if !single || codings.next().is_some() {
-                return Err(Problem::new(
-                    StatusCode::NOT_IMPLEMENTED,
-                    Side::Client,
-                    "the only transfer coding understood here is chunked",
-                ));
-            }
-            return Ok(RequestBody::Chunked);
-        }
-        Ok(match length {
-            None | Some(0) => RequestBody::None,
-            Some(length) => RequestBody::Length(length),
-        })
+    /// [`RequestError::Target`] or [`RequestError::Host`] when they could not be written as one line each.
+    pub fn new(method: Method, target: &str, host: &str) -> Result<Self, RequestError> {
+        let host = HeaderValue::from_str(host).map_err(|_| RequestError::Host)?;
+        Self::checked(method, target, Version::Http11, HeaderMap::from_iter([(HOST, host)]))
     }
 
-    /// Whether the client wants the connection to stay. RFC 9112 §9.3.
-    pub fn keeps_alive(&self) -> bool {
-        if list_has(&self.headers, &CONNECTION, "close") {
-            return false;
+    fn checked(
+        method: Method,
+        target: &str,
+        version: Version,
+        mut headers: HeaderMap,
+    ) -> Result<Self, RequestError> {
+        if method == Method::CONNECT || (method == Method::OPTIONS && target == "*") {
+            return Err(RequestError::MethodUnknown(format!("{method} {target:.100}")));
         }
-        self.version == Version::HTTP_11 || list_has(&self.headers, &CONNECTION, "keep-alive")
+        let mut hosts = headers.get_all(HOST).iter();
+        match (hosts.next(), hosts.next()) {
+            (Some(host), None) if names_a_host(host.as_bytes()) => {}
+            (None, None) if version == Version::Http10 => {}
+            _ => return Err(RequestError::Host),
+        }
+        let target = origin_form(target, &mut headers)?;
+        let body_len = match head::announced(version, &headers)? {
+            Announced::Nothing | Announced::Length(0) => BodyLen::None,
+            Announced::Length(length) => BodyLen::Fixed(length),
+            Announced::Chunked => BodyLen::Chunked,
+        };
+        Ok(Self { method, version, headers, target, body_len })
     }
 
-    /// Only GET and HEAD are served here.
+    /// Path and query as received, starting with `/`; still percent-encoded.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// What follows the head. GET and HEAD have no use for a body, yet it must be passed to find the next request.
+    pub fn body_len(&self) -> BodyLen {
+        self.body_len
+    }
+
+    /// Whether the client will take another answer on this connection (RFC 9112 §9.3).
+    pub fn keep_alive(&self) -> bool {
+        head::keep_alive(self.version, &self.headers)
+    }
+
+    /// Lets GET and HEAD pass. The head stays well framed, so the connection may live on when there is no body.
     ///
     /// # Errors
-    /// 405 for other methods of HTTP, 501 for unknown ones.
-    pub fn require_safe_method(&self) -> Result<(), Problem> {
+    /// 405 for other methods of HTTP, 501 for words nobody knows (RFC 9110 §9.1).
+    pub fn method_allowed(&self) -> Result<(), RequestError> {
         match self.method {
             Method::GET | Method::HEAD => Ok(()),
-            Method::POST | Method::PUT | Method::DELETE | Method::OPTIONS | Method::PATCH | Method::TRACE => {
-                Err(Problem::new(
-                    StatusCode::METHOD_NOT_ALLOWED,
-                    Side::Client,
-                    "only GET and HEAD are served here",
-                ))
-            }
-            _ => Err(Problem::new(StatusCode::NOT_IMPLEMENTED, Side::Client, "an unknown method")),
+            Method::POST
+            | Method::PUT
+            | Method::DELETE
+            | Method::OPTIONS
+            | Method::TRACE
+            | Method::PATCH
+            | Method::QUERY => Err(RequestError::MethodNotAllowed(self.method.clone())),
+            _ => Err(RequestError::MethodUnknown(format!("{:.100}", self.method.as_str()))),
         }
     }
 
-    /// The head as bytes, in HTTP/1.1.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(512);
-        bytes.extend_from_slice(self.method.as_str().as_bytes());
-        bytes.push(b' ');
-        bytes.extend_from_slice(self.target.as_bytes());
-        bytes.extend_from_slice(b" HTTP/1.1\r\n");
-        write_fields(&self.headers, &mut bytes);
-        bytes
+    /// Appends the head as bytes, `Host` first as RFC 9110 §7.2 asks.
+    pub fn write_head(&self, out: &mut Vec<u8>) {
+        for part in [self.method.as_str(), " ", &self.target, " HTTP/", self.version.number(), "\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        let mut headers = self.headers.clone();
+        if let Some(host) = headers.remove(HOST) {
+            out.extend_from_slice(b"host: ");
+            out.extend_from_slice(host.as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
+        head::write_headers(&headers, out);
+    }
+
+    /// Same method and target with other headers, without a body, for the way onwards; `forward` calls it.
+    pub(super) fn onwards(&self, headers: HeaderMap) -> Result<Self, RequestError> {
+        Self::checked(self.method.clone(), &self.target, Version::Http11, headers)
     }
 }
 
-/// Appends the field lines and the empty line.
-pub(super) fn write_fields(headers: &HeaderMap, bytes: &mut Vec<u8>) {
-    for (name, value) in headers {
-        bytes.extend_from_slice(name.as_str().as_bytes());
-        bytes.extend_from_slice(b": ");
-        bytes.extend_from_slice(value.as_bytes());
-        bytes.extend_from_slice(b"\r\n");
+/// Tells what httparse did not like in the words of [`RequestError`].
+fn refusal(error: httparse::Error, window: &[u8]) -> RequestError {
+    match error {
+        httparse::Error::TooManyHeaders => RequestError::HeadTooLarge,
+        httparse::Error::HeaderName | httparse::Error::HeaderValue | httparse::Error::NewLine => {
+            RequestError::Header(error.to_string())
+        }
+        httparse::Error::Version => {
+            let line = window.split(|&byte| byte == b'\r').next().unwrap_or(window);
+            let version = line.rsplit(|&byte| byte == b' ').next().unwrap_or(line);
+            match version.strip_prefix(b"HTTP/") {
+                Some([b'0'..=b'9', ..]) => RequestError::UnsupportedVersion,
+                _ => RequestError::RequestLine,
+            }
+        }
+        httparse::Error::Token | httparse::Error::Status => RequestError::RequestLine,
     }
-    bytes.extend_from_slice(b"\r\n");
+}
+
+/// Turns an absolute http target into path and query and sets `Host` from it; checks that the rest is writable.
+fn origin_form(target: &str, headers: &mut HeaderMap) -> Result<String, RequestError> {
+    if target.bytes().any(|byte| byte <= b' ' || byte == 0x7f || byte == b'#') {
+        return Err(RequestError::Target);
+    }
+    if target.starts_with('/') {
+        return Ok(target.to_owned());
+    }
+    let (scheme, rest) = target.split_at_checked("http://".len()).ok_or(RequestError::Target)?;
+    if !scheme.eq_ignore_ascii_case("http://") {
+        return Err(RequestError::Target);
+    }
+    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    if !names_a_host(authority.as_bytes()) {
+        return Err(RequestError::Target);
+    }
+    headers.insert(HOST, HeaderValue::from_str(authority).map_err(|_| RequestError::Target)?);
+    Ok(if path.starts_with('/') { path.to_owned() } else { format!("/{path}") })
+}
+
+/// `uri-host [ ":" port ]` with a host that is not empty and without user information (RFC 9110 §4.2.1, §4.2.4).
+fn names_a_host(value: &[u8]) -> bool {
+    let Ok(authority) = Authority::try_from(value) else { return false };
+    let (text, host) = (authority.as_str(), authority.host());
+    let Some(port) = text.strip_prefix(host) else { return false };
+    let port_is_fine = match port.strip_prefix(':') {
+        Some(digits) => digits.is_empty() || digits.parse::<u16>().is_ok_and(|_| !digits.starts_with('+')),
+        None => port.is_empty(),
+    };
+    !host.is_empty() && !text.contains('@') && (host.starts_with('[') || !host.contains('[')) && port_is_fine
 }
 
 #[cfg(test)]

@@ -1,213 +1,190 @@
-//! Response heads: bytes of a root to [`ResponseHead`] and back, and how the body behind one is framed.
+//! Response heads: bytes of a root come in, a [`ResponseHead`] and the [`Framing`] of its body go out, and back to bytes.
+//!
+//! The upstream parses with it what the root sends, the downstream and `plait get` what came over the lanes; every role
+//! that answers writes with it. Invariant: what [`ResponseHead::framing`] says is what any other strict reader of the
+//! same head would say, or it is an error.
 
 use std::time::SystemTime;
 
-use http::{
-    HeaderMap, HeaderValue, Method, StatusCode, Version,
-    header::{CONNECTION, DATE, TRANSFER_ENCODING},
-};
+use http::header::DATE;
+use http::{HeaderMap, Method, StatusCode};
 
-pub use super::request::Parsed;
-use super::request::{
-    HEAD_BYTES_MAX, HEADERS_MAX, check_octets, content_length, head_end, list_has, to_map, write_fields,
-};
+use super::date::format_date;
+use super::head::{self, Announced, BareLineFeed, FramingFault, MAX_HEAD_BYTES, MAX_HEADERS};
+pub use super::head::{Parsed, Version};
+use super::problem::{Problem, Side};
 
-/// A response without its body.
+/// Everything of a response but its body. The reason phrase is not kept: RFC 9112 §4 tells clients to ignore it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResponseHead {
-    /// The status; reason phrases are not kept.
+    /// 100 to 599.
     pub status: StatusCode,
-    /// All fields.
+    /// Version of the sender.
+    pub version: Version,
+    /// All headers, in order within one name.
     pub headers: HeaderMap,
 }
 
-/// How the body of a response is framed. RFC 9112 §6.3.
+/// How the body of a response ends (RFC 9112 §6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResponseBody {
-    /// There is none, whatever the fields say.
+pub enum Framing {
+    /// There is no body, whatever the headers say: HEAD, 1xx, 204, 304.
     None,
-    /// This many bytes.
-    Length(u64),
-    /// Chunks.
+    /// Exactly this many bytes, at most `MAX_BODY_BYTES`; fewer are a truncation.
+    Fixed(u64),
+    /// Chunks; an end without the last chunk is a truncation.
     Chunked,
-    /// Everything until the connection closes.
+    /// Until the sender closes: a truncation cannot be told from the end.
     UntilClose,
 }
 
-/// The root's answer is no HTTP/1.x response.
+/// Why a response is refused; always the fault of the root (or of whatever answers in its place).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the root's answer has {what}")]
-pub struct ResponseError {
-    what: String,
+pub enum ResponseError {
+    /// RFC 9112 §2.2.
+    #[error("root: a line of the response head ends in a bare LF")]
+    BareLineFeed,
+    /// Not `HTTP/1.x NNN`.
+    #[error(
+        "root: the answer does not start with an HTTP/1.1 status line (is it an HTTP server without TLS?)"
+    )]
+    StatusLine,
+    /// Below 100 or above 599 (RFC 9110 §15).
+    #[error("root: status {0} is none of HTTP's")]
+    Status(u16),
+    /// 101, though we never ask for another protocol.
+    #[error("root: it switched protocols without being asked")]
+    Switched,
+    /// Space before a colon, a folded line, NUL, a name that is no token.
+    #[error("root: a header line of the response is malformed ({0})")]
+    Header(String),
+    /// More than [`MAX_HEAD_BYTES`], interim responses included, or more than [`MAX_HEADERS`] lines.
+    #[error("root: the response head is larger than 64 KiB or has more than 100 header lines")]
+    HeadTooLarge,
+    /// `Content-Length` or `Transfer-Encoding`.
+    #[error("root: the response has {0}")]
+    Framing(#[from] FramingFault),
 }
 
-fn bad(what: impl Into<String>) -> ResponseError {
-    ResponseError { what: what.into() }
+impl ResponseError {
+    /// The answer for the client: 502 Bad Gateway (RFC 9110 §15.6.3).
+    pub fn problem(&self) -> Problem {
+        Problem::from_error(StatusCode::BAD_GATEWAY, Side::Root, self)
+    }
 }
 
-/// A response head and what its first line says of the connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Received {
-    /// The head.
-    pub head: ResponseHead,
-    /// HTTP/1.0 or HTTP/1.1.
-    pub version: Version,
-}
-
-/// Reads the head at the front of `bytes`.
+/// Reads one response head, interim or final, from the start of `buf`. Every call starts over.
 ///
 /// # Errors
-/// [`ResponseError`] says what is wrong; the connection is of no more use then.
-pub fn parse(bytes: &[u8]) -> Result<Parsed<Received>, ResponseError> {
-    let window = &bytes[..bytes.len().min(HEAD_BYTES_MAX)];
-    let head = head_end(window).map_or(window, |end| &window[..end]);
-    check_octets(head).map_err(bad)?;
-    let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut response = httparse::Response::new(&mut lines);
-    let len = match response.parse(head).map_err(|error| bad(format!("no valid head: {error}")))? {
-        httparse::Status::Complete(len) => len,
-        httparse::Status::Partial if bytes.len() >= HEAD_BYTES_MAX => {
-            return Err(bad(format!("a head of more than {HEAD_BYTES_MAX} bytes")));
+/// See [`ResponseError`]; the connection is of no more use.
+pub fn parse_response(buf: &[u8]) -> Result<Parsed<ResponseHead>, ResponseError> {
+    let window = &buf[..buf.len().min(MAX_HEAD_BYTES)];
+    if matches!(window, [b'\r' | b'\n', ..]) {
+        return Err(ResponseError::StatusLine);
+    }
+    head::scan(window).map_err(|BareLineFeed| ResponseError::BareLineFeed)?;
+    let mut storage = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut parsed = httparse::Response::new(&mut storage);
+    let len = match parsed.parse(window) {
+        Ok(httparse::Status::Complete(len)) => len,
+        Ok(httparse::Status::Partial) if window.len() < MAX_HEAD_BYTES => return Ok(Parsed::Partial),
+        Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
+            return Err(ResponseError::HeadTooLarge);
         }
-        httparse::Status::Partial => return Ok(Parsed::Partial),
+        Err(
+            error @ (httparse::Error::HeaderName | httparse::Error::HeaderValue | httparse::Error::NewLine),
+        ) => {
+            return Err(ResponseError::Header(error.to_string()));
+        }
+        Err(_) => return Err(ResponseError::StatusLine),
     };
-    let (Some(code), Some(minor)) = (response.code, response.version) else {
-        return Err(bad("no status line"));
-    };
-    let status = StatusCode::from_u16(code).map_err(|_| bad(format!("the status {code}")))?;
-    let headers = to_map(response.headers).map_err(bad)?;
-    let version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
-    Ok(Parsed::Complete(Received { head: ResponseHead { status, headers }, version }, len))
+    let code = parsed.code.ok_or(ResponseError::StatusLine)?;
+    let status = StatusCode::from_u16(code)
+        .ok()
+        .filter(|status| status.as_u16() < 600)
+        .ok_or(ResponseError::Status(code))?;
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(ResponseError::Switched);
+    }
+    let version = Version::from_minor(parsed.version);
+    let headers = head::header_map(parsed.headers).map_err(|refused| ResponseError::Header(refused.0))?;
+    Ok(Parsed::Complete { head: ResponseHead { status, version, headers }, len })
 }
 
-impl Received {
-    /// How the body behind this head is framed, as the answer to `method`.
-    ///
-    /// # Errors
-    /// A framing that two parsers could read in two ways.
-    pub fn body(&self, method: &Method) -> Result<ResponseBody, ResponseError> {
-        let ResponseHead { status, headers } = &self.head;
-        let length = content_length(headers).map_err(bad)?;
-        // §6.3: no body "regardless of the header fields present in the message".
-        let empty =
-            status.is_informational() || matches!(*status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        if empty || method == Method::HEAD {
-            return Ok(ResponseBody::None);
-        }
-        if headers.contains_key(TRANSFER_ENCODING) {
-            if length.is_some() || self.version == Version::HTTP_10 {
-                return Err(bad("both Content-Length and Transfer-Encoding"));
+/// Reads a final response head and skips the interim ones (100, 102, 103) before it; they count in `len` and towards
+/// [`MAX_HEAD_BYTES`], so keep them in the buffer until this is complete.
+///
+/// # Errors
+/// As [`parse_response`].
+pub fn parse_final_response(buf: &[u8]) -> Result<Parsed<ResponseHead>, ResponseError> {
+    let mut skipped = 0;
+    loop {
+        match parse_response(&buf[skipped..])? {
+            Parsed::Complete { head, len } if skipped + len > MAX_HEAD_BYTES => {
+                drop(head);
+                return Err(ResponseError::HeadTooLarge);
             }
-            let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-            let single =
-                codings.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"chunked"));
-            if !single || codings.next().is_some() {
-                return Err(bad("a transfer coding other than chunked"));
-            }
-            return Ok(ResponseBody::Chunked);
+            Parsed::Complete { head, len } if head.status.is_informational() => skipped += len,
+            Parsed::Complete { head, len } => return Ok(Parsed::Complete { head, len: skipped + len }),
+            Parsed::Partial if buf.len() >= MAX_HEAD_BYTES => return Err(ResponseError::HeadTooLarge),
+            Parsed::Partial => return Ok(Parsed::Partial),
         }
-        Ok(length.map_or(ResponseBody::UntilClose, ResponseBody::Length))
-    }
-
-    /// Whether the connection may carry another request behind this answer.
-    pub fn keeps_alive(&self) -> bool {
-        let headers = &self.head.headers;
-        if list_has(headers, &CONNECTION, "close") {
-            return false;
-        }
-        self.version == Version::HTTP_11 || list_has(headers, &CONNECTION, "keep-alive")
     }
 }
 
 impl ResponseHead {
-    /// The one Content-Length; none if there is none or it is invalid.
-    pub fn content_length(&self) -> Option<u64> {
-        content_length(&self.headers).ok().flatten()
+    /// An HTTP/1.1 head without headers.
+    pub fn new(status: StatusCode) -> Self {
+        Self { status, version: Version::Http11, headers: HeaderMap::new() }
     }
 
-    /// Adds Date if there is none: RFC 9110 §6.6.1, "An origin server with a clock MUST generate a Date header field".
-    pub fn date(&mut self, now: SystemTime) {
-        if !self.headers.contains_key(DATE)
-            && let Ok(date) = HeaderValue::try_from(httpdate::fmt_http_date(now))
-        {
-            self.headers.insert(DATE, date);
+    /// How the body ends, given the method of the request that this answers (RFC 9112 §6.3).
+    ///
+    /// # Errors
+    /// [`ResponseError::Framing`] when readers could disagree about it.
+    pub fn framing(&self, request_method: &Method) -> Result<Framing, ResponseError> {
+        if bodiless(request_method, self.status) {
+            // The length is not used, but HEAD and 304 pass it on.
+            head::content_length(&self.headers)?;
+            return Ok(Framing::None);
         }
+        Ok(match head::announced(self.version, &self.headers)? {
+            Announced::Nothing => Framing::UntilClose,
+            Announced::Length(length) => Framing::Fixed(length),
+            Announced::Chunked => Framing::Chunked,
+        })
     }
 
-    /// The head as bytes, in HTTP/1.1.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(512);
-        bytes.extend_from_slice(b"HTTP/1.1 ");
-        bytes.extend_from_slice(self.status.as_str().as_bytes());
-        bytes.push(b' ');
-        bytes.extend_from_slice(self.status.canonical_reason().unwrap_or("").as_bytes());
-        bytes.extend_from_slice(b"\r\n");
-        write_fields(&self.headers, &mut bytes);
-        bytes
+    /// Whether the sender keeps its connection open after this response, whose body ends as `framing` says.
+    pub fn keep_alive(&self, framing: Framing) -> bool {
+        framing != Framing::UntilClose && head::keep_alive(self.version, &self.headers)
     }
+
+    /// Appends the head as bytes, with a `Date` when it has none (RFC 9110 §6.6.1).
+    pub fn write_head(&self, now: SystemTime, out: &mut Vec<u8>) {
+        let reason = self.status.canonical_reason().unwrap_or("");
+        for part in ["HTTP/", self.version.number(), " ", self.status.as_str(), " ", reason, "\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        if !self.headers.contains_key(DATE)
+            && let Some(date) = format_date(now)
+        {
+            out.extend_from_slice(b"date: ");
+            out.extend_from_slice(date.as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
+        head::write_headers(&self.headers, out);
+    }
+}
+
+/// Responses that end with their head (RFC 9112 §6.3 step 1; CONNECT is not spoken).
+fn bodiless(request_method: &Method, status: StatusCode) -> bool {
+    *request_method == Method::HEAD
+        || status.is_informational()
+        || status == StatusCode::NO_CONTENT
+        || status == StatusCode::NOT_MODIFIED
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn received(text: &str) -> Received {
-        match parse(text.as_bytes()) {
-            Ok(Parsed::Complete(received, _)) => received,
-            other => panic!("{other:?} of {text:?}"),
-        }
-    }
-
-    #[test]
-    fn framing() {
-        for (fields, method, body) in [
-            ("200 OK\r\nContent-Length: 5\r\n", Method::GET, Some(ResponseBody::Length(5))),
-            ("200 OK\r\nContent-Length: 5\r\n", Method::HEAD, Some(ResponseBody::None)),
-            ("304 Not Modified\r\nContent-Length: 5\r\n", Method::GET, Some(ResponseBody::None)),
-            ("204 No Content\r\n", Method::GET, Some(ResponseBody::None)),
-            ("200 OK\r\nTransfer-Encoding: Chunked\r\n", Method::GET, Some(ResponseBody::Chunked)),
-            ("200 OK\r\n", Method::GET, Some(ResponseBody::UntilClose)),
-            ("200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n", Method::GET, None),
-            ("200 OK\r\nTransfer-Encoding: gzip, chunked\r\n", Method::GET, None),
-            ("200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n", Method::GET, None),
-            ("200 OK\r\nContent-Length: -5\r\n", Method::GET, None),
-        ] {
-            assert_eq!(
-                received(&format!("HTTP/1.1 {fields}\r\n")).body(&method).ok(),
-                body,
-                "{method} {fields}"
-            );
-        }
-    }
-
-    #[test]
-    fn keep_alive() {
-        assert!(received("HTTP/1.1 200 OK\r\n\r\n").keeps_alive());
-        assert!(!received("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n").keeps_alive());
-        assert!(!received("HTTP/1.0 200 OK\r\n\r\n").keeps_alive());
-        assert!(received("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\n").keeps_alive());
-    }
-
-    #[test]
-    fn garbage_is_named() {
-        for garbage in ["SSH-2.0-OpenSSH\r\n\r\n", "HTTP/1.1 20x OK\r\n\r\n", "HTTP/1.1 200 OK\nA: b\r\n\r\n"]
-        {
-            assert!(parse(garbage.as_bytes()).is_err(), "{garbage:?}");
-        }
-    }
-
-    /// Also a fuzz target: `cargo bolero test http::response::tests::arbitrary_bytes`.
-    #[test]
-    fn arbitrary_bytes() {
-        bolero::check!().for_each(|bytes: &[u8]| {
-            if let Ok(Parsed::Complete(received, len)) = parse(bytes) {
-                assert!(len <= bytes.len());
-                let written = received.head.to_bytes();
-                match parse(&written) {
-                    Ok(Parsed::Complete(again, _)) => assert_eq!(again.head, received.head),
-                    other => panic!("{other:?} of {written:?}"),
-                }
-            }
-        });
-    }
-}
+#[path = "response_tests.rs"]
+mod tests;
