@@ -43,9 +43,11 @@ const RING_ENTRIES: usize = 1024;
 /// rings counts them against the limit of locked memory (its default, 10 MiB, is beyond the usual limit of 8).
 const REGISTERED_BUFFERS_BYTES: usize = 64 * 1024;
 
-/// Never, in effect. When glommio 0.9 finds the timer fired before the first task of a turn has run, it goes to sleep
-/// over runnable tasks (glommio/glommio#53); with 1 ms a descheduled thread hung within seconds, with the default of
-/// 100 ms it would sometime. Nothing here needs preemption: who yields leaves glommio's queue and enters the ring.
+/// Never, in effect. When glommio 0.9 sees a preemption before the first task of a turn has run, it goes to sleep over
+/// runnable tasks (glommio/glommio#53, in no release yet); with 1 ms the tests hung in one run of three, and the default
+/// of 100 ms leaves the race in. Nothing here needs the timer: who yields leaves glommio's queue and enters the ring.
+/// A wake from another thread whose eventfd write comes late can still preempt at that point; the core then sleeps until
+/// its next event.
 const PREEMPTION: Duration = Duration::from_secs(3600);
 
 /// Threads of a core for what may block. They are made at the start and sleep until used; 4 let a disk read go ahead of
@@ -102,7 +104,7 @@ pub(super) fn run(main: impl Future<Output = ()> + 'static) -> io::Result<()> {
         spawn(core.readiness.clone().serve());
         let (ended, end) = oneshot::channel();
         start(async move {
-            let _ = ended.send(AssertUnwindSafe(async move { main.await }).catch_unwind().await);
+            let _ = ended.send(AssertUnwindSafe(main).catch_unwind().await);
         });
         let outcome = end.await;
         core.end().await;
@@ -146,7 +148,9 @@ impl Core {
             let barrier = Arc::new(Barrier::new(BLOCKING_THREADS));
             let arrive = || {
                 let barrier = barrier.clone();
-                glommio::executor().spawn_blocking(move || drop(barrier.wait()))
+                glommio::executor().spawn_blocking(move || {
+                    barrier.wait();
+                })
             };
             join_all((0..BLOCKING_THREADS).map(|_| arrive())).await;
         }
