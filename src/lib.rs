@@ -8,4 +8,5 @@ pub mod exec;
 pub mod http;
 pub mod mp;
 pub mod net;
+pub mod root;
 pub mod wire;
