@@ -11,4 +11,5 @@ pub mod lanes;
 pub mod mp;
 pub mod net;
 pub mod relay;
+pub mod root;
 pub mod wire;
