@@ -5,6 +5,7 @@
 //! `exec` do all of it.
 
 pub mod cli;
+pub mod downstream;
 pub mod exec;
 pub mod http;
 pub mod lanes;
@@ -12,4 +13,5 @@ pub mod mp;
 pub mod net;
 pub mod relay;
 pub mod root;
+pub mod upstream;
 pub mod wire;

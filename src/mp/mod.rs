@@ -8,5 +8,6 @@ pub mod consumer;
 pub mod manager;
 mod producer;
 pub mod queue;
+pub mod stripe;
 mod tap;
 pub mod transfer;
