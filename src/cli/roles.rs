@@ -149,7 +149,8 @@ pub(super) struct Fabric {
 impl Fabric {
     fn new(paths: &Paths, global: &Global) -> Result<Self, RunError> {
         let specs = paths.path.clone();
-        let lanes = Lanes { per_path: paths.lanes.map_or(LANES_PER_PATH, usize::from), max: paths.lanes_max.into() };
+        let lanes =
+            Lanes { per_path: paths.lanes.map_or(LANES_PER_PATH, usize::from), max: paths.lanes_max.into() };
         Ok(Self::of(specs, load_key(&paths.key)?, lanes, global))
     }
 
@@ -191,7 +192,8 @@ fn run_get(global: &Global, args: Get) -> Result<(), RunError> {
     if global.placement != Placement::Spread {
         config.cpus.truncate(1);
     }
-    let fabric = Fabric::new(&args.paths, &Global { cores: Some(CpuList(config.cpus.clone())), ..global.clone() })?;
+    let fabric =
+        Fabric::new(&args.paths, &Global { cores: Some(CpuList(config.cpus.clone())), ..global.clone() })?;
     raise_descriptor_limit();
     let stopped = shutdown_signal()?;
     let outcome = Arc::new(Mutex::new(None));

@@ -18,8 +18,8 @@ use tokio::sync::watch;
 use super::{
     args::{Global, Up},
     roles::{
-        Fabric, LANES_PER_PATH, Lanes, Listeners, RunError, exec_config, legs, open_root, raise_descriptor_limit,
-        shutdown_signal,
+        Fabric, LANES_PER_PATH, Lanes, Listeners, RunError, exec_config, legs, open_root,
+        raise_descriptor_limit, shutdown_signal,
     },
     sample,
 };
@@ -97,7 +97,8 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
                 root::serve(root, root_port, legs.clone(), stopped.clone()),
                 upstream::serve(upstream, upstream_port, stopped.clone()),
             );
-            let middle = relay_ports.into_iter().map(|port| relay::serve(relay.clone(), port, stopped.clone()));
+            let middle =
+                relay_ports.into_iter().map(|port| relay::serve(relay.clone(), port, stopped.clone()));
             if core == Core(0) {
                 exec::spawn(draw(fabric.paths.clone(), stopped.clone()));
             }

@@ -129,4 +129,3 @@ fn redirect(path: &Path, target: &str) -> ResponseHead {
     head.headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
     head
 }
-
