@@ -8,6 +8,7 @@
 //! Invariant of the room: a head that was accepted here can be written out again and is read by any strict HTTP/1.1
 //! parser as the same head, with the same body length (no request smuggling, no header injection).
 
+pub mod chunked;
 pub mod date;
 pub mod forward;
 pub mod head;
