@@ -9,10 +9,14 @@
 //! parser as the same head, with the same body length (no request smuggling, no header injection).
 
 pub mod chunked;
+pub mod conditional;
 pub mod date;
+pub mod file_response;
 pub mod forward;
 pub mod head;
+pub mod mime;
 pub mod problem;
 pub mod range;
 pub mod request;
 pub mod response;
+pub mod target;
