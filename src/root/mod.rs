@@ -101,7 +101,7 @@ async fn send_file(
         }
         FileBody::Span { offset, len } => {
             connection.send_head(response.head, true, len > 0).await?;
-            let stall_max = connection.stall_max();
+            let stall_max = connection.deadlines().stall;
             let sent = sendfile(connection.socket(), file.fd.as_fd(), offset, len, stall_max).await?;
             if sent < len {
                 let missing = len - sent;
@@ -129,3 +129,6 @@ fn redirect(path: &Path, target: &str) -> ResponseHead {
     head.headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
     head
 }
+
+#[cfg(test)]
+mod tests;
