@@ -1,0 +1,493 @@
+//! The 32-byte header of every frame on a lane.
+//!
+//! In: 32 bytes that the I/O layer peeked or read, or a [`Frame`] to send. Out: the other one. Called by producers, the
+//! upstream's lane writers and `lanes` (pings). Invariant: a header that decodes is in bounds, has no unused bit set, and
+//! encodes to the same 32 bytes; whether it fits what came before is [`super::frame_check`]'s question.
+//!
+//! All integers are big-endian:
+//!
+//! | bytes | field | used by |
+//! | --- | --- | --- |
+//! | 0 | magic `P` | all |
+//! | 1 | kind | all |
+//! | 2 | flags | END: the outcome |
+//! | 3 | reserved, 0 | |
+//! | 4..8 | len: payload bytes behind the header | OPEN, HEAD, DATA, END |
+//! | 8..16 | seq | DATA; END: frames in total; PING, PONG: the token |
+//! | 16..24 | offset | DATA; END: bytes in total |
+//! | 24..32 | transfer | all but PING, PONG |
+//!
+//! A field that a kind does not use is 0.
+
+use std::fmt;
+
+use thiserror::Error;
+
+use super::reason::MAX_REASON_BYTES;
+use super::units::{FrameLen, MAX_BODY_BYTES, MAX_SEQ, Offset, Seq, TransferId};
+
+/// Bytes of a header: room for all fields at natural alignment.
+pub const HEADER_BYTES: usize = 32;
+
+/// 64 KiB: eight times what common servers accept as a head, and small enough to hold one per lane.
+pub const MAX_HEAD_BYTES: u32 = 64 * 1024;
+
+/// 8 MiB: a 1 MiB pipe's 256 slots may each hold a fragment of 32 KiB, so one splice into it can move this much.
+pub const MAX_FRAME_BYTES: u32 = 8 * 1024 * 1024;
+
+/// `P`. An HTTP head on a lane by mistake may begin with it too (POST), then its second byte is no kind.
+const MAGIC: u8 = b'P';
+
+/// What kind of frame a header announces. The number is the one on the wire: 1.. towards the upstream, 0x81.. towards the
+/// downstream, so that the top bit is the direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// Start a transfer.
+    Open = 0x01,
+    /// Give a transfer up.
+    Cancel = 0x02,
+    /// Are you there?
+    Ping = 0x03,
+    /// The root's response head.
+    Head = 0x81,
+    /// A piece of the body.
+    Data = 0x82,
+    /// The transfer's end and totals.
+    End = 0x83,
+    /// Yes.
+    Pong = 0x84,
+}
+
+/// Which way a frame travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// Sent by the downstream.
+    ToUpstream,
+    /// Sent by the upstream.
+    ToDownstream,
+}
+
+/// How a transfer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Outcome {
+    /// The whole body was sent: the totals are the body's.
+    Complete = 1,
+    /// The upstream or the root failed; the body is a truncation.
+    Aborted = 2,
+    /// The downstream had asked for it.
+    Cancelled = 3,
+}
+
+/// A decoded header. The payload, if any ([`Frame::payload_len`]), follows it on the lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frame {
+    /// Start `transfer`; the payload is the HTTP request head to send to the root.
+    Open {
+        /// The new transfer.
+        transfer: TransferId,
+        /// 1 to [`MAX_HEAD_BYTES`].
+        head_len: FrameLen,
+    },
+    /// Stop `transfer`; the upstream answers END, and until then frames may still arrive.
+    Cancel {
+        /// The transfer to stop.
+        transfer: TransferId,
+    },
+    /// Ask for a [`Frame::Pong`] with the same token.
+    Ping {
+        /// Any number.
+        token: u64,
+    },
+    /// The payload is the root's response head.
+    Head {
+        /// Whose head.
+        transfer: TransferId,
+        /// 1 to [`MAX_HEAD_BYTES`].
+        head_len: FrameLen,
+    },
+    /// The payload is a piece of the body.
+    Data {
+        /// Whose body.
+        transfer: TransferId,
+        /// The piece's number.
+        seq: Seq,
+        /// The place of its first byte; the last one is at most at [`MAX_BODY_BYTES`].
+        offset: Offset,
+        /// 1 to [`MAX_FRAME_BYTES`].
+        len: FrameLen,
+    },
+    /// `transfer` is over, nothing of it follows on this lane. The payload is a [`super::reason::Reason`], only if aborted.
+    End {
+        /// Which transfer.
+        transfer: TransferId,
+        /// How it ended.
+        outcome: Outcome,
+        /// DATA frames of the transfer over all lanes, at most [`MAX_SEQ`].
+        frames: u64,
+        /// Body bytes over all lanes, at most [`MAX_BODY_BYTES`].
+        bytes: u64,
+        /// 0 to [`MAX_REASON_BYTES`], 0 unless aborted.
+        reason_len: FrameLen,
+    },
+    /// The answer to [`Frame::Ping`].
+    Pong {
+        /// The ping's.
+        token: u64,
+    },
+}
+
+/// A field that some kinds leave unused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Field {
+    /// Byte 2.
+    Flags,
+    /// Bytes 4..8.
+    Len,
+    /// Bytes 8..16.
+    Seq,
+    /// Bytes 16..24.
+    Offset,
+    /// Bytes 24..32.
+    Transfer,
+}
+
+/// A header that no Plait peer sends. The bytes on the lane cannot be trusted any more: close it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum FrameError {
+    /// Byte 0 is not the magic: the peer is no Plait process, or payload was taken for a header.
+    #[error("not a frame: the header begins with {found:#04x} instead of 'P'")]
+    Magic {
+        /// Byte 0.
+        found: u8,
+    },
+    /// Byte 1 names no kind.
+    #[error("unknown kind of frame {kind:#04x}")]
+    UnknownKind {
+        /// Byte 1.
+        kind: u8,
+    },
+    /// Byte 3 is set.
+    #[error("the reserved byte of a {kind} frame is {value:#04x} instead of 0")]
+    Reserved {
+        /// The frame's kind.
+        kind: Kind,
+        /// Byte 3.
+        value: u8,
+    },
+    /// A field that this kind does not use is set.
+    #[error("a {kind} frame has {field:?} = {value}, a field that must be 0 there")]
+    UnusedField {
+        /// The frame's kind.
+        kind: Kind,
+        /// Which field.
+        field: Field,
+        /// What is in it.
+        value: u64,
+    },
+    /// An END without a known outcome.
+    #[error("an END frame names the unknown outcome {outcome}")]
+    UnknownOutcome {
+        /// Byte 2.
+        outcome: u8,
+    },
+    /// The payload is longer than this kind's may be.
+    #[error("a {kind} frame announces {len} payload bytes, more than {max}")]
+    TooLong {
+        /// The frame's kind.
+        kind: Kind,
+        /// Bytes announced.
+        len: FrameLen,
+        /// Bytes allowed.
+        max: u32,
+    },
+    /// OPEN, HEAD and DATA carry at least one byte: an empty one would only burn a sequence number.
+    #[error("a {kind} frame announces no payload")]
+    Empty {
+        /// The frame's kind.
+        kind: Kind,
+    },
+    /// A sequence number or frame total beyond [`MAX_SEQ`].
+    #[error("a {kind} frame has the sequence number {seq}, beyond 2^48")]
+    SeqOutOfRange {
+        /// The frame's kind.
+        kind: Kind,
+        /// The number.
+        seq: Seq,
+    },
+    /// The payload's end, or the byte total, lies beyond [`MAX_BODY_BYTES`].
+    #[error("a {kind} frame of {len} bytes at offset {offset} ends beyond 2^63 - 1")]
+    OffsetOutOfRange {
+        /// The frame's kind.
+        kind: Kind,
+        /// DATA: where it begins. END: the byte total.
+        offset: Offset,
+        /// Payload bytes of a DATA frame, 0 for END.
+        len: FrameLen,
+    },
+    /// An END that is not an abort gives a reason.
+    #[error(
+        "an END frame with the outcome {outcome} announces a reason of {len} bytes; only an abort has one"
+    )]
+    ReasonWithoutAbort {
+        /// The outcome.
+        outcome: Outcome,
+        /// Bytes announced.
+        len: FrameLen,
+    },
+    /// Totals that no sum of frames of 1 to [`MAX_FRAME_BYTES`] bytes can have.
+    #[error("an END frame claims {bytes} bytes in {frames} frames, which cannot be")]
+    ImpossibleTotals {
+        /// Claimed frames.
+        frames: u64,
+        /// Claimed bytes.
+        bytes: u64,
+    },
+}
+
+impl Frame {
+    /// The frame's kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Open { .. } => Kind::Open,
+            Self::Cancel { .. } => Kind::Cancel,
+            Self::Ping { .. } => Kind::Ping,
+            Self::Head { .. } => Kind::Head,
+            Self::Data { .. } => Kind::Data,
+            Self::End { .. } => Kind::End,
+            Self::Pong { .. } => Kind::Pong,
+        }
+    }
+
+    /// The way it travels: a frame that arrives at its sender's side is a protocol error.
+    pub fn direction(&self) -> Direction {
+        self.kind().direction()
+    }
+
+    /// The transfer it belongs to; none for PING and PONG, which belong to the lane.
+    pub fn transfer(&self) -> Option<TransferId> {
+        match *self {
+            Self::Open { transfer, .. }
+            | Self::Cancel { transfer }
+            | Self::Head { transfer, .. }
+            | Self::Data { transfer, .. }
+            | Self::End { transfer, .. } => Some(transfer),
+            Self::Ping { .. } | Self::Pong { .. } => None,
+        }
+    }
+
+    /// Payload bytes that follow the header: within the kind's bound if the frame came from [`Frame::decode`].
+    pub fn payload_len(&self) -> FrameLen {
+        match *self {
+            Self::Open { head_len, .. } | Self::Head { head_len, .. } => head_len,
+            Self::Data { len, .. } => len,
+            Self::End { reason_len, .. } => reason_len,
+            Self::Cancel { .. } | Self::Ping { .. } | Self::Pong { .. } => FrameLen(0),
+        }
+    }
+
+    /// The header's bytes. The caller keeps the fields' bounds; the peer refuses a frame that breaks them (and a debug
+    /// build stops here).
+    pub fn encode(&self) -> [u8; HEADER_BYTES] {
+        let (flags, seq, offset) = match *self {
+            Self::Open { .. } | Self::Cancel { .. } | Self::Head { .. } => (0, 0, 0),
+            Self::Ping { token } | Self::Pong { token } => (0, token, 0),
+            Self::Data { seq, offset, .. } => (0, seq.0, offset.0),
+            Self::End { outcome, frames, bytes, .. } => (outcome as u8, frames, bytes),
+        };
+        let mut header = [0; HEADER_BYTES];
+        header[0] = MAGIC;
+        header[1] = self.kind() as u8;
+        header[2] = flags;
+        header[4..8].copy_from_slice(&self.payload_len().0.to_be_bytes());
+        header[8..16].copy_from_slice(&seq.to_be_bytes());
+        header[16..24].copy_from_slice(&offset.to_be_bytes());
+        header[24..32].copy_from_slice(&self.transfer().unwrap_or_default().0.to_be_bytes());
+        debug_assert_eq!(
+            Self::decode(&header).as_ref(),
+            Ok(self),
+            "a frame out of bounds was about to be sent"
+        );
+        header
+    }
+
+    /// Reads a header.
+    pub fn decode(header: &[u8; HEADER_BYTES]) -> Result<Self, FrameError> {
+        let fields = Fields::read(header)?;
+        let Fields { kind, flags, len, seq, offset, transfer } = fields;
+        match kind {
+            Kind::Open => {
+                fields.require_unused(&[Field::Flags, Field::Seq, Field::Offset])?;
+                fields.require_payload(MAX_HEAD_BYTES)?;
+                Ok(Self::Open { transfer, head_len: len })
+            }
+            Kind::Head => {
+                fields.require_unused(&[Field::Flags, Field::Seq, Field::Offset])?;
+                fields.require_payload(MAX_HEAD_BYTES)?;
+                Ok(Self::Head { transfer, head_len: len })
+            }
+            Kind::Cancel => {
+                fields.require_unused(&[Field::Flags, Field::Len, Field::Seq, Field::Offset])?;
+                Ok(Self::Cancel { transfer })
+            }
+            Kind::Ping => {
+                fields.require_unused(&[Field::Flags, Field::Len, Field::Offset, Field::Transfer])?;
+                Ok(Self::Ping { token: seq.0 })
+            }
+            Kind::Pong => {
+                fields.require_unused(&[Field::Flags, Field::Len, Field::Offset, Field::Transfer])?;
+                Ok(Self::Pong { token: seq.0 })
+            }
+            Kind::Data => {
+                fields.require_unused(&[Field::Flags])?;
+                fields.require_payload(MAX_FRAME_BYTES)?;
+                fields.require_place(len)?;
+                Ok(Self::Data { transfer, seq, offset, len })
+            }
+            Kind::End => {
+                let outcome = Outcome::from_wire(flags)?;
+                let (frames, bytes) = fields.totals()?;
+                if len.0 > 0 && outcome != Outcome::Aborted {
+                    return Err(FrameError::ReasonWithoutAbort { outcome, len });
+                }
+                fields.require_len_at_most(MAX_REASON_BYTES as u32)?;
+                Ok(Self::End { transfer, outcome, frames, bytes, reason_len: len })
+            }
+        }
+    }
+}
+
+/// A header taken apart, before its kind's rules were applied.
+struct Fields {
+    kind: Kind,
+    flags: u8,
+    len: FrameLen,
+    seq: Seq,
+    offset: Offset,
+    transfer: TransferId,
+}
+
+impl Fields {
+    fn read(header: &[u8; HEADER_BYTES]) -> Result<Self, FrameError> {
+        let &[magic, kind, flags, reserved, l0, l1, l2, l3, ..] = header;
+        if magic != MAGIC {
+            return Err(FrameError::Magic { found: magic });
+        }
+        let kind = Kind::from_wire(kind)?;
+        if reserved != 0 {
+            return Err(FrameError::Reserved { kind, value: reserved });
+        }
+        Ok(Self {
+            kind,
+            flags,
+            len: FrameLen(u32::from_be_bytes([l0, l1, l2, l3])),
+            seq: Seq(read_u64(header, 8)),
+            offset: Offset(read_u64(header, 16)),
+            transfer: TransferId(read_u64(header, 24)),
+        })
+    }
+
+    fn require_unused(&self, unused: &[Field]) -> Result<(), FrameError> {
+        for &field in unused {
+            let value = match field {
+                Field::Flags => u64::from(self.flags),
+                Field::Len => u64::from(self.len.0),
+                Field::Seq => self.seq.0,
+                Field::Offset => self.offset.0,
+                Field::Transfer => self.transfer.0,
+            };
+            if value != 0 {
+                return Err(FrameError::UnusedField { kind: self.kind, field, value });
+            }
+        }
+        Ok(())
+    }
+
+    fn require_len_at_most(&self, max: u32) -> Result<(), FrameError> {
+        if self.len.0 > max {
+            return Err(FrameError::TooLong { kind: self.kind, len: self.len, max });
+        }
+        Ok(())
+    }
+
+    fn require_payload(&self, max: u32) -> Result<(), FrameError> {
+        if self.len.0 == 0 {
+            return Err(FrameError::Empty { kind: self.kind });
+        }
+        self.require_len_at_most(max)
+    }
+
+    /// Seq within bounds, and `len` bytes at offset too.
+    fn require_place(&self, len: FrameLen) -> Result<(), FrameError> {
+        let (kind, seq, offset) = (self.kind, self.seq, self.offset);
+        if seq.0 > MAX_SEQ {
+            return Err(FrameError::SeqOutOfRange { kind, seq });
+        }
+        offset.next(len).map(drop).ok_or(FrameError::OffsetOutOfRange { kind, offset, len })
+    }
+
+    /// An END's totals: frames and bytes.
+    fn totals(&self) -> Result<(u64, u64), FrameError> {
+        self.require_place(FrameLen(0))?;
+        let (frames, bytes) = (self.seq.0, self.offset.0);
+        if bytes < frames || bytes > frames.saturating_mul(u64::from(MAX_FRAME_BYTES)) {
+            return Err(FrameError::ImpossibleTotals { frames, bytes });
+        }
+        debug_assert!(bytes <= MAX_BODY_BYTES);
+        Ok((frames, bytes))
+    }
+}
+
+/// The big-endian integer at `at`, which is a constant within the header.
+fn read_u64(header: &[u8; HEADER_BYTES], at: usize) -> u64 {
+    header[at..at + 8].iter().fold(0, |value, &byte| value << 8 | u64::from(byte))
+}
+
+impl Kind {
+    fn from_wire(kind: u8) -> Result<Self, FrameError> {
+        const ALL: [Kind; 7] =
+            [Kind::Open, Kind::Cancel, Kind::Ping, Kind::Head, Kind::Data, Kind::End, Kind::Pong];
+        ALL.into_iter().find(|&known| known as u8 == kind).ok_or(FrameError::UnknownKind { kind })
+    }
+
+    fn direction(self) -> Direction {
+        if self as u8 & 0x80 == 0 { Direction::ToUpstream } else { Direction::ToDownstream }
+    }
+}
+
+impl Outcome {
+    fn from_wire(outcome: u8) -> Result<Self, FrameError> {
+        [Self::Complete, Self::Aborted, Self::Cancelled]
+            .into_iter()
+            .find(|&known| known as u8 == outcome)
+            .ok_or(FrameError::UnknownOutcome { outcome })
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Open => "OPEN",
+            Self::Cancel => "CANCEL",
+            Self::Ping => "PING",
+            Self::Head => "HEAD",
+            Self::Data => "DATA",
+            Self::End => "END",
+            Self::Pong => "PONG",
+        })
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Complete => "complete",
+            Self::Aborted => "aborted",
+            Self::Cancelled => "cancelled",
+        })
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests;
