@@ -6,6 +6,8 @@
 
 pub mod exec;
 pub mod http;
+pub mod lanes;
 pub mod mp;
 pub mod net;
+pub mod relay;
 pub mod wire;

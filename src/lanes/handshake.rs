@@ -1,0 +1,120 @@
+//! The handshake's I/O, for both ends; what is said is [`crate::wire::handshake`]'s.
+//!
+//! In: a fresh connection. Out: an authenticated one, or an error that names the remedy. Invariants: not one byte
+//! behind the handshake is taken from the socket; the whole has a deadline; an unauthenticated peer costs the
+//! listening side one bounded buffer.
+
+use std::{io, time::Duration};
+
+use crate::{
+    exec,
+    net::Socket,
+    wire::{
+        handshake::{
+            Accepted, CHALLENGE_BYTES, ClientHandshake, HandshakeError, Progress, ServerHandshake,
+            VerifiedHello, bad_key_reply,
+        },
+        key::Key,
+        route::Route,
+    },
+};
+
+/// From accept to a verified hello. A hello is one segment; who needs longer is no lane.
+const HELLO_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Why a connection did not become a lane.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeFailed {
+    /// The connection failed in the middle.
+    #[error("the connection was lost in the handshake: {0} (is it a Plait port?)")]
+    Io(#[from] io::Error),
+    /// What was said is not acceptable.
+    #[error(transparent)]
+    Refused(#[from] HandshakeError),
+    /// It took too long.
+    #[error("the handshake was not finished within {} ms", .deadline.as_millis())]
+    Deadline {
+        /// The bound.
+        deadline: Duration,
+    },
+    /// The kernel has no randomness.
+    #[error("no randomness for the handshake: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+fn nonce() -> Result<[u8; 16], HandshakeFailed> {
+    let mut nonce = [0; 16];
+    getrandom::fill(&mut nonce)?;
+    Ok(nonce)
+}
+
+/// The opening side: authenticates over all hops of `route` behind this one and returns the upstream's instance.
+///
+/// # Errors
+/// [`HandshakeFailed`]; the socket is of no more use then.
+pub async fn open(
+    socket: &Socket,
+    key: &Key,
+    route: &Route,
+    deadline: Duration,
+) -> Result<u64, HandshakeFailed> {
+    let nonce = nonce()?;
+    let talk = async {
+        let mut challenge = [0; CHALLENGE_BYTES];
+        socket.recv_exact(&mut challenge).await?;
+        let (mut awaiting, hello) = ClientHandshake::new(key, route, nonce).challenge(&challenge)?;
+        socket.send_all(&hello, false).await?;
+        let mut more = Vec::new();
+        loop {
+            match awaiting.reply(&more)? {
+                Progress::Done(Accepted { instance }) => return Ok(instance),
+                Progress::NeedMore(bytes) => {
+                    read_more(socket, &mut more, bytes).await?.ok_or_else(|| awaiting.closed())?;
+                }
+            }
+        }
+    };
+    exec::timeout(deadline, talk).await.unwrap_or(Err(HandshakeFailed::Deadline { deadline }))
+}
+
+/// The listening side: challenges and verifies. The caller then sends what `accept` or `refuse` of the hello returns.
+///
+/// # Errors
+/// [`HandshakeFailed`]; a hint was sent to the peer where that helps a person, and the socket is of no more use.
+pub async fn receive(socket: &Socket, key: &Key) -> Result<VerifiedHello, HandshakeFailed> {
+    let nonce = nonce()?;
+    let talk = async {
+        let (mut server, challenge) = ServerHandshake::new(key, nonce);
+        socket.send_all(&challenge, false).await?;
+        let mut more = Vec::new();
+        loop {
+            match server.hello(&more) {
+                Ok(Progress::Done(hello)) => return Ok(hello),
+                Ok(Progress::NeedMore(bytes)) => {
+                    read_more(socket, &mut more, bytes).await?.ok_or_else(|| server.closed())?;
+                }
+                Err(error) => {
+                    if let HandshakeError::KeyMismatch { .. } = error {
+                        // Nothing depends on its arrival.
+                        let _ = socket.try_send(&bad_key_reply(), false);
+                        socket.finish();
+                    }
+                    return Err(error.into());
+                }
+            }
+        }
+    };
+    exec::timeout(HELLO_DEADLINE, talk)
+        .await
+        .unwrap_or(Err(HandshakeFailed::Deadline { deadline: HELLO_DEADLINE }))
+}
+
+/// Reads exactly `bytes` into `more`, or none if the peer closes.
+async fn read_more(socket: &Socket, more: &mut Vec<u8>, bytes: usize) -> io::Result<Option<()>> {
+    more.clear();
+    more.resize(bytes, 0);
+    match socket.recv_exact(more).await {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        outcome => outcome.map(Some),
+    }
+}

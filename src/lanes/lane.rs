@@ -1,0 +1,236 @@
+//! One lane at the downstream's end: reads frame headers, sends requests, answers to its pool.
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::PathStatus;
+use crate::{
+    exec,
+    net::Socket,
+    wire::{
+        frame::{Frame, FrameError, HEADER_BYTES},
+        units::TransferId,
+    },
+};
+
+/// Why a lane is of no more use.
+#[derive(Debug, thiserror::Error)]
+pub enum LaneError {
+    /// The connection failed.
+    #[error("lane over {path} was lost: {source}")]
+    Lost {
+        /// The path as on the command line.
+        path: String,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// The upstream's side closed it.
+    #[error("lane over {path} was closed by the other side")]
+    Closed {
+        /// The path as on the command line.
+        path: String,
+    },
+    /// What came is not Plait's protocol.
+    #[error("lane over {path} carries nonsense: {source}")]
+    Frame {
+        /// The path as on the command line.
+        path: String,
+        /// What is wrong with it.
+        source: FrameError,
+    },
+    /// The right frames in a wrong order.
+    #[error("lane over {path} broke the protocol: {what}")]
+    Protocol {
+        /// The path as on the command line.
+        path: String,
+        /// What was not expected.
+        what: String,
+    },
+    /// No answer in time.
+    #[error("lane over {path} gave no answer within {} ms", .deadline.as_millis())]
+    Deadline {
+        /// The path as on the command line.
+        path: String,
+        /// How long it was waited for.
+        deadline: Duration,
+    },
+}
+
+/// A lane. Dropping it closes the connection.
+pub struct Lane {
+    socket: Rc<Socket>,
+    path: Arc<PathStatus>,
+    /// Of the upstream process at the far end; lanes of one transfer share it.
+    instance: u64,
+    /// A header that has arrived in part; survives a read that is cancelled.
+    partial: RefCell<([u8; HEADER_BYTES], usize)>,
+    quiet_since: Cell<Instant>,
+}
+
+impl Lane {
+    /// A lane over an authenticated connection.
+    pub(super) fn new(socket: Socket, path: Arc<PathStatus>, instance: u64) -> Self {
+        path.lane_opened();
+        Self {
+            socket: Rc::new(socket),
+            path,
+            instance,
+            partial: RefCell::new(([0; HEADER_BYTES], 0)),
+            quiet_since: Cell::new(Instant::now()),
+        }
+    }
+
+    /// The connection.
+    pub fn socket(&self) -> &Rc<Socket> {
+        &self.socket
+    }
+
+    /// The path it runs along.
+    pub fn path(&self) -> &Arc<PathStatus> {
+        &self.path
+    }
+
+    /// Which upstream process is at the far end.
+    pub fn instance(&self) -> u64 {
+        self.instance
+    }
+
+    /// Since when nothing was asked of it.
+    pub(super) fn quiet_since(&self) -> Instant {
+        self.quiet_since.get()
+    }
+
+    /// Nothing has arrived and the peer has not closed.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.partial.borrow().1 == 0 && self.socket.is_quiet()
+    }
+
+    pub(super) fn touch(&self) {
+        self.quiet_since.set(Instant::now());
+    }
+
+    /// Names the path in an error of the connection.
+    pub fn lost(&self, source: io::Error) -> LaneError {
+        let path = self.path.name().to_owned();
+        match source.kind() {
+            io::ErrorKind::UnexpectedEof => LaneError::Closed { path },
+            _ => LaneError::Lost { path, source },
+        }
+    }
+
+    /// Names the path in an error of the protocol.
+    pub fn protocol(&self, what: impl ToString) -> LaneError {
+        LaneError::Protocol { path: self.path.name().to_owned(), what: what.to_string() }
+    }
+
+    /// The next frame's header. May be dropped and called again: no byte is lost.
+    ///
+    /// # Errors
+    /// [`LaneError`]: the lane must not be used any more.
+    pub async fn next_frame(&self) -> Result<Frame, LaneError> {
+        loop {
+            {
+                let (header, have) = &mut *self.partial.borrow_mut();
+                match self.socket.try_recv(&mut header[*have..]) {
+                    Ok(0) => return Err(LaneError::Closed { path: self.path.name().to_owned() }),
+                    Ok(n) => *have += n,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(self.lost(error)),
+                }
+                if *have == HEADER_BYTES {
+                    *have = 0;
+                    return Frame::decode(header)
+                        .map_err(|source| LaneError::Frame { path: self.path.name().to_owned(), source });
+                }
+            }
+            self.socket.ready(exec::Interest::Read).await.map_err(|error| self.lost(error))?;
+        }
+    }
+
+    /// Reads the payload of a frame whose bound was checked by its decoding (64 KiB at most for what is read so).
+    ///
+    /// # Errors
+    /// [`LaneError`]: the lane must not be used any more.
+    pub async fn payload(&self, len: usize) -> Result<Vec<u8>, LaneError> {
+        let mut payload = vec![0; len];
+        self.socket.recv_exact(&mut payload).await.map_err(|error| self.lost(error))?;
+        Ok(payload)
+    }
+
+    /// Throws away `len` bytes of payload.
+    ///
+    /// # Errors
+    /// [`LaneError`]: the lane must not be used any more.
+    pub async fn discard(&self, mut len: usize) -> Result<(), LaneError> {
+        while len > 0 {
+            match self.socket.discard(len).await.map_err(|error| self.lost(error))? {
+                0 => return Err(LaneError::Closed { path: self.path.name().to_owned() }),
+                n => len -= n,
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends OPEN with the request's head behind it.
+    ///
+    /// # Errors
+    /// [`LaneError`]: the lane must not be used any more.
+    pub async fn open(&self, transfer: TransferId, request: &[u8]) -> Result<(), LaneError> {
+        let mut message = Vec::with_capacity(HEADER_BYTES + request.len());
+        message.extend_from_slice(
+            &Frame::Open { transfer, head_len: crate::wire::units::FrameLen(request.len() as u32) }.encode(),
+        );
+        message.extend_from_slice(request);
+        self.socket.send_all(&message, false).await.map_err(|error| self.lost(error))
+    }
+
+    /// Sends CANCEL; END still has to come.
+    ///
+    /// # Errors
+    /// [`LaneError`]: the lane must not be used any more.
+    pub async fn cancel(&self, transfer: TransferId) -> Result<(), LaneError> {
+        self.socket
+            .send_all(&Frame::Cancel { transfer }.encode(), false)
+            .await
+            .map_err(|error| self.lost(error))
+    }
+
+    /// Sends PING and waits for its PONG; the path learns the round-trip time.
+    ///
+    /// # Errors
+    /// [`LaneError`]: the lane must not be used any more.
+    pub(super) async fn ping(&self, deadline: Duration) -> Result<(), LaneError> {
+        let start = Instant::now();
+        let token = u64::from(start.elapsed().subsec_nanos()) ^ self.instance;
+        let answer = async {
+            self.socket
+                .send_all(&Frame::Ping { token }.encode(), false)
+                .await
+                .map_err(|error| self.lost(error))?;
+            match self.next_frame().await? {
+                Frame::Pong { token: back } if back == token => Ok(()),
+                other => Err(self.protocol(format_args!("{} in answer to a ping", other.kind()))),
+            }
+        };
+        match exec::timeout(deadline, answer).await {
+            Ok(answered) => answered?,
+            Err(exec::Elapsed) => {
+                return Err(LaneError::Deadline { path: self.path.name().to_owned(), deadline });
+            }
+        }
+        self.path.measured(start.elapsed());
+        self.touch();
+        Ok(())
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.path.lane_closed();
+    }
+}

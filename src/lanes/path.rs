@@ -1,0 +1,120 @@
+//! What is known of a path, shared by all cores: counters for the live view and the round-trip time for decisions.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    time::Duration,
+};
+
+use crate::wire::route::PathSpec;
+
+/// A configured path and its figures. Counters are statistics: no decision needs them exact.
+#[derive(Debug)]
+pub struct PathStatus {
+    name: String,
+    spec: PathSpec,
+    bytes: AtomicU64,
+    frames: AtomicU64,
+    lanes: AtomicUsize,
+    leased: AtomicUsize,
+    round_trip_us: AtomicU64,
+    down: AtomicBool,
+}
+
+/// [`PathStatus`] at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathReport {
+    /// The path as on the command line.
+    pub name: String,
+    /// Payload bytes received over it since the start.
+    pub bytes: u64,
+    /// DATA frames received over it since the start.
+    pub frames: u64,
+    /// Lanes that stand now.
+    pub lanes: usize,
+    /// Lanes that carry a transfer now.
+    pub leased: usize,
+    /// Last measured round trip to the upstream; zero before the first.
+    pub round_trip: Duration,
+    /// The last dial failed and no lane stands.
+    pub down: bool,
+}
+
+impl PathStatus {
+    /// A path of which nothing is known yet.
+    pub fn new(spec: PathSpec) -> Self {
+        Self {
+            name: spec.to_string(),
+            spec,
+            bytes: AtomicU64::new(0),
+            frames: AtomicU64::new(0),
+            lanes: AtomicUsize::new(0),
+            leased: AtomicUsize::new(0),
+            round_trip_us: AtomicU64::new(0),
+            down: AtomicBool::new(false),
+        }
+    }
+
+    /// The path as on the command line.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it leads.
+    pub fn spec(&self) -> &PathSpec {
+        &self.spec
+    }
+
+    /// The last measured round trip; zero when unknown.
+    pub fn round_trip(&self) -> Duration {
+        Duration::from_micros(self.round_trip_us.load(Relaxed))
+    }
+
+    /// Counts payload that arrived.
+    pub fn received(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// Counts a frame that arrived.
+    pub fn frame(&self) {
+        self.frames.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn measured(&self, round_trip: Duration) {
+        self.round_trip_us.store(round_trip.as_micros() as u64, Relaxed);
+    }
+
+    pub(super) fn lane_opened(&self) {
+        self.lanes.fetch_add(1, Relaxed);
+        self.down.store(false, Relaxed);
+    }
+
+    pub(super) fn lane_closed(&self) {
+        self.lanes.fetch_sub(1, Relaxed);
+    }
+
+    pub(super) fn lease_began(&self) {
+        self.leased.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn lease_ended(&self) {
+        self.leased.fetch_sub(1, Relaxed);
+    }
+
+    /// Notes that a dial failed; true if the path was up before, so that the failure is worth a warning.
+    pub(super) fn failed(&self) -> bool {
+        self.lanes.load(Relaxed) == 0 && !self.down.swap(true, Relaxed)
+    }
+
+    /// The figures now.
+    pub fn report(&self) -> PathReport {
+        PathReport {
+            name: self.name.clone(),
+            bytes: self.bytes.load(Relaxed),
+            frames: self.frames.load(Relaxed),
+            lanes: self.lanes.load(Relaxed),
+            leased: self.leased.load(Relaxed),
+            round_trip: self.round_trip(),
+            down: self.down.load(Relaxed) && self.lanes.load(Relaxed) == 0,
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! The lanes of one path on one core: warm ones kept, dead ones found, new ones dialled.
+//!
+//! In: leases asked for by the MPManager. Out: [`Lane`]s; and, from [`Pool::keep`], pings, reconnects with backoff and
+//! the closing of lanes nobody needs. Invariants: at most [`PoolConfig::lanes_max`] lanes of a path stand on a core;
+//! who waits for a lane waits in order of arrival.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    rc::{Rc, Weak},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{Notify, oneshot};
+
+use super::{Lane, LaneError, PathStatus, handshake};
+use crate::{
+    exec,
+    net::{Congestion, ConnectError, ResolveError, Socket, resolve},
+    wire::key::Key,
+};
+
+/// A lane is pinged after it was quiet this long: below the 30 s after which mobile networks' NATs forget a connection.
+const PING_AFTER: Duration = Duration::from_secs(15);
+/// A PONG later than this means a dead path: three times the longest round trip of a geostationary satellite.
+const PONG_DEADLINE: Duration = Duration::from_secs(3);
+/// Lanes beyond the warm ones are closed after being idle this long.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+/// Connecting one hop: two lost SYNs (1 s + 2 s) and a round trip.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(4);
+/// The handshake over all hops: as much again for each relay's own connect, bounded by what a viewer waits.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(8);
+/// First pause after a failed dial; doubles up to [`BACKOFF_MAX`], with up to half of it added at random.
+const BACKOFF_MIN: Duration = Duration::from_millis(250);
+/// A path that comes back is used again at most this much later.
+const BACKOFF_MAX: Duration = Duration::from_secs(15);
+/// Requests waiting for a lane of one path on one core; more would not be served before their deadline.
+const WAITING_MAX: usize = 4096;
+
+/// What all pools of a process share.
+#[derive(Clone, Debug)]
+pub struct PoolConfig {
+    /// The pre-shared key.
+    pub key: Arc<Key>,
+    /// Congestion control of lanes.
+    pub congestion: Congestion,
+    /// Lanes kept standing per path and core, so that a request finds one open.
+    pub lanes_warm: usize,
+    /// Lanes of a path that may stand on a core at once.
+    pub lanes_max: usize,
+}
+
+/// Why a lane could not be dialled.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The first hop has no address.
+    #[error("path {path}: {source}")]
+    Resolve {
+        /// The path as on the command line.
+        path: String,
+        /// What failed.
+        source: ResolveError,
+    },
+    /// The first hop does not answer.
+    #[error("path {path}: {source}")]
+    Connect {
+        /// The path as on the command line.
+        path: String,
+        /// What failed.
+        source: ConnectError,
+    },
+    /// A hop refused, or the key is wrong.
+    #[error("path {path}: {source}")]
+    Handshake {
+        /// The path as on the command line.
+        path: String,
+        /// What failed.
+        source: handshake::HandshakeFailed,
+    },
+    /// As many lanes stand as may.
+    #[error("path {path}: all {max} lanes of this core are busy (raise --lanes-max)")]
+    Busy {
+        /// The path as on the command line.
+        path: String,
+        /// The bound.
+        max: usize,
+    },
+}
+
+/// See the module's description. Bound to its core.
+pub struct Pool {
+    path: Arc<PathStatus>,
+    config: PoolConfig,
+    idle: RefCell<Vec<Lane>>,
+    /// Lanes that stand or are being dialled.
+    open: Cell<usize>,
+    waiting: RefCell<VecDeque<oneshot::Sender<Lane>>>,
+    /// Wakes the keeper before its time: a lane was lost.
+    disturbed: Notify,
+    closing: Cell<bool>,
+}
+
+/// A lane on loan. Giving it back warm is [`Lease::give_back`]; dropping it closes the lane.
+pub struct Lease {
+    lane: Option<Lane>,
+    pool: Weak<Pool>,
+}
+
+impl std::ops::Deref for Lease {
+    type Target = Lane;
+
+    fn deref(&self) -> &Lane {
+        self.lane.as_ref().expect("a lease holds its lane until it is consumed")
+    }
+}
+
+impl Lease {
+    /// The lane is in step and silent: others may use it.
+    pub fn give_back(mut self) {
+        if let (Some(lane), Some(pool)) = (self.lane.take(), self.pool.upgrade()) {
+            lane.path().lease_ended();
+            lane.touch();
+            pool.shelve(lane);
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(lane) = self.lane.take() {
+            lane.path().lease_ended();
+            drop(lane);
+            if let Some(pool) = self.pool.upgrade() {
+                pool.lane_gone();
+            }
+        }
+    }
+}
+
+impl Pool {
+    /// A pool without lanes; [`Pool::keep`] fills it.
+    pub fn new(path: Arc<PathStatus>, config: PoolConfig) -> Rc<Self> {
+        Rc::new(Self {
+            path,
+            config,
+            idle: RefCell::default(),
+            open: Cell::new(0),
+            waiting: RefCell::default(),
+            disturbed: Notify::new(),
+            closing: Cell::new(false),
+        })
+    }
+
+    /// The path of all its lanes.
+    pub fn path(&self) -> &Arc<PathStatus> {
+        &self.path
+    }
+
+    fn lease(self: &Rc<Self>, lane: Lane) -> Lease {
+        lane.path().lease_began();
+        Lease { lane: Some(lane), pool: Rc::downgrade(self) }
+    }
+
+    /// An idle lane, the most recently used one (its congestion window is the freshest), if one stands that leads to
+    /// `instance` (to any, if none is named).
+    pub fn lease_idle(self: &Rc<Self>, instance: Option<u64>) -> Option<Lease> {
+        loop {
+            let lane = {
+                let mut idle = self.idle.borrow_mut();
+                let found =
+                    idle.iter().rposition(|lane| instance.is_none_or(|wanted| wanted == lane.instance()))?;
+                idle.remove(found)
+            };
+            if lane.is_quiet() {
+                return Some(self.lease(lane));
+            }
+            tracing::debug!(path = self.path.name(), "an idle lane had been closed by the other side");
+            drop(lane);
+            self.lane_gone();
+        }
+    }
+
+    /// A lane, dialled if there is room for one more, else the next that is given back.
+    ///
+    /// # Errors
+    /// [`DialError`]: the path is down, or too many wait already. The caller bounds the wait.
+    pub async fn lease_or_dial(self: &Rc<Self>) -> Result<Lease, DialError> {
+        if let Some(lease) = self.lease_idle(None) {
+            return Ok(lease);
+        }
+        if self.open.get() < self.config.lanes_max {
+            return self.dial().await.map(|lane| self.lease(lane));
+        }
+        let busy = || DialError::Busy { path: self.path.name().to_owned(), max: self.config.lanes_max };
+        let (send, receive) = oneshot::channel();
+        {
+            let mut waiting = self.waiting.borrow_mut();
+            waiting.retain(|waiter| !waiter.is_closed());
+            if waiting.len() >= WAITING_MAX {
+                return Err(busy());
+            }
+            waiting.push_back(send);
+        }
+        receive.await.map(|lane| self.lease(lane)).map_err(|_| busy())
+    }
+
+    /// Takes back a lane that is in step: to who waits longest, else to the shelf.
+    fn shelve(&self, mut lane: Lane) {
+        if self.closing.get() {
+            drop(lane);
+            return self.lane_gone();
+        }
+        while let Some(waiter) = self.waiting.borrow_mut().pop_front() {
+            match waiter.send(lane) {
+                Ok(()) => return,
+                // It gave up.
+                Err(back) => lane = back,
+            }
+        }
+        self.idle.borrow_mut().push(lane);
+    }
+
+    fn lane_gone(&self) {
+        self.open.set(self.open.get() - 1);
+        self.disturbed.notify_one();
+    }
+
+    async fn dial(&self) -> Result<Lane, DialError> {
+        /// Gives the place back when the dial fails or is cancelled.
+        struct Place<'a>(Option<&'a Pool>);
+        impl Drop for Place<'_> {
+            fn drop(&mut self) {
+                if let Some(pool) = self.0 {
+                    pool.open.set(pool.open.get() - 1);
+                }
+            }
+        }
+        self.open.set(self.open.get() + 1);
+        let mut place = Place(Some(self));
+        let lane = self.connect().await.inspect_err(|error| {
+            if self.path.failed() {
+                tracing::warn!("{error}; the path is tried again, others carry the load");
+            }
+        })?;
+        place.0 = None;
+        Ok(lane)
+    }
+
+    async fn connect(&self) -> Result<Lane, DialError> {
+        let path = || self.path.name().to_owned();
+        let spec = self.path.spec();
+        let first = spec.first().to_string();
+        let addresses =
+            resolve(&first).await.map_err(|source| DialError::Resolve { path: path(), source })?;
+        let mut outcome = None;
+        for address in addresses {
+            match Socket::connect(address, &self.config.congestion, CONNECT_DEADLINE).await {
+                Ok(socket) => {
+                    let instance =
+                        handshake::open(&socket, &self.config.key, spec.route(), HANDSHAKE_DEADLINE)
+                            .await
+                            .map_err(|source| DialError::Handshake { path: path(), source })?;
+                    return Ok(Lane::new(socket, self.path.clone(), instance));
+                }
+                Err(source) => outcome = Some(DialError::Connect { path: path(), source }),
+            }
+        }
+        Err(outcome.unwrap_or_else(|| DialError::Resolve {
+            path: path(),
+            source: ResolveError::Empty { name: first },
+        }))
+    }
+
+    /// Keeps the pool warm for as long as the process runs: a task of the core.
+    pub async fn keep(self: Rc<Self>) {
+        let mut backoff = BACKOFF_MIN;
+        while !self.closing.get() {
+            self.check_idle().await;
+            let mut pause = PING_AFTER;
+            if self.open.get() < self.config.lanes_warm {
+                match self.warm_up().await {
+                    Ok(()) => {
+                        backoff = BACKOFF_MIN;
+                        continue;
+                    }
+                    Err(error) => {
+                        tracing::debug!("{error}");
+                        pause = jittered(backoff);
+                        backoff = (backoff * 2).min(BACKOFF_MAX);
+                    }
+                }
+            }
+            // A lane lost in use is replaced at once, unless dialling fails anyway.
+            let disturbed = async {
+                self.disturbed.notified().await;
+                if backoff > BACKOFF_MIN {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let _ = exec::timeout(pause, disturbed).await;
+        }
+    }
+
+    /// Dials one lane, measures its round trip and shelves it.
+    async fn warm_up(&self) -> Result<(), DialError> {
+        let lane = self.dial().await?;
+        match lane.ping(PONG_DEADLINE).await {
+            Ok(()) => self.shelve(lane),
+            Err(error) => {
+                tracing::warn!("{error}");
+                drop(lane);
+                self.lane_gone();
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes lanes that are dead or not needed and pings those that were quiet for long.
+    async fn check_idle(&self) {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        {
+            let mut idle = self.idle.borrow_mut();
+            for lane in std::mem::take(&mut *idle) {
+                let quiet = now.duration_since(lane.quiet_since());
+                let surplus = quiet > IDLE_MAX && self.open.get() > self.config.lanes_warm;
+                if surplus || !lane.is_quiet() {
+                    drop(lane);
+                    self.open.set(self.open.get() - 1);
+                } else if quiet >= PING_AFTER / 2 {
+                    due.push(lane);
+                } else {
+                    idle.push(lane);
+                }
+            }
+        }
+        let pings = due.into_iter().map(|lane| async move {
+            match lane.ping(PONG_DEADLINE).await {
+                Ok(()) => self.shelve(lane),
+                Err(error) => {
+                    self.report(&error);
+                    drop(lane);
+                    self.lane_gone();
+                }
+            }
+        });
+        futures_util::future::join_all(pings).await;
+    }
+
+    fn report(&self, error: &LaneError) {
+        tracing::info!("{error}; it is dialled again");
+    }
+
+    /// Closes the idle lanes; those on loan are closed when they come back.
+    pub fn close(&self) {
+        self.closing.set(true);
+        let idle = std::mem::take(&mut *self.idle.borrow_mut());
+        self.open.set(self.open.get() - idle.len());
+        self.waiting.borrow_mut().clear();
+        self.disturbed.notify_one();
+    }
+}
+
+/// `pause` and up to half of it more, so that many edges do not dial a relay that restarts in the same instant.
+fn jittered(pause: Duration) -> Duration {
+    let mut random = [0; 2];
+    // Without randomness there is no jitter, which is harmless.
+    let _ = getrandom::fill(&mut random);
+    pause + pause.mul_f64(f64::from(u16::from_be_bytes(random)) / f64::from(u16::MAX) / 2.0)
+}

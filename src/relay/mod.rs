@@ -1,0 +1,299 @@
+//! The relay: authenticates a lane, connects it to its next hop and forwards it byte for byte by splice.
+//!
+//! In: connections of downstreams or relays. Out: connections to the next hop that the hello names. Invariants: nothing
+//! is connected before the hello is verified and its next hop allowed; when one side of a lane ends, so does the other.
+
+use std::{
+    cell::Cell,
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{FutureExt, future::select, pin_mut};
+use tokio::sync::watch;
+
+use crate::{
+    exec,
+    lanes::handshake,
+    net::{ConnectError, Legs, Listener, ResolveError, Socket, pump, resolve},
+    wire::{
+        handshake::Refusal,
+        key::Key,
+        reason::Reason,
+        route::{HopAddr, Route},
+    },
+};
+
+/// Connecting the next hop: less than the downstream waits for the whole handshake.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(4);
+/// The handshake with the hops behind: below the downstream's own bound, so that it hears which hop is at fault.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(6);
+/// Lanes that still carry a transfer get this long after SIGTERM.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A rule of `--allow`: `HOST:PORT`, where either may be `*`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllowRule {
+    host: Option<String>,
+    port: Option<u16>,
+}
+
+/// `--allow` is not `HOST:PORT`.
+#[derive(Debug, thiserror::Error)]
+#[error("'{text}' is no rule for --allow: write HOST:PORT, where HOST or PORT may be *")]
+pub struct AllowRuleError {
+    text: String,
+}
+
+impl FromStr for AllowRule {
+    type Err = AllowRuleError;
+
+    fn from_str(text: &str) -> Result<Self, AllowRuleError> {
+        let error = || AllowRuleError { text: text.to_owned() };
+        let (host, port) = text.rsplit_once(':').ok_or_else(error)?;
+        if host.is_empty() {
+            return Err(error());
+        }
+        let host = (host != "*").then(|| host.to_owned());
+        let port = if port == "*" { None } else { Some(port.parse().map_err(|_| error())?) };
+        Ok(Self { host, port })
+    }
+}
+
+impl fmt::Display for AllowRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.host.as_deref().unwrap_or("*"))?;
+        match self.port {
+            Some(port) => write!(f, ":{port}"),
+            None => f.write_str(":*"),
+        }
+    }
+}
+
+impl AllowRule {
+    fn allows(&self, hop: &HopAddr) -> bool {
+        self.host.as_deref().is_none_or(|host| host.eq_ignore_ascii_case(&hop.host()))
+            && self.port.is_none_or(|port| port == hop.port())
+    }
+}
+
+/// A relay's settings, shared by its cores.
+#[derive(Debug)]
+pub struct Relay {
+    /// The pre-shared key.
+    pub key: Arc<Key>,
+    /// Congestion control; both legs of a relay are lanes.
+    pub legs: Legs,
+    /// Next hops allowed; empty: every host except this one's loopback and link-local addresses.
+    pub allow: Vec<AllowRule>,
+    /// The relay itself listens on loopback: who can reach it can reach this host's loopback anyway.
+    pub local: bool,
+}
+
+/// Why a lane was not forwarded. The side named is the one that must act.
+#[derive(Debug, thiserror::Error)]
+enum RelayError {
+    #[error("downstream: {0}")]
+    Hello(#[source] handshake::HandshakeFailed),
+    #[error(
+        "downstream: the route ends here, but this is a relay (name the upstream as the last hop of --path)"
+    )]
+    RouteEnds,
+    #[error("relay: {hop} is not an allowed next hop (start the relay with --allow {hop})")]
+    NotAllowed { hop: HopAddr },
+    #[error("relay: {0}")]
+    Resolve(#[source] ResolveError),
+    #[error("next hop {hop}: {source}")]
+    Connect { hop: HopAddr, source: ConnectError },
+    #[error("next hop {hop}: {source}")]
+    NextHop { hop: HopAddr, source: handshake::HandshakeFailed },
+    #[error("lane: {0}")]
+    Lane(#[from] io::Error),
+}
+
+impl RelayError {
+    fn refusal(&self) -> Refusal {
+        match self {
+            RelayError::RouteEnds | RelayError::NotAllowed { .. } => Refusal::NotAllowed,
+            _ => Refusal::Unreachable,
+        }
+    }
+}
+
+/// Accepts and forwards lanes on this core until `shutdown` turns true; then lanes in use may finish.
+pub async fn serve(relay: Arc<Relay>, listener: Listener, mut shutdown: watch::Receiver<bool>) {
+    let running = Rc::new(Cell::new(0_usize));
+    loop {
+        let accepted = {
+            let (accept, stop) = (listener.accept().fuse(), shutdown.wait_for(|stop| *stop).fuse());
+            pin_mut!(accept, stop);
+            futures_util::select_biased! {
+                _ = stop => break,
+                accepted = accept => accepted,
+            }
+        };
+        let socket = match accepted {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::error!(%error, "the listening socket failed");
+                break;
+            }
+        };
+        let (relay, running, mut shutdown) = (relay.clone(), running.clone(), shutdown.clone());
+        exec::spawn(async move {
+            running.set(running.get() + 1);
+            let peer = socket.peer().ok();
+            let lane = forward(&relay, socket, &mut shutdown).fuse();
+            if let Err(error) = lane.await {
+                tracing::info!(peer = peer.map(tracing::field::display), "{error}");
+            }
+            running.set(running.get() - 1);
+        });
+    }
+    drop(listener);
+    let drained = async {
+        while running.get() > 0 {
+            exec::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let _ = exec::timeout(DRAIN_DEADLINE, drained).await;
+}
+
+async fn forward(
+    relay: &Relay,
+    near: Socket,
+    shutdown: &mut watch::Receiver<bool>,
+) -> Result<(), RelayError> {
+    let peer = near.peer()?;
+    near.set_congestion(&relay.legs.lane, peer.ip());
+    let hello = handshake::receive(&near, &relay.key).await.map_err(RelayError::Hello)?;
+    let far = match connect_next(relay, hello.route()).await {
+        Ok((far, instance)) => {
+            near.send_all(&hello.accept(instance), false).await?;
+            far
+        }
+        Err(error) => {
+            let refusal = hello.refuse(error.refusal(), &Reason::new(&error.to_string()));
+            near.send_all(&refusal, false).await?;
+            near.finish();
+            return Err(error);
+        }
+    };
+    tracing::debug!(%peer, "a lane stands");
+    carry(&near, &far, shutdown).await
+}
+
+async fn connect_next(relay: &Relay, route: &Route) -> Result<(Socket, u64), RelayError> {
+    let (hop, rest) = route.split_first().ok_or(RelayError::RouteEnds)?;
+    let not_allowed = || RelayError::NotAllowed { hop: hop.clone() };
+    if !relay.allow.is_empty() && !relay.allow.iter().any(|rule| rule.allows(hop)) {
+        return Err(not_allowed());
+    }
+    let mut addresses = resolve(&hop.to_string()).await.map_err(RelayError::Resolve)?;
+    if relay.allow.is_empty() && !relay.local {
+        addresses.retain(|address| !is_own(address));
+    }
+    let mut outcome = not_allowed();
+    for address in addresses {
+        match Socket::connect(address, &relay.legs.lane, CONNECT_DEADLINE).await {
+            Ok(far) => {
+                let opened = handshake::open(&far, &relay.key, &rest, HANDSHAKE_DEADLINE).await;
+                return match opened {
+                    Ok(instance) => Ok((far, instance)),
+                    Err(source) => Err(RelayError::NextHop { hop: hop.clone(), source }),
+                };
+            }
+            Err(source) => outcome = RelayError::Connect { hop: hop.clone(), source },
+        }
+    }
+    Err(outcome)
+}
+
+/// Addresses that reach this host itself or its link only, which a route must not name unless allowed.
+fn is_own(address: &SocketAddr) -> bool {
+    match address.ip().to_canonical() {
+        IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local() || ip.is_unspecified(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local() || ip.is_unspecified(),
+    }
+}
+
+/// Forwards both ways until one side ends. A lane has no half-closed state: the end of one direction is its end.
+async fn carry(near: &Socket, far: &Socket, shutdown: &mut watch::Receiver<bool>) -> Result<(), RelayError> {
+    let (up, down) = (Cell::new(0), Cell::new(0));
+    let ended = {
+        let (upward, downward) = (pump(near, far, &up), pump(far, near, &down));
+        let idle_at_shutdown = drained(&up, &down, shutdown);
+        pin_mut!(upward, downward, idle_at_shutdown);
+        let lane = select(upward, downward).map(|either| either.factor_first().0);
+        pin_mut!(lane);
+        select(lane, idle_at_shutdown).await.factor_first().0
+    };
+    match ended {
+        Ok(()) => {}
+        // The other side must not take a broken lane for a finished one.
+        Err(error) => {
+            near.abort();
+            far.abort();
+            return Err(error.into());
+        }
+    }
+    tracing::debug!(up = up.get(), down = down.get(), "a lane ended");
+    Ok(())
+}
+
+/// After SIGTERM: resolves once the lane has been silent for a moment.
+async fn drained(up: &Cell<u64>, down: &Cell<u64>, shutdown: &mut watch::Receiver<bool>) -> io::Result<()> {
+    if shutdown.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    loop {
+        let before = (up.get(), down.get());
+        exec::sleep(Duration::from_millis(500)).await;
+        if before == (up.get(), down.get()) {
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_parsed_and_matched() {
+        let hop = |text: &str| text.parse::<HopAddr>().unwrap();
+        for (rule, at, allowed) in [
+            ("10.0.0.1:7000", "10.0.0.1:7000", true),
+            ("10.0.0.1:7000", "10.0.0.1:7001", false),
+            ("10.0.0.1:*", "10.0.0.1:7001", true),
+            ("*:7000", "upstream.example:7000", true),
+            ("Upstream.example:7000", "upstream.example:7000", true),
+            ("*:7000", "upstream.example:22", false),
+        ] {
+            assert_eq!(rule.parse::<AllowRule>().unwrap().allows(&hop(at)), allowed, "{rule} for {at}");
+        }
+        for wrong in ["", ":", "host", ":7000", "host:", "host:65536", "host:x"] {
+            assert!(wrong.parse::<AllowRule>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn own_addresses_are_known() {
+        for (address, own) in [
+            ("127.0.0.1:1", true),
+            ("169.254.169.254:80", true),
+            ("[::1]:1", true),
+            ("[::ffff:127.0.0.1]:1", true),
+            ("0.0.0.0:1", true),
+            ("[fe80::1]:1", true),
+            ("10.0.0.1:1", false),
+            ("192.0.2.1:1", false),
+        ] {
+            assert_eq!(is_own(&address.parse().unwrap()), own, "{address}");
+        }
+    }
+}
