@@ -12,12 +12,13 @@ use std::{
 
 use bytes::{BufMut, BytesMut};
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     net::{RecvFlags, SendFlags, Shutdown, recv, send},
 };
 use socket2::{Domain, Protocol, SockRef, Type};
 
-use super::{Congestion, TcpInfo, discard::discard, splice_probe};
+use super::{Congestion, Shared, TcpInfo, discard::discard, splice_probe};
 use crate::exec::{self, Interest, Watch};
 
 /// Bytes accepted for sending before they can be sent. Small, so that the decision which lane carries a frame is made
@@ -49,8 +50,7 @@ pub enum ConnectError {
 pub struct Socket {
     // Dropped before the descriptor.
     watch: Watch,
-    fd: OwnedFd,
-    splices: bool,
+    fd: Shared,
 }
 
 impl AsFd for Socket {
@@ -62,7 +62,9 @@ impl AsFd for Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         // An armed poll holds the open file until it fires; this makes it fire.
-        let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
+        if self.fd.is_sole_owner() {
+            self.fd.close();
+        }
     }
 }
 
@@ -77,7 +79,17 @@ impl Socket {
         // answers EINVAL here and shows its error at the first read.
         let _ = SockRef::from(&fd).set_tcp_nodelay(true);
         let splices = splice_probe::splices(fd.as_fd());
-        Ok(Self { watch: Watch::new(fd.as_raw_fd()), fd, splices })
+        Ok(Self::on_this_core(Shared::new(fd, splices)))
+    }
+
+    /// A second handle of a connection, with readiness of its own on the core that calls.
+    pub fn on_this_core(shared: Shared) -> Self {
+        Self { watch: Watch::new(shared.as_fd().as_raw_fd()), fd: shared }
+    }
+
+    /// The connection without this core's readiness, to be used on another core or kept for later.
+    pub fn share(&self) -> Shared {
+        self.fd.clone()
     }
 
     /// Connects to `address` within `deadline`, with `congestion` control set before the first segment.
@@ -113,7 +125,7 @@ impl Socket {
 
     /// Whether splice works on this socket.
     pub fn splices(&self) -> bool {
-        self.splices
+        self.fd.splices()
     }
 
     /// The address of the peer.
@@ -220,11 +232,28 @@ impl Socket {
     /// The connection's error.
     pub async fn peek(&self, buf: &mut [u8]) -> io::Result<usize> {
         loop {
-            match recv(&self.fd, &mut *buf, RecvFlags::DONTWAIT | RecvFlags::PEEK) {
-                Err(Errno::AGAIN) => self.ready(Interest::Read).await?,
-                outcome => return Ok(outcome?.0),
+            match self.try_peek(buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.ready(Interest::Read).await?,
+                outcome => return outcome,
             }
         }
+    }
+
+    /// Looks at what is there without taking it; 0 is the end of the stream.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is there; otherwise the connection's error.
+    pub fn try_peek(&self, buf: &mut [u8]) -> io::Result<usize> {
+        Ok(recv(&self.fd, buf, RecvFlags::DONTWAIT | RecvFlags::PEEK)?.0)
+    }
+
+    /// True when bytes can be sent now: on a socket that [binds late](Self::bind_late), when little waits to be sent.
+    ///
+    /// # Errors
+    /// Those of poll(2); an error of the connection counts as room, so that the next send shows it.
+    pub fn has_room(&self) -> io::Result<bool> {
+        let mut asked = [PollFd::new(&self.fd, PollFlags::OUT)];
+        Ok(poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0)
     }
 
     /// True while nothing was received and the peer has not closed: what an idle connection must be to be used again.
