@@ -64,6 +64,8 @@ pub struct TcpInfo {
     pub retransmitted: u32,
     /// Bytes accepted from the application and not yet sent for the first time.
     pub not_sent_bytes: u32,
+    /// Bytes the peer has acknowledged since the connection began.
+    pub acknowledged_bytes: u64,
 }
 
 impl TcpInfo {
@@ -95,6 +97,7 @@ impl TcpInfo {
             congestion_window: raw.snd_cwnd,
             retransmitted: raw.total_retrans,
             not_sent_bytes: raw.notsent_bytes,
+            acknowledged_bytes: raw.bytes_acked,
         })
     }
 }
