@@ -1,1 +1,3 @@
 //! Multipath.
+
+pub mod stripe;
