@@ -10,4 +10,5 @@ pub mod lanes;
 pub mod mp;
 pub mod net;
 pub mod relay;
+pub mod upstream;
 pub mod wire;

@@ -1,0 +1,105 @@
+//! Which transfers run, and which have ended not long ago.
+//!
+//! In: the OPENs of all lanes on all cores. Out: the one transfer that each belongs to. Called by the lanes. Invariant:
+//! the first OPEN of an id starts its transfer, every later one joins it or learns how it ended; both lists are bounded.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::{
+    root_pool::RootPool,
+    transfer::{Ending, Transfer},
+};
+use crate::wire::{frame::Outcome, units::TransferId};
+
+/// Transfers at once: every one holds a lane, and a process has at most some ten thousand descriptors.
+const RUNNING_MAX: usize = 65_536;
+/// Endings kept for lanes whose OPEN comes late, by a round trip or two: even at ten thousand transfers a second they
+/// are remembered for 6 s. They take about 8 MiB when full.
+const ENDED_MAX: usize = 65_536;
+
+/// See the module's description.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    lists: Mutex<Lists>,
+}
+
+#[derive(Debug, Default)]
+struct Lists {
+    /// With the number of lanes that carry each.
+    running: HashMap<TransferId, (Arc<Transfer>, usize)>,
+    ended: HashMap<TransferId, Arc<Ending>>,
+    ended_in_order: VecDeque<TransferId>,
+}
+
+/// What an OPEN led to.
+#[derive(Debug)]
+pub(super) enum Opened {
+    /// A new transfer: whoever asked fetches it.
+    Started(Arc<Transfer>),
+    /// One that runs.
+    Joined(Arc<Transfer>),
+    /// It is over.
+    Ended(Arc<Ending>),
+    /// There are too many.
+    Busy,
+}
+
+impl Registry {
+    fn lists(&self) -> MutexGuard<'_, Lists> {
+        self.lists.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts one more lane on transfer `id`. A lane on a transfer [leaves](Self::leave) it later.
+    pub(super) fn open(self: &Arc<Self>, id: TransferId, pool: &Arc<RootPool>) -> Opened {
+        let mut lists = self.lists();
+        if let Some((transfer, lanes)) = lists.running.get_mut(&id) {
+            *lanes += 1;
+            return Opened::Joined(transfer.clone());
+        }
+        if let Some(ending) = lists.ended.get(&id) {
+            return Opened::Ended(ending.clone());
+        }
+        if lists.running.len() >= RUNNING_MAX {
+            return Opened::Busy;
+        }
+        let transfer = Arc::new(Transfer::new(id, self.clone(), pool.clone()));
+        lists.running.insert(id, (transfer.clone(), 1));
+        Opened::Started(transfer)
+    }
+
+    /// Moves a transfer to those that have ended.
+    pub(super) fn retire(&self, id: TransferId, ending: Arc<Ending>) {
+        let mut lists = self.lists();
+        lists.running.remove(&id);
+        if lists.ended_in_order.len() >= ENDED_MAX
+            && let Some(oldest) = lists.ended_in_order.pop_front()
+        {
+            lists.ended.remove(&oldest);
+        }
+        lists.ended.insert(id, ending);
+        lists.ended_in_order.push_back(id);
+    }
+
+    /// A lane was lost while it carried `transfer`. What it had pulled may not have arrived, and without any lane nobody
+    /// waits for the rest.
+    pub(super) fn leave(&self, transfer: &Transfer, has_pulled: bool) {
+        let is_last = {
+            let mut lists = self.lists();
+            match lists.running.get_mut(&transfer.id()) {
+                Some((_, lanes)) => {
+                    *lanes = lanes.saturating_sub(1);
+                    *lanes == 0
+                }
+                None => return,
+            }
+        };
+        if has_pulled {
+            transfer.end(Outcome::Aborted, "upstream: a lane was lost in the middle of the body");
+        } else if is_last {
+            transfer.end(Outcome::Aborted, "upstream: all lanes of the transfer were lost");
+        }
+    }
+}

@@ -1,0 +1,548 @@
+//! A scripted root, scripted lanes, and a real upstream on all cores in between, on both executors.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::OwnedFd,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+};
+
+use super::*;
+use crate::{
+    exec::{Backend, Config, available_cpus},
+    wire::{
+        frame::{Frame, HEADER_BYTES, Outcome},
+        frame_check::FrameCheck,
+        handshake::{CHALLENGE_BYTES, ClientHandshake, HandshakeError, Progress},
+        route::Route,
+        units::{FrameLen, Seq, TransferId},
+    },
+};
+
+const BACKENDS: [Backend; 1] = [Backend::TokioUring];
+
+/// Far beyond any wait of a test that passes.
+const TEST_DEADLINE: Duration = Duration::from_secs(20);
+
+fn key() -> Key {
+    Key::from_bytes([7; 32])
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len as u32).map(|n| (n ^ (n >> 8) ^ (n >> 16)) as u8).collect()
+}
+
+/// Reads one request head; none when the peer closes.
+fn read_request(stream: &mut TcpStream) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).ok()?;
+        head.push(byte[0]);
+    }
+    String::from_utf8(head).ok()
+}
+
+/// A root that runs `script` for every request with the number of its connection; it closes when that returns false.
+fn root(script: impl Fn(usize, &mut TcpStream, &str) -> bool + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let script = Arc::new(script);
+    thread::spawn(move || {
+        for (number, stream) in listener.incoming().enumerate() {
+            let (mut stream, script) = (stream.unwrap(), script.clone());
+            thread::spawn(move || {
+                while let Some(head) = read_request(&mut stream) {
+                    if !script(number, &mut stream, &head) {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Runs `drive` against an upstream of `root`, once on each executor.
+fn with_upstream(root: SocketAddr, drive: impl Fn(SocketAddr)) {
+    for backend in BACKENDS {
+        let cpus = available_cpus();
+        let (listeners, address) =
+            Listener::bind((std::net::Ipv4Addr::LOCALHOST, 0).into(), cpus.len()).unwrap();
+        let listeners: Arc<Vec<Mutex<Option<OwnedFd>>>> =
+            Arc::new(listeners.into_iter().map(|fd| Mutex::new(Some(fd))).collect());
+        let upstream = Upstream::new(&root.to_string(), Arc::new(key()), Legs::default()).unwrap();
+        let upstream = Arc::new(upstream);
+        let (stop, stopped) = watch::channel(false);
+        let cores = thread::spawn(move || {
+            exec::run(&Config { backend, cpus }, move |core| {
+                let listener = listeners[core.0].lock().unwrap().take().unwrap();
+                let (upstream, stopped) = (upstream.clone(), stopped.clone());
+                async move { serve(upstream, Listener::new(listener), stopped).await }
+            })
+        });
+        // A panic of a core says more than what it leads to at the lanes.
+        let driven = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drive(address)));
+        let _ = stop.send(true);
+        cores.join().unwrap_or_else(|_| panic!("{backend}: a core panicked")).unwrap();
+        driven.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    }
+}
+
+/// The downstream's end of a lane.
+struct TestLane {
+    stream: TcpStream,
+    instance: u64,
+}
+
+/// All that came for one OPEN.
+struct Answer {
+    head: Option<String>,
+    frames: Vec<(u64, u64, Vec<u8>)>,
+    outcome: Outcome,
+    totals: (u64, u64),
+    reason: String,
+}
+
+impl Answer {
+    fn body(&self) -> Vec<u8> {
+        body_of(self.frames.clone())
+    }
+}
+
+/// Puts frames in order and checks that they cut the body without gap or overlap.
+fn body_of(mut frames: Vec<(u64, u64, Vec<u8>)>) -> Vec<u8> {
+    frames.sort();
+    let mut body = Vec::new();
+    for (expected, (seq, offset, payload)) in frames.into_iter().enumerate() {
+        assert_eq!((seq, offset), (expected as u64, body.len() as u64));
+        body.extend_from_slice(&payload);
+    }
+    body
+}
+
+impl TestLane {
+    fn try_open(address: SocketAddr, key: &Key, route: &Route) -> Result<Self, HandshakeError> {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(TEST_DEADLINE)).unwrap();
+        let mut challenge = [0; CHALLENGE_BYTES];
+        stream.read_exact(&mut challenge).unwrap();
+        let (mut awaiting, hello) = ClientHandshake::new(key, route, [3; 16]).challenge(&challenge)?;
+        stream.write_all(&hello).unwrap();
+        let mut bytes = Vec::new();
+        loop {
+            match awaiting.reply(&bytes)? {
+                Progress::Done(accepted) => return Ok(Self { stream, instance: accepted.instance }),
+                Progress::NeedMore(more) => {
+                    bytes.resize(more, 0);
+                    stream.read_exact(&mut bytes).map_err(|_| awaiting.closed())?;
+                }
+            }
+        }
+    }
+
+    fn new(address: SocketAddr) -> Self {
+        Self::try_open(address, &key(), &Route::default()).unwrap()
+    }
+
+    fn send(&mut self, frame: Frame) {
+        self.stream.write_all(&frame.encode()).unwrap();
+    }
+
+    fn open(&mut self, transfer: u64, head: &str) {
+        let head_len = FrameLen(head.len() as u32);
+        let mut message = Frame::Open { transfer: TransferId(transfer), head_len }.encode().to_vec();
+        message.extend_from_slice(head.as_bytes());
+        self.stream.write_all(&message).unwrap();
+    }
+
+    fn next(&mut self) -> Option<(Frame, Vec<u8>)> {
+        let mut header = [0; HEADER_BYTES];
+        self.stream.read_exact(&mut header).ok()?;
+        let frame = Frame::decode(&header).unwrap();
+        let mut payload = vec![0; frame.payload_len().as_usize()];
+        self.stream.read_exact(&mut payload).unwrap();
+        Some((frame, payload))
+    }
+
+    /// Reads until END.
+    fn answer(&mut self, transfer: u64) -> Answer {
+        let mut check = FrameCheck::new(TransferId(transfer));
+        let (mut head, mut frames) = (None, Vec::new());
+        loop {
+            let (frame, payload) = self.next().expect("the upstream closed the lane before END");
+            check.accept(&frame, Seq(0)).unwrap();
+            match frame {
+                Frame::Head { .. } => head = Some(String::from_utf8(payload).unwrap()),
+                Frame::Data { seq, offset, .. } => frames.push((seq.0, offset.0, payload)),
+                Frame::End { outcome, frames: count, bytes, .. } => {
+                    let reason = String::from_utf8(payload).unwrap();
+                    return Answer { head, frames, outcome, totals: (count, bytes), reason };
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn ask(&mut self, transfer: u64, head: &str) -> Answer {
+        self.open(transfer, head);
+        self.answer(transfer)
+    }
+}
+
+const GET: &str = "GET /film.mp4 HTTP/1.1\r\nHost: video\r\n\r\n";
+
+#[test]
+fn a_body_of_known_length_comes_whole_and_the_connection_is_used_again() {
+    for len in [1, 16_384, 65_537, 5_000_000] {
+        let connections = Arc::new(AtomicUsize::new(0));
+        let seen = connections.clone();
+        let root = root(move |number, stream, head| {
+            assert_eq!(head, "GET /film.mp4 HTTP/1.1\r\nHost: video\r\nConnection: keep-alive\r\n\r\n");
+            seen.fetch_max(number + 1, Ordering::Relaxed);
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {len}\r\nConnection: keep-alive\r\n\r\n");
+            stream.write_all(head.as_bytes()).unwrap();
+            stream.write_all(&pattern(len)).unwrap();
+            true
+        });
+        let connections_before = AtomicUsize::new(0);
+        with_upstream(root, |address| {
+            let mut lane = TestLane::new(address);
+            for transfer in [1, 2, 3] {
+                let answer = lane.ask(transfer, GET);
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {len}\r\n\r\n");
+                assert_eq!(answer.head.as_deref(), Some(&*head));
+                assert!(answer.body() == pattern(len), "{len} bytes differ");
+                assert_eq!(answer.outcome, Outcome::Complete);
+                assert_eq!(answer.totals, (answer.frames.len() as u64, len as u64));
+            }
+            // Each upstream needs one connection for its three transfers.
+            assert_eq!(
+                connections.load(Ordering::Relaxed),
+                connections_before.fetch_add(1, Ordering::Relaxed) + 1
+            );
+        });
+    }
+}
+
+#[test]
+fn a_body_in_chunks_comes_whole_however_they_are_cut() {
+    let body = pattern(300_000);
+    let root = root(|number, stream, _| {
+        let mut bytes = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+        let body = pattern(300_000);
+        for chunk in body.chunks(70_001) {
+            bytes.extend_from_slice(format!("{:x};note=\"x\"\r\n", chunk.len()).as_bytes());
+            bytes.extend_from_slice(chunk);
+            bytes.extend_from_slice(b"\r\n");
+        }
+        bytes.extend_from_slice(b"0\r\nChecksum: none\r\n\r\n");
+        // Small segments cut every line somewhere.
+        stream.set_nodelay(true).unwrap();
+        let small = if number == 0 { 7 } else { 1_000 };
+        let (start, rest) = bytes.split_at(1_000);
+        for piece in start.chunks(small).chain(rest.chunks(8_191)) {
+            stream.write_all(piece).unwrap();
+        }
+        true
+    });
+    with_upstream(root, |address| {
+        let mut lane = TestLane::new(address);
+        for transfer in [10, 11] {
+            let answer = lane.ask(transfer, GET);
+            assert_eq!(answer.head.as_deref(), Some("HTTP/1.1 200 OK\r\n\r\n"));
+            assert!(answer.body() == body);
+            assert_eq!((answer.outcome, answer.totals.1), (Outcome::Complete, 300_000));
+        }
+    });
+}
+
+#[test]
+fn a_body_that_ends_with_the_connection_comes_whole() {
+    let root = root(|_, stream, _| {
+        stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n").unwrap();
+        stream.write_all(&pattern(200_000)).unwrap();
+        false
+    });
+    with_upstream(root, |address| {
+        let mut lane = TestLane::new(address);
+        for transfer in [1, 2] {
+            let answer = lane.ask(transfer, GET);
+            assert!(answer.body() == pattern(200_000));
+            assert_eq!(answer.outcome, Outcome::Complete);
+        }
+    });
+}
+
+#[test]
+fn responses_without_a_body_end_at_once() {
+    let root = root(|number, stream, head| {
+        assert!(number < BACKENDS.len(), "each upstream needs one connection");
+        let response = match head.split_whitespace().nth(1).unwrap() {
+            "/not-modified" => "HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n",
+            "/empty" => "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+            "/nothing" => "HTTP/1.1 204 No Content\r\n\r\n",
+            _ => "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n",
+        };
+        stream.write_all(response.as_bytes()).unwrap();
+        true
+    });
+    with_upstream(root, |address| {
+        let mut lane = TestLane::new(address);
+        for (transfer, request, head) in [
+            (1, "HEAD /film HTTP/1.1\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"),
+            (
+                2,
+                "GET /not-modified HTTP/1.1\r\n\r\n",
+                "HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n",
+            ),
+            (3, "GET /nothing HTTP/1.1\r\n\r\n", "HTTP/1.1 204 No Content\r\n\r\n"),
+            (4, "GET /empty HTTP/1.1\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+        ] {
+            let answer = lane.ask(transfer, request);
+            assert_eq!(answer.head.as_deref(), Some(head));
+            assert_eq!((answer.outcome, answer.totals), (Outcome::Complete, (0, 0)));
+        }
+    });
+}
+
+#[test]
+fn a_root_that_fails_in_the_body_aborts_the_transfer_by_name() {
+    let root = root(|_, stream, head| {
+        let response: &[u8] = match head.split_whitespace().nth(1).unwrap() {
+            "/short" => b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc",
+            "/no-last-chunk" => b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+            _ => b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcdef",
+        };
+        stream.write_all(response).unwrap();
+        false
+    });
+    with_upstream(root, |address| {
+        let mut lane = TestLane::new(address);
+        for (transfer, path, reason) in [
+            (1, "/short", "closed the connection 6 bytes before the end of the body"),
+            (2, "/no-last-chunk", "closed the connection before the last chunk"),
+            (3, "/broken", "sent a broken body: a chunk is longer than its size says"),
+        ] {
+            let answer = lane.ask(transfer, &format!("GET {path} HTTP/1.1\r\n\r\n"));
+            assert_eq!(answer.body(), b"abc", "{path}");
+            assert_eq!(answer.outcome, Outcome::Aborted);
+            assert_eq!(answer.reason, format!("root {root} {reason}"));
+        }
+    });
+}
+
+#[test]
+fn without_an_answer_of_the_root_the_client_is_told_who_failed() {
+    let closed = {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        listener.local_addr().unwrap()
+    };
+    with_upstream(closed, |address| {
+        let mut lane = TestLane::new(address);
+        let answer = lane.ask(1, GET);
+        assert!(answer.head.as_deref().unwrap().starts_with("HTTP/1.1 502 Bad Gateway\r\n"));
+        let text = String::from_utf8(answer.body()).unwrap();
+        assert!(text.starts_with(&format!("root: cannot connect to {closed}")), "{text}");
+        assert_eq!(answer.outcome, Outcome::Complete);
+        // The same in answer to HEAD, and of a request that is none of the root's business.
+        let answer = lane.ask(2, "HEAD / HTTP/1.1\r\n\r\n");
+        assert!(answer.head.unwrap().contains(&format!("Content-Length: {}\r\n", text.len())));
+        assert_eq!((answer.outcome, answer.totals), (Outcome::Complete, (0, 0)));
+        let answer = lane.ask(3, "GET / HTTP/1.1\r\n\r\nmore");
+        assert!(answer.head.unwrap().starts_with("HTTP/1.1 400 Bad Request\r\n"));
+        assert_eq!(
+            answer.frames[0].2,
+            b"downstream: the request is no HTTP/1.1 request: bytes follow its head\n"
+        );
+    });
+}
+
+#[test]
+fn a_kept_connection_that_died_is_replaced_once() {
+    // Every connection answers once and closes at the second request without a word.
+    let answered = Mutex::new(std::collections::HashSet::new());
+    let root = root(move |number, stream, _| {
+        if !answered.lock().unwrap().insert(number) {
+            return false;
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
+        true
+    });
+    with_upstream(root, |address| {
+        let mut lane = TestLane::new(address);
+        for transfer in 1..6 {
+            let answer = lane.ask(transfer, GET);
+            assert_eq!((answer.body(), answer.outcome), (b"ok".to_vec(), Outcome::Complete));
+        }
+    });
+}
+
+#[test]
+fn the_frames_of_several_lanes_are_the_body_once() {
+    const BYTES: usize = 20_000_000;
+    let fetched = Arc::new(AtomicUsize::new(0));
+    let count = fetched.clone();
+    let root = root(move |_, stream, _| {
+        count.fetch_add(1, Ordering::Relaxed);
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {BYTES}\r\n\r\n").unwrap();
+        stream.write_all(&pattern(BYTES)).is_ok()
+    });
+    with_upstream(root, |address| {
+        let before = fetched.load(Ordering::Relaxed);
+        let mut lanes: Vec<_> = (0..4).map(|_| TestLane::new(address)).collect();
+        assert!(lanes.iter().all(|lane| lane.instance == lanes[0].instance));
+        lanes.iter_mut().for_each(|lane| lane.open(5, GET));
+        let readers: Vec<_> =
+            lanes.into_iter().map(|mut lane| thread::spawn(move || (lane.answer(5), lane))).collect();
+        let mut frames = Vec::new();
+        let mut lanes = Vec::new();
+        for reader in readers {
+            let (answer, lane) = reader.join().unwrap();
+            assert!(answer.head.is_some());
+            assert_eq!((answer.outcome, answer.totals.1), (Outcome::Complete, BYTES as u64));
+            assert!(!answer.frames.is_empty(), "a lane carried nothing");
+            frames.extend(answer.frames);
+            lanes.push((lane, answer.totals));
+        }
+        assert_eq!(frames.len() as u64, lanes[0].1.0);
+        assert!(body_of(frames) == pattern(BYTES));
+        assert_eq!(fetched.load(Ordering::Relaxed), before + 1);
+        // An OPEN that comes too late learns how it ended.
+        let (mut lane, totals) = lanes.remove(0);
+        let late = lane.ask(5, GET);
+        assert!(late.head.is_none() && late.frames.is_empty());
+        assert_eq!((late.outcome, late.totals), (Outcome::Complete, totals));
+    });
+}
+
+/// A root whose body never ends until the upstream closes; it says when that was.
+fn endless_root() -> (SocketAddr, mpsc::Receiver<()>) {
+    let (closed, told) = mpsc::channel();
+    let address = root(move |_, stream, head| {
+        if head.contains("/small") {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
+            return true;
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n").unwrap();
+        while stream.write_all(&[0; 65_536]).is_ok() {}
+        closed.send(()).unwrap();
+        false
+    });
+    (address, told)
+}
+
+#[test]
+fn cancel_ends_the_transfer_and_frees_its_lanes() {
+    let (root, closed) = endless_root();
+    with_upstream(root, |address| {
+        let (mut first, mut second) = (TestLane::new(address), TestLane::new(address));
+        first.open(1, GET);
+        second.open(1, GET);
+        while !matches!(first.next().unwrap().0, Frame::Data { .. }) {}
+        first.send(Frame::Cancel { transfer: TransferId(1) });
+        for lane in [&mut first, &mut second] {
+            let outcome = loop {
+                if let (Frame::End { outcome, .. }, _) = lane.next().unwrap() {
+                    break outcome;
+                }
+            };
+            assert_eq!(outcome, Outcome::Cancelled);
+        }
+        closed.recv_timeout(TEST_DEADLINE).unwrap();
+        // One that crossed the END is ignored.
+        first.send(Frame::Cancel { transfer: TransferId(1) });
+        first.send(Frame::Ping { token: 9 });
+        assert_eq!(first.next().unwrap().0, Frame::Pong { token: 9 });
+        for lane in [&mut first, &mut second] {
+            let transfer = 2 + u64::from(lane.stream.local_addr().unwrap().port());
+            assert_eq!(lane.ask(transfer, "GET /small HTTP/1.1\r\n\r\n").body(), b"ok");
+        }
+    });
+}
+
+#[test]
+fn a_lane_lost_with_frames_aborts_the_others_and_one_without_does_not() {
+    let (root, closed) = endless_root();
+    with_upstream(root, |address| {
+        let (mut first, mut second) = (TestLane::new(address), TestLane::new(address));
+        first.open(1, GET);
+        while !matches!(first.next().unwrap().0, Frame::Data { .. }) {}
+        second.open(1, GET);
+        while !matches!(second.next().unwrap().0, Frame::Data { .. }) {}
+        drop(first);
+        let (outcome, reason) = loop {
+            if let (Frame::End { outcome, .. }, reason) = second.next().unwrap() {
+                break (outcome, String::from_utf8(reason).unwrap());
+            }
+        };
+        assert_eq!(outcome, Outcome::Aborted);
+        assert!(reason.starts_with("upstream: a lane was lost"), "{reason}");
+        closed.recv_timeout(TEST_DEADLINE).unwrap();
+        // The last lane: nobody waits, so the root is left alone.
+        second.open(2, GET);
+        second.next().unwrap();
+        drop(second);
+        closed.recv_timeout(TEST_DEADLINE).unwrap();
+    });
+    // A root that is slow to answer: a lane that leaves before has carried nothing.
+    let (release, released) = mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    let slow = self::root(move |_, stream, _| {
+        released.lock().unwrap().recv().unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").is_ok()
+    });
+    with_upstream(slow, |address| {
+        let (mut first, mut second) = (TestLane::new(address), TestLane::new(address));
+        first.open(1, GET);
+        second.open(1, GET);
+        drop(first);
+        release.send(()).unwrap();
+        let answer = second.answer(1);
+        assert_eq!((answer.body(), answer.outcome), (b"ok".to_vec(), Outcome::Complete));
+    });
+}
+
+#[test]
+fn only_key_holders_whose_route_ends_here_get_a_lane() {
+    let root = root(|_, _, _| panic!("nothing is fetched"));
+    with_upstream(root, |address| {
+        let other_key = Key::from_bytes([8; 32]);
+        let refused = TestLane::try_open(address, &other_key, &Route::default()).err().unwrap();
+        assert_eq!(refused, HandshakeError::KeyMismatchReported);
+        let route = Route::new(vec!["10.0.0.1:7000".parse().unwrap()]).unwrap();
+        let refused = TestLane::try_open(address, &key(), &route).err().unwrap().to_string();
+        assert!(
+            refused.contains("this is the upstream, but the route goes on to 10.0.0.1:7000"),
+            "{refused}"
+        );
+        // Nonsense on a lane closes it.
+        let mut lane = TestLane::new(address);
+        lane.send(Frame::Pong { token: 1 });
+        assert!(lane.next().is_none());
+        let mut lane = TestLane::new(address);
+        lane.stream.write_all(&[b'x'; HEADER_BYTES]).unwrap();
+        assert!(lane.next().is_none());
+    });
+}
+
+#[test]
+fn root_urls_are_read() {
+    for (text, wanted) in [
+        ("http://10.0.0.1:8080", "10.0.0.1:8080"),
+        ("http://root.example/", "root.example:80"),
+        ("http://[::1]:81", "[::1]:81"),
+    ] {
+        assert_eq!(parse_root_url(text).as_deref(), Ok(wanted), "{text}");
+    }
+    for text in
+        ["https://root", "root:80", "http://root/films", "http://a@root", "http://root/?x", "/srv/films"]
+    {
+        assert!(parse_root_url(text).is_err(), "{text}");
+    }
+}
