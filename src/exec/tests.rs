@@ -1,9 +1,10 @@
 //! Every promise of the waist, held against both backends.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     io::{Read, Write},
     os::{fd::AsRawFd, unix::net::UnixStream},
+    panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
     sync::{Arc, Mutex, mpsc},
     time::Instant,
@@ -13,7 +14,7 @@ use futures_util::{FutureExt, pin_mut, select_biased};
 
 use super::*;
 
-const BACKENDS: [Backend; 1] = [Backend::TokioUring];
+const BACKENDS: [Backend; 2] = [Backend::TokioUring, Backend::Glommio];
 
 /// Runs `entry` on one core of every backend.
 fn on_each<Fut: Future<Output = ()> + 'static>(entry: fn() -> Fut) {
@@ -196,6 +197,174 @@ fn blocking_work_runs_elsewhere() {
         let here = std::thread::current().id();
         let there = blocking(move || std::thread::current().id()).await;
         assert_ne!(here, there);
+    });
+}
+
+#[test]
+fn panics_of_blocking_work_reach_the_caller() {
+    on_each(|| async {
+        let caught = AssertUnwindSafe(blocking(|| panic!("on purpose"))).catch_unwind().await;
+        assert_eq!(caught.unwrap_err().downcast_ref(), Some(&"on purpose"));
+        assert_eq!(blocking(|| 7).await, 7);
+    });
+}
+
+#[test]
+fn a_panicking_task_leaves_the_core_running() {
+    on_each(|| async {
+        spawn(async { panic!("on purpose") });
+        yield_now().await;
+        sleep(Duration::from_millis(1)).await;
+    });
+}
+
+#[test]
+fn a_panic_of_entry_is_passed_on() {
+    for backend in BACKENDS {
+        let cpus = vec![available_cpus()[0]];
+        let run = || run(&Config { backend, cpus }, |_| async { panic!("on purpose") });
+        let caught = catch_unwind(AssertUnwindSafe(run)).unwrap_err();
+        assert_eq!(caught.downcast_ref(), Some(&"on purpose"), "{backend}");
+    }
+}
+
+#[test]
+fn a_task_may_need_what_its_spawner_holds() {
+    on_each(|| async {
+        let shared = Rc::new(RefCell::new(0));
+        let held = shared.borrow_mut();
+        let task = shared.clone();
+        spawn(async move { *task.borrow_mut() += 1 });
+        drop(held);
+        while *shared.borrow() == 0 {
+            yield_now().await;
+        }
+    });
+}
+
+#[test]
+fn wakes_from_any_thread_reach_a_sleeping_core() {
+    on_each(|| async {
+        let (ask, asked) = mpsc::channel::<tokio::sync::oneshot::Sender<usize>>();
+        let thread = std::thread::spawn(move || {
+            for (count, answer) in asked.iter().enumerate() {
+                answer.send(count).unwrap();
+            }
+        });
+        for count in 0..1000 {
+            let (answer, answered) = tokio::sync::oneshot::channel();
+            ask.send(answer).unwrap();
+            assert_eq!(timeout(Duration::from_secs(5), answered).await, Ok(Ok(count)));
+        }
+        drop(ask);
+        thread.join().unwrap();
+    });
+}
+
+#[test]
+fn the_end_of_entry_drops_every_task() {
+    let witness = Arc::new(());
+    for backend in BACKENDS {
+        let (cpus, held) = (available_cpus(), witness.clone());
+        run(&Config { backend, cpus }, move |_| {
+            let held = held.clone();
+            async move {
+                for _ in 0..10 {
+                    let held = held.clone();
+                    spawn(async move {
+                        let (a, b) = UnixStream::pair().unwrap();
+                        let watch = Watch::new(a.as_raw_fd());
+                        let wait = timeout(Duration::from_secs(600), watch.ready(Interest::Read)).await;
+                        drop((held, b, wait));
+                    });
+                }
+                sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .unwrap();
+        assert_eq!(Arc::strong_count(&witness), 1, "{backend} keeps tasks");
+    }
+}
+
+#[test]
+fn two_watches_share_a_descriptor() {
+    on_each(|| async {
+        let (a, mut b) = UnixStream::pair().unwrap();
+        let first = Watch::new(a.as_raw_fd());
+        first.ready(Interest::Write).await.unwrap();
+        for _ in 0..3 {
+            let second = Watch::new(a.as_raw_fd());
+            second.ready(Interest::Write).await.unwrap();
+            b.write_all(b"x").unwrap();
+            let (one, two) = futures_util::join!(first.ready(Interest::Read), second.ready(Interest::Read));
+            one.and(two).unwrap();
+            let mut byte = [0];
+            (&a).read_exact(&mut byte).unwrap();
+        }
+        first.ready(Interest::Write).await.unwrap();
+    });
+}
+
+#[test]
+fn unread_data_keeps_a_descriptor_ready() {
+    on_each(|| async {
+        let (a, mut b) = UnixStream::pair().unwrap();
+        let watch = Watch::new(a.as_raw_fd());
+        b.write_all(b"xyz").unwrap();
+        for _ in 0..3 {
+            watch.ready(Interest::Read).await.unwrap();
+            watch.ready(Interest::Read).await.unwrap();
+            (&a).read_exact(&mut [0]).unwrap();
+        }
+        a.set_nonblocking(true).unwrap();
+        assert!((&a).read(&mut [0]).is_err());
+    });
+}
+
+#[test]
+fn an_interest_left_waiting_outlives_the_others() {
+    on_each(|| async {
+        let (a, mut b) = UnixStream::pair().unwrap();
+        let watch = Rc::new(Watch::new(a.as_raw_fd()));
+        let (gone, other) = (Rc::new(Cell::new(false)), watch.clone());
+        let flag = gone.clone();
+        spawn(async move {
+            other.ready(Interest::HangUp).await.unwrap();
+            flag.set(true);
+        });
+        for _ in 0..10 {
+            b.write_all(b"x").unwrap();
+            watch.ready(Interest::Read).await.unwrap();
+            (&a).read_exact(&mut [0]).unwrap();
+        }
+        yield_now().await;
+        assert!(!gone.get());
+        drop(b);
+        let hung_up = async {
+            while !gone.get() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(Duration::from_secs(5), hung_up).await.unwrap();
+    });
+}
+
+#[test]
+fn an_idle_core_sleeps() {
+    on_each(|| async {
+        let switches = || {
+            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+            line.trim().parse::<u32>().unwrap()
+        };
+        let (a, _b) = UnixStream::pair().unwrap();
+        let watch = Watch::new(a.as_raw_fd());
+        let before = switches();
+        // 300 wake-ups, were there one every millisecond.
+        assert!(timeout(Duration::from_millis(300), watch.ready(Interest::Read)).await.is_err());
+        let slept = switches() - before;
+        assert!(slept <= 10, "woke up {slept} times");
+        a.shutdown(std::net::Shutdown::Both).unwrap();
     });
 }
 
