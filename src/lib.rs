@@ -4,11 +4,13 @@
 //! them: `root` → `upstream` → `relay` → `lanes` → `mp` → `downstream`; `wire` and `http` are free of I/O, `net` and
 //! `exec` do all of it.
 
+pub mod cli;
 pub mod exec;
 pub mod http;
 pub mod lanes;
 pub mod mp;
 pub mod net;
 pub mod relay;
+pub mod root;
 pub mod upstream;
 pub mod wire;

@@ -95,7 +95,9 @@ pub struct Pool {
     idle: RefCell<Vec<Lane>>,
     /// Lanes that stand or are being dialled.
     open: Cell<usize>,
-    waiting: RefCell<VecDeque<oneshot::Sender<Lane>>>,
+    waiting: RefCell<VecDeque<oneshot::Sender<Result<Lease, DialError>>>>,
+    /// Itself, for the dials it starts.
+    this: Weak<Self>,
     /// Wakes the keeper before its time: a lane was lost.
     disturbed: Notify,
     closing: Cell<bool>,
@@ -141,12 +143,13 @@ impl Drop for Lease {
 impl Pool {
     /// A pool without lanes; [`Pool::keep`] fills it.
     pub fn new(path: Arc<PathStatus>, config: PoolConfig) -> Rc<Self> {
-        Rc::new(Self {
+        Rc::new_cyclic(|this| Self {
             path,
             config,
             idle: RefCell::default(),
             open: Cell::new(0),
             waiting: RefCell::default(),
+            this: this.clone(),
             disturbed: Notify::new(),
             closing: Cell::new(false),
         })
@@ -157,14 +160,14 @@ impl Pool {
         &self.path
     }
 
-    fn lease(self: &Rc<Self>, lane: Lane) -> Lease {
+    fn lease(&self, lane: Lane) -> Lease {
         lane.path().lease_began();
-        Lease { lane: Some(lane), pool: Rc::downgrade(self) }
+        Lease { lane: Some(lane), pool: self.this.clone() }
     }
 
     /// An idle lane, the most recently used one (its congestion window is the freshest), if one stands that leads to
     /// `instance` (to any, if none is named).
-    pub fn lease_idle(self: &Rc<Self>, instance: Option<u64>) -> Option<Lease> {
+    pub fn lease_idle(&self, instance: Option<u64>) -> Option<Lease> {
         loop {
             let lane = {
                 let mut idle = self.idle.borrow_mut();
@@ -181,49 +184,69 @@ impl Pool {
         }
     }
 
-    /// A lane, dialled if there is room for one more, else the next that is given back.
+    /// The next lane that is given back or dialled; a dial is started if there is room for one more lane. Who gives up
+    /// waiting leaves the dial running: its lane is shelved for the next.
     ///
     /// # Errors
     /// [`DialError`]: the path is down, or too many wait already. The caller bounds the wait.
-    pub async fn lease_or_dial(self: &Rc<Self>) -> Result<Lease, DialError> {
-        if let Some(lease) = self.lease_idle(None) {
-            return Ok(lease);
-        }
-        if self.open.get() < self.config.lanes_max {
-            return self.dial().await.map(|lane| self.lease(lane));
-        }
+    pub async fn lease_next(&self) -> Result<Lease, DialError> {
         let busy = || DialError::Busy { path: self.path.name().to_owned(), max: self.config.lanes_max };
         let (send, receive) = oneshot::channel();
         {
             let mut waiting = self.waiting.borrow_mut();
             waiting.retain(|waiter| !waiter.is_closed());
-            if waiting.len() >= WAITING_MAX {
+            if waiting.len() >= WAITING_MAX || self.closing.get() {
                 return Err(busy());
             }
             waiting.push_back(send);
         }
-        receive.await.map(|lane| self.lease(lane)).map_err(|_| busy())
+        self.dial_for_waiter();
+        receive.await.unwrap_or_else(|_| Err(busy()))
+    }
+
+    /// Starts a dial for a waiter, if one more lane may stand.
+    fn dial_for_waiter(&self) {
+        let Some(pool) = self.this.upgrade().filter(|pool| pool.open.get() < pool.config.lanes_max) else {
+            return;
+        };
+        let dial = async move {
+            match pool.dial().await {
+                Ok(lane) => pool.shelve(lane),
+                Err(error) => {
+                    if let Some(waiter) = pool.next_waiter() {
+                        // Whoever gave up does not need to know.
+                        let _ = waiter.send(Err(error));
+                    }
+                }
+            }
+        };
+        exec::spawn(dial);
+    }
+
+    fn next_waiter(&self) -> Option<oneshot::Sender<Result<Lease, DialError>>> {
+        let mut waiting = self.waiting.borrow_mut();
+        std::iter::from_fn(|| waiting.pop_front()).find(|waiter| !waiter.is_closed())
     }
 
     /// Takes back a lane that is in step: to who waits longest, else to the shelf.
-    fn shelve(&self, mut lane: Lane) {
+    fn shelve(&self, lane: Lane) {
         if self.closing.get() {
             drop(lane);
             return self.lane_gone();
         }
-        while let Some(waiter) = self.waiting.borrow_mut().pop_front() {
-            match waiter.send(lane) {
-                Ok(()) => return,
-                // It gave up.
-                Err(back) => lane = back,
-            }
+        match self.next_waiter() {
+            // A waiter that gives up in this instant drops the lease, which closes the lane.
+            Some(waiter) => drop(waiter.send(Ok(self.lease(lane)))),
+            None => self.idle.borrow_mut().push(lane),
         }
-        self.idle.borrow_mut().push(lane);
     }
 
     fn lane_gone(&self) {
         self.open.set(self.open.get() - 1);
         self.disturbed.notify_one();
+        if !self.waiting.borrow().is_empty() {
+            self.dial_for_waiter();
+        }
     }
 
     async fn dial(&self) -> Result<Lane, DialError> {

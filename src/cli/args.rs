@@ -1,0 +1,220 @@
+//! The grammar of the command line.
+
+use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+
+use clap::{Args, Parser, Subcommand, value_parser};
+
+use crate::{exec::Backend, mp::manager::Placement, relay::AllowRule, wire::route::PathSpec};
+
+/// Carries video and big files over many parallel paths.
+///
+/// `plait up` shows the whole chain on this machine; the other commands run one role each.
+#[derive(Debug, Parser)]
+#[command(name = "plait", version, arg_required_else_help = true)]
+pub struct Arguments {
+    /// What to run.
+    #[command(subcommand)]
+    pub command: Command,
+    /// What every role understands.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Settings of every role.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// CPUs to run on, one pinned thread each: numbers and ranges such as 0-3,8 [default: all]
+    #[arg(long, global = true, value_name = "LIST", env = "PLAIT_CORES")]
+    pub cores: Option<CpuList>,
+    /// Executor of every core
+    #[arg(long, global = true, value_enum, default_value_t, env = "PLAIT_EXECUTOR")]
+    pub executor: Backend,
+    /// Where the lanes of one transfer live: all on the client's core, spread over cores, or by load
+    #[arg(long, global = true, value_enum, default_value = "auto", env = "PLAIT_PLACEMENT")]
+    pub placement: Placement,
+    /// Congestion control of lanes: a kernel name, or auto (bbr; on loopback, where pacing only costs CPU, cubic)
+    #[arg(long, global = true, default_value = "auto", value_name = "NAME", env = "PLAIT_LANE_CC")]
+    pub lane_cc: String,
+    /// Congestion control towards clients: a kernel name, or auto (bbr; cubic on loopback and in private networks)
+    #[arg(long, global = true, default_value = "auto", value_name = "NAME", env = "PLAIT_CLIENT_CC")]
+    pub client_cc: String,
+    /// What is logged to standard error: error, warn, info, debug, trace, or a list of module=level
+    #[arg(long, global = true, default_value = "info", value_name = "FILTER", env = "PLAIT_LOG", value_parser = log_filter)]
+    pub log: String,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The whole chain on this machine: root, upstream, relays and downstream, with a sample video
+    Up(Up),
+    /// Serves a directory over HTTP: the root server of the chain, if you have no other
+    Root(Root),
+    /// Fetches from the root, cuts the answer into frames and stripes them over the lanes
+    Upstream(Upstream),
+    /// Forwards lanes to their next hop
+    Relay(Relay),
+    /// Serves clients over HTTP; what they ask for comes over all paths at once
+    Downstream(Downstream),
+    /// Downloads one file over all paths, without a downstream
+    Get(Get),
+    /// Makes a new pre-shared key
+    Keygen(Keygen),
+}
+
+/// `plait up`.
+#[derive(Debug, Args)]
+pub struct Up {
+    /// Directory to serve [default: a sample library that is made once]
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// Where the downstream listens for clients
+    #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDR")]
+    pub listen: SocketAddr,
+    /// Number of relays, each a path of its own
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = value_parser!(u16).range(1..=16))]
+    pub paths: u16,
+}
+
+/// `plait root`.
+#[derive(Debug, Args)]
+pub struct Root {
+    /// Where to listen; port 0 lets the kernel choose
+    #[arg(long, value_name = "ADDR")]
+    pub listen: SocketAddr,
+    /// Directory to serve; nothing outside it can be reached
+    #[arg(long)]
+    pub dir: PathBuf,
+}
+
+/// `plait upstream`.
+#[derive(Debug, Args)]
+pub struct Upstream {
+    /// Where to listen for lanes; port 0 lets the kernel choose
+    #[arg(long, value_name = "ADDR")]
+    pub listen: SocketAddr,
+    /// The root server, http://HOST:PORT, or a directory whose files the upstream reads itself
+    #[arg(long, value_name = "URL|DIR")]
+    pub root: String,
+    /// File with the pre-shared key (make one with `plait keygen FILE`)
+    #[arg(long, value_name = "FILE", env = "PLAIT_KEY")]
+    pub key: PathBuf,
+}
+
+/// `plait relay`.
+#[derive(Debug, Args)]
+pub struct Relay {
+    /// Where to listen for lanes; port 0 lets the kernel choose
+    #[arg(long, value_name = "ADDR")]
+    pub listen: SocketAddr,
+    /// File with the pre-shared key (make one with `plait keygen FILE`)
+    #[arg(long, value_name = "FILE", env = "PLAIT_KEY")]
+    pub key: PathBuf,
+    /// Next hop that lanes may name; HOST or PORT may be *. May be repeated [default: any but this host's own
+    /// loopback and link-local addresses, which a relay that listens on loopback may reach too]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub allow: Vec<AllowRule>,
+}
+
+/// Where lanes lead, for `downstream` and `get`.
+#[derive(Clone, Debug, Args)]
+pub struct Paths {
+    /// A path: [tcp:]HOST:PORT[,HOST:PORT]..., hops in order from here, the upstream last. Repeat it for every path
+    #[arg(long = "path", required = true, value_name = "PATH")]
+    pub path: Vec<PathSpec>,
+    /// File with the pre-shared key (make one with `plait keygen FILE`)
+    #[arg(long, value_name = "FILE", env = "PLAIT_KEY")]
+    pub key: PathBuf,
+    /// Lanes per path and transfer [default: one, which BBR fills]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=64))]
+    pub lanes: Option<u16>,
+    /// Lanes of a path that may stand on a core at once; requests beyond that wait in order
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = value_parser!(u16).range(1..=8192))]
+    pub lanes_max: u16,
+}
+
+/// `plait downstream`.
+#[derive(Debug, Args)]
+pub struct Downstream {
+    /// Where to listen for HTTP clients; port 0 lets the kernel choose
+    #[arg(long, value_name = "ADDR")]
+    pub listen: SocketAddr,
+    /// Where lanes lead.
+    #[command(flatten)]
+    pub paths: Paths,
+}
+
+/// `plait get`.
+#[derive(Debug, Args)]
+pub struct Get {
+    /// What to download: a path such as /films/a.mp4, or a URL of which the path is used
+    pub target: String,
+    /// Where to write it; a partial file is continued
+    #[arg(short = 'o', long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Where lanes lead.
+    #[command(flatten)]
+    pub paths: Paths,
+}
+
+/// `plait keygen`.
+#[derive(Debug, Args)]
+pub struct Keygen {
+    /// File to make; an existing one is never overwritten
+    pub file: PathBuf,
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    match tracing_subscriber::EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("{error}; write a level such as info, or module=level,...")),
+    }
+}
+
+/// CPU numbers, as `--cores` names them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuList(pub Vec<usize>);
+
+/// More CPUs than a machine has: a mistyped range must not make a list of millions.
+const CPU_NUMBER_MAX: usize = 8191;
+
+impl FromStr for CpuList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.parse::<usize>().ok().filter(|&number| number <= CPU_NUMBER_MAX);
+        let mut cpus = Vec::new();
+        for part in text.split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            match (number(first), number(last)) {
+                (Some(first), Some(last)) if first <= last => cpus.extend(first..=last),
+                _ => return Err(format!("'{part}' is no CPU or range: write for example 0-3,8")),
+            }
+        }
+        cpus.sort_unstable();
+        cpus.dedup();
+        Ok(Self(cpus))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn cpu_lists() {
+        let list = |text: &str| text.parse::<CpuList>().map(|list| list.0);
+        assert_eq!(list("0"), Ok(vec![0]));
+        assert_eq!(list("0-2,8,1"), Ok(vec![0, 1, 2, 8]));
+        for wrong in ["", "a", "2-1", "0-", "1,,2", "0-99999999"] {
+            assert!(list(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! The MPManager: sets up one transfer, with its ring, its producers and its consumer.
+//!
+//! In: a request's head. Out: the root's response head and a [`Consumer`] for the body. One manager per core, over the
+//! core's pools. Invariants: all lanes of a transfer lead to the same upstream process; a path that is down is left
+//! out; every wait here has a deadline.
+
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    pin::pin,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::future::{Either, select};
+
+use super::{
+    consumer::Consumer,
+    producer::{Delivery, Producer},
+    queue::{self, MpQueue},
+    tap::Tap,
+    transfer::{Parcel, Transfer, WINDOW_FRAMES},
+};
+use crate::{
+    exec::{self, Core},
+    lanes::{Lease, Pool},
+    wire::{frame::Outcome, units::TransferId},
+};
+
+/// How long a request waits for its first lane: longer than a dial over a relay that lost two SYNs.
+const LANE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a response head may take: more than the 30 s that the upstream gives the root, so that its answer, which
+/// names the root, comes first.
+const HEAD_DEADLINE: Duration = Duration::from_secs(45);
+/// A transfer whose lanes all died before the head is opened once more, on fresh lanes: idle lanes that a restarted
+/// relay has forgotten look alive until they are used.
+const TRIES: usize = 2;
+
+/// Which cores the lanes of a transfer live on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Placement {
+    /// Spread while other cores are idle, local when they are busy.
+    #[default]
+    Auto,
+    /// All lanes on the core that serves the client.
+    Local,
+    /// Each lane on another core, as far as there are cores.
+    Spread,
+}
+
+/// Why there is no response.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// No path could be used.
+    #[error("no path leads to the upstream now: {reason}")]
+    NoLane {
+        /// What the last one said.
+        reason: String,
+    },
+    /// Every lane is busy and none became free.
+    #[error("all lanes are busy: none became free within {} s", LANE_DEADLINE.as_secs())]
+    Busy,
+    /// The lanes were lost before the answer.
+    #[error("the lanes were lost before the answer: {reason}")]
+    LanesLost {
+        /// What the last one said.
+        reason: String,
+    },
+    /// The upstream gave up before the answer.
+    #[error("{reason}")]
+    Aborted {
+        /// What it said.
+        reason: String,
+    },
+    /// The answer did not come.
+    #[error("no answer within {} s", HEAD_DEADLINE.as_secs())]
+    Deadline,
+    /// The kernel has no randomness.
+    #[error("no randomness for a transfer number: {0}")]
+    Random(#[from] getrandom::Error),
+    /// The ring cannot be made.
+    #[error(transparent)]
+    Queue(#[from] queue::CapacityError),
+}
+
+/// A response that has begun.
+pub struct Incoming {
+    /// The root's response head as the upstream passed it on.
+    pub head: Bytes,
+    /// Its body. Dropping it cancels the transfer.
+    pub consumer: Consumer,
+    _busy: Busy,
+}
+
+/// Transfers running on each core, for [`Placement::Auto`].
+#[derive(Clone, Debug)]
+pub struct Load(Arc<[AtomicUsize]>);
+
+impl Load {
+    /// Of `cores` idle cores.
+    pub fn new(cores: usize) -> Self {
+        Self((0..cores).map(|_| AtomicUsize::new(0)).collect())
+    }
+
+    fn enter(&self, core: Core) -> Busy {
+        self.0[core.0].fetch_add(1, Ordering::Relaxed);
+        Busy { load: self.clone(), core }
+    }
+
+    /// The cores for the lanes of a transfer whose client is on `here`; the first is `here`.
+    fn place(&self, placement: Placement, here: Core) -> Vec<Core> {
+        let others = (1..self.0.len()).map(|step| Core((here.0 + step) % self.0.len()));
+        let idle = |core: &Core| self.0[core.0].load(Ordering::Relaxed) == 0;
+        let mut cores = vec![here];
+        match placement {
+            Placement::Local => {}
+            Placement::Spread => cores.extend(others),
+            Placement::Auto if idle(&here) => cores.extend(others.filter(idle)),
+            Placement::Auto => {}
+        }
+        cores
+    }
+}
+
+#[derive(Debug)]
+struct Busy {
+    load: Load,
+    core: Core,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.load.0[self.core.0].fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+thread_local! {
+    /// The manager of this core, for lanes that another core asks for.
+    static HERE: RefCell<Option<Rc<Manager>>> = const { RefCell::new(None) };
+}
+
+/// See the module's description.
+pub struct Manager {
+    pools: Vec<Rc<Pool>>,
+    lanes_per_path: usize,
+    placement: Placement,
+    load: Load,
+}
+
+impl Manager {
+    /// The manager of this core; there is one per core and process.
+    pub fn start(pools: Vec<Rc<Pool>>, lanes_per_path: usize, placement: Placement, load: Load) -> Rc<Self> {
+        for pool in &pools {
+            exec::spawn(pool.clone().keep());
+        }
+        let manager = Rc::new(Self { pools, lanes_per_path, placement, load });
+        HERE.with(|here| *here.borrow_mut() = Some(manager.clone()));
+        manager
+    }
+
+    /// Closes the idle lanes and those given back from now on.
+    pub fn close(&self) {
+        for pool in &self.pools {
+            pool.close();
+        }
+    }
+
+    /// Opens a transfer for `request` and waits for the response's head.
+    ///
+    /// # Errors
+    /// [`FetchError`]; nothing was given to the client yet.
+    pub async fn fetch(&self, request: Bytes) -> Result<Incoming, FetchError> {
+        let mut outcome = Err(FetchError::Busy);
+        for _ in 0..TRIES {
+            outcome = self.open(request.clone()).await;
+            match &outcome {
+                Err(FetchError::LanesLost { reason }) => {
+                    tracing::debug!(reason, "opened again on fresh lanes")
+                }
+                _ => break,
+            }
+        }
+        outcome
+    }
+
+    async fn open(&self, request: Bytes) -> Result<Incoming, FetchError> {
+        let mut id = [0; 8];
+        getrandom::fill(&mut id)?;
+        let transfer = Transfer::new(TransferId(u64::from_be_bytes(id)), request);
+        let (ring, parcels) = MpQueue::new(WINDOW_FRAMES)?;
+        let taps = Rc::new(RefCell::new(Vec::new()));
+        let here = exec::core();
+        let cores = self.load.place(self.placement, here);
+        let busy = self.load.enter(here);
+        for lane in 0..self.lanes_per_path * self.pools.len() {
+            let path = lane % self.pools.len();
+            let core = cores[lane % cores.len()];
+            transfer.lane_expected();
+            if core == here {
+                let seat = Seat { transfer: transfer.clone(), ring: ring.clone(), taps: Some(taps.clone()) };
+                seat.take(&self.pools[path]);
+            } else {
+                let seat = Seat { transfer: transfer.clone(), ring: ring.clone(), taps: None };
+                invite(core, path, seat);
+            }
+        }
+        let mut consumer = Consumer::new(transfer.clone(), parcels, taps);
+        let head = exec::timeout(HEAD_DEADLINE, consumer.head())
+            .await
+            .map_err(|exec::Elapsed| FetchError::Deadline)??;
+        Ok(Incoming { head, consumer, _busy: busy })
+    }
+}
+
+impl Consumer {
+    /// Waits for the head, or for the certainty that none will come.
+    async fn head(&mut self) -> Result<Bytes, FetchError> {
+        let transfer = self.transfer().clone();
+        poll_fn(|cx| {
+            transfer.register(cx);
+            let live = transfer.live();
+            if let Some(head) = transfer.head() {
+                return Poll::Ready(Ok(head));
+            }
+            if let Some(reason) = transfer.failure() {
+                return Poll::Ready(Err(FetchError::Aborted { reason }));
+            }
+            match transfer.end() {
+                Some(end) if end.outcome == Outcome::Aborted => {
+                    return Poll::Ready(Err(FetchError::Aborted { reason: end.reason }));
+                }
+                _ if live > 0 => return Poll::Pending,
+                _ => {}
+            }
+            let reason = transfer.last_loss().unwrap_or_else(|| "no lane brought an answer".into());
+            Poll::Ready(Err(if transfer.had_lane() {
+                FetchError::LanesLost { reason }
+            } else {
+                FetchError::NoLane { reason }
+            }))
+        })
+        .await
+    }
+}
+
+/// A place in a transfer for one lane.
+struct Seat {
+    transfer: Arc<Transfer>,
+    ring: queue::Producer<Parcel>,
+    /// The consumer's taps, if it is on this core.
+    taps: Option<Rc<RefCell<Vec<Rc<Tap>>>>>,
+}
+
+/// Asks `core` to take a seat for a lane of path number `path`.
+fn invite(core: Core, path: usize, seat: Seat) {
+    let Seat { transfer, ring, .. } = seat;
+    let told = transfer.clone();
+    let letter = move || {
+        let manager = HERE.with(|here| here.borrow().clone());
+        match manager {
+            Some(manager) => Seat { transfer, ring, taps: None }.take(&manager.pools[path]),
+            // The core has not started or has ended.
+            None => transfer.lane_done(None),
+        }
+    };
+    if exec::post(core, Box::new(letter)).is_err() {
+        told.lane_done(None);
+    }
+}
+
+impl Seat {
+    /// Seats an idle lane at once, or the next one that stands.
+    fn take(self, pool: &Rc<Pool>) {
+        let transfer = &self.transfer;
+        if let Some(lane) = pool.lease_idle(transfer.instance()) {
+            return self.seat(lane);
+        }
+        let pool = pool.clone();
+        exec::spawn(async move {
+            let leased = {
+                let wait = pin!(exec::timeout(LANE_DEADLINE, pool.lease_next()));
+                let over = pin!(self.transfer.over());
+                match select(wait, over).await {
+                    Either::Left((leased, _)) => Some(leased),
+                    Either::Right(_) => None,
+                }
+            };
+            match leased {
+                Some(Ok(Ok(lane))) => self.seat(lane),
+                Some(Ok(Err(error))) => self.transfer.lane_done(Some(error.to_string())),
+                Some(Err(exec::Elapsed)) => self.transfer.lane_done(Some(FetchError::Busy.to_string())),
+                None => self.transfer.lane_done(None),
+            }
+        });
+    }
+
+    fn seat(self, lane: Lease) {
+        let Self { transfer, ring, taps } = self;
+        if transfer.is_over() || !transfer.claim_instance(lane.instance()) {
+            lane.give_back();
+            return transfer.lane_done(None);
+        }
+        let delivery = match taps {
+            None => Delivery::Handed,
+            Some(taps) => {
+                let tap = Tap::new(lane.socket().clone(), lane.path().clone());
+                let mut taps = taps.borrow_mut();
+                taps.push(tap.clone());
+                Delivery::Tapped { tap, index: taps.len() - 1 }
+            }
+        };
+        exec::spawn(Producer::new(lane, transfer, ring, delivery).run());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placement_follows_the_load() {
+        let load = Load::new(4);
+        let cores =
+            |placement, here| load.place(placement, Core(here)).iter().map(|core| core.0).collect::<Vec<_>>();
+        assert_eq!(cores(Placement::Local, 2), [2]);
+        assert_eq!(cores(Placement::Spread, 2), [2, 3, 0, 1]);
+        assert_eq!(cores(Placement::Auto, 2), [2, 3, 0, 1]);
+        let busy = load.enter(Core(3));
+        assert_eq!(cores(Placement::Auto, 2), [2, 0, 1]);
+        assert_eq!(cores(Placement::Auto, 3), [3]);
+        drop(busy);
+        assert_eq!(cores(Placement::Auto, 3), [3, 0, 1, 2]);
+    }
+}

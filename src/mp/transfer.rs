@@ -1,0 +1,362 @@
+//! What the producers of a transfer (on any core) and its one consumer share.
+//!
+//! In: heads, ends and losses, told by producers. Out: the state the consumer decides on. Called by `producer`,
+//! `consumer` and `manager`. Invariants: the first head and the first end win; `live` counts the lanes that may still
+//! bring frames, so `live == 0` with a frame missing is a truncation and nothing else; bytes parked stay below the
+//! window of the transfer and the budget of the process.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    },
+    task::Context,
+};
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use tokio::sync::Notify;
+
+use crate::{
+    net::Conduit,
+    wire::{frame::Outcome, units::TransferId},
+};
+
+/// Bytes parked for one transfer at most: 500 Mbit/s at 300 ms is 19 MB, and a path a few times slower than the others
+/// keeps that much waiting again.
+pub const WINDOW_BYTES: usize = 64 << 20;
+/// Bytes parked in the whole process at most: sixteen full windows. Beyond it only frames that are next move, so
+/// transfers go on at the pace of their slowest lane.
+pub const PROCESS_PARKED_BYTES_MAX: usize = 1 << 30;
+/// Frames in the ring: with 64 KiB frames, which a lane of 25 Mbit/s sends, it spans the whole window.
+pub const WINDOW_FRAMES: usize = 1024;
+/// Bytes handed over ahead while the client is the bottleneck: a full pipe for each of two lanes. More would only move
+/// the queue from the sockets, where it holds the sender back, into pipes.
+const AHEAD_OF_BLOCKED_CLIENT_BYTES: usize = 2 << 20;
+
+static PROCESS_PARKED_BYTES: AtomicUsize = AtomicUsize::new(0);
+
+/// Bytes parked in the process now.
+pub fn process_parked_bytes() -> usize {
+    PROCESS_PARKED_BYTES.load(Ordering::Relaxed)
+}
+
+/// How a transfer ended by the upstream's word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct End {
+    /// Complete, aborted or cancelled.
+    pub outcome: Outcome,
+    /// DATA frames over all lanes.
+    pub frames: u64,
+    /// Body bytes over all lanes.
+    pub bytes: u64,
+    /// Why, if aborted.
+    pub reason: String,
+}
+
+/// What stands in a slot of the ring.
+#[derive(Debug)]
+pub enum Parcel {
+    /// The oldest frame not yet taken from this tap of the consumer's core; its bytes may still be in the socket.
+    Tapped {
+        /// Index of the tap.
+        tap: usize,
+    },
+    /// A whole frame in conduits, from a lane of another core.
+    Handed(Box<HandedFrame>),
+}
+
+/// A whole frame, off its lane.
+#[derive(Debug)]
+pub struct HandedFrame {
+    /// Its bytes, in order.
+    pub conduits: Vec<Conduit>,
+    /// Their sum.
+    pub len: usize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    head: Option<Bytes>,
+    end: Option<End>,
+    failure: Option<String>,
+    last_loss: Option<String>,
+}
+
+/// See the module's description.
+pub struct Transfer {
+    id: TransferId,
+    request: Bytes,
+    state: Mutex<State>,
+    /// Counts changes of `state` and `live`, so that the consumer looks only when there is something new.
+    changes: AtomicU32,
+    consumer: AtomicWaker,
+    /// Lanes that may still bring frames, and dials that may still bring lanes.
+    live: AtomicUsize,
+    /// Instance of the upstream process that runs it; 0 until the first lane.
+    instance: AtomicU64,
+    cancelled: AtomicBool,
+    completed: AtomicBool,
+    over: Notify,
+    next: AtomicU64,
+    client_blocked: AtomicBool,
+    parked: AtomicUsize,
+    /// Producers on other cores that wait for room.
+    held_back: AtomicUsize,
+    room: Notify,
+}
+
+impl Transfer {
+    /// A transfer without lanes. `request` is the payload of every OPEN.
+    pub fn new(id: TransferId, request: Bytes) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            request,
+            state: Mutex::default(),
+            changes: AtomicU32::new(1),
+            consumer: AtomicWaker::new(),
+            live: AtomicUsize::new(0),
+            instance: AtomicU64::new(0),
+            cancelled: AtomicBool::new(false),
+            completed: AtomicBool::new(false),
+            over: Notify::new(),
+            next: AtomicU64::new(0),
+            client_blocked: AtomicBool::new(false),
+            parked: AtomicUsize::new(0),
+            held_back: AtomicUsize::new(0),
+            room: Notify::new(),
+        })
+    }
+
+    /// Its number on the lanes.
+    pub fn id(&self) -> TransferId {
+        self.id
+    }
+
+    /// The request's head, as every lane sends it.
+    pub fn request(&self) -> &Bytes {
+        &self.request
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        self.consumer.wake();
+    }
+
+    // The producers' side.
+
+    /// A lane, or a dial that may become one, is about to join. Every call is followed by one [`Transfer::lane_done`].
+    pub fn lane_expected(&self) {
+        self.live.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// True if a lane to `instance` may carry this transfer: all its lanes lead to one process.
+    pub fn claim_instance(&self, instance: u64) -> bool {
+        let claimed = self.instance.compare_exchange(0, instance, Ordering::SeqCst, Ordering::SeqCst);
+        claimed.is_ok() || claimed == Err(instance)
+    }
+
+    /// The upstream process that runs it, once the first lane has joined.
+    pub fn instance(&self) -> Option<u64> {
+        Some(self.instance.load(Ordering::SeqCst)).filter(|&instance| instance != 0)
+    }
+
+    /// Whether any lane has joined.
+    pub fn had_lane(&self) -> bool {
+        self.instance().is_some()
+    }
+
+    /// The root's response head has come on some lane.
+    pub fn set_head(&self, head: Bytes) {
+        self.state().head.get_or_insert(head);
+        self.changed();
+    }
+
+    /// END has come on some lane.
+    pub fn set_end(&self, end: End) {
+        self.state().end.get_or_insert(end);
+        self.changed();
+    }
+
+    /// A lane's frames are all published, or it is lost for the `loss` given.
+    pub fn lane_done(&self, loss: Option<String>) {
+        if let Some(loss) = loss {
+            self.state().last_loss = Some(loss);
+        }
+        self.live.fetch_sub(1, Ordering::SeqCst);
+        self.changed();
+    }
+
+    /// A peer broke the protocol: the transfer cannot be trusted any more.
+    pub fn fail(&self, reason: String) {
+        self.state().failure.get_or_insert(reason);
+        self.changed();
+    }
+
+    /// The sequence number the consumer waits for.
+    pub fn next(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+
+    /// A frame went into conduits.
+    pub fn park(&self, bytes: usize) {
+        self.parked.fetch_add(bytes, Ordering::Relaxed);
+        PROCESS_PARKED_BYTES.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// True while the client takes less than the lanes bring.
+    pub fn is_client_blocked(&self) -> bool {
+        self.client_blocked.load(Ordering::SeqCst)
+    }
+
+    /// Whether another `bytes` may be parked.
+    pub fn has_window(&self, bytes: usize) -> bool {
+        self.parked.load(Ordering::SeqCst) + bytes <= WINDOW_BYTES
+            && process_parked_bytes() + bytes <= PROCESS_PARKED_BYTES_MAX
+    }
+
+    fn may_hand_over(&self, seq: u64, bytes: usize) -> bool {
+        let ahead = self.parked.load(Ordering::SeqCst) + bytes;
+        seq == self.next.load(Ordering::SeqCst)
+            || (self.has_window(bytes)
+                && (!self.is_client_blocked() || ahead <= AHEAD_OF_BLOCKED_CLIENT_BYTES))
+    }
+
+    /// Waits until frame `seq` may leave its lane's socket although it is handed to another core.
+    pub async fn room_to_hand_over(&self, seq: u64, bytes: usize) {
+        while !self.may_hand_over(seq, bytes) {
+            let room = self.room.notified();
+            self.held_back.fetch_add(1, Ordering::SeqCst);
+            let _leave = Leave(&self.held_back);
+            let mut room = std::pin::pin!(room);
+            room.as_mut().enable();
+            if !self.may_hand_over(seq, bytes) {
+                room.await;
+            }
+        }
+    }
+
+    /// Whether the transfer was given up.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// Whether no more lanes are of use: it was given up, or its last byte has come.
+    pub fn is_over(&self) -> bool {
+        self.is_cancelled() || self.completed.load(Ordering::SeqCst)
+    }
+
+    /// Waits until the transfer is given up.
+    pub async fn cancelled(&self) {
+        self.over_when(Self::is_cancelled).await;
+    }
+
+    /// Waits until no more lanes are of use.
+    pub async fn over(&self) {
+        self.over_when(Self::is_over).await;
+    }
+
+    async fn over_when(&self, condition: impl Fn(&Self) -> bool) {
+        loop {
+            let mut notified = std::pin::pin!(self.over.notified());
+            // Registered before the condition is read, so that no change falls between.
+            notified.as_mut().enable();
+            if condition(self) {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    // The consumer's side.
+
+    /// The consumer is gone. A transfer that is not complete is given up: its producers cancel it upstream and return
+    /// their lanes; after a complete one they only await their END.
+    pub(super) fn finish(&self) {
+        if !self.completed.load(Ordering::SeqCst) {
+            self.cancelled.store(true, Ordering::SeqCst);
+        }
+        self.over.notify_waiters();
+        // What is still counted as parked goes with the conduits.
+        let left = self.parked.swap(0, Ordering::SeqCst);
+        PROCESS_PARKED_BYTES.fetch_sub(left, Ordering::Relaxed);
+    }
+
+    /// The last byte has been given to the sink.
+    pub(super) fn complete(&self) {
+        self.completed.store(true, Ordering::SeqCst);
+    }
+
+    /// Wakes `cx` at the next change.
+    pub fn register(&self, cx: &Context<'_>) {
+        self.consumer.register(cx.waker());
+    }
+
+    /// A number that differs whenever something changed.
+    pub fn changes(&self) -> u32 {
+        self.changes.load(Ordering::SeqCst)
+    }
+
+    /// Lanes that may still bring frames.
+    pub fn live(&self) -> usize {
+        self.live.load(Ordering::SeqCst)
+    }
+
+    /// The head, once it has come.
+    pub fn head(&self) -> Option<Bytes> {
+        self.state().head.clone()
+    }
+
+    /// The end, once it is known.
+    pub fn end(&self) -> Option<End> {
+        self.state().end.clone()
+    }
+
+    /// Why the transfer cannot be trusted any more.
+    pub fn failure(&self) -> Option<String> {
+        self.state().failure.clone()
+    }
+
+    /// What the last lost lane said.
+    pub fn last_loss(&self) -> Option<String> {
+        self.state().last_loss.clone()
+    }
+
+    /// The consumer now waits for frame `next`.
+    pub fn advance(&self, next: u64) {
+        self.next.store(next, Ordering::SeqCst);
+    }
+
+    /// Parked bytes have left their conduits.
+    pub fn unpark(&self, bytes: usize) {
+        self.parked.fetch_sub(bytes, Ordering::SeqCst);
+        PROCESS_PARKED_BYTES.fetch_sub(bytes, Ordering::Relaxed);
+        self.wake_held_back();
+    }
+
+    /// The client takes nothing (or takes again).
+    pub fn set_client_blocked(&self, blocked: bool) {
+        if self.client_blocked.load(Ordering::Relaxed) != blocked {
+            self.client_blocked.store(blocked, Ordering::SeqCst);
+        }
+    }
+
+    /// Wakes producers on other cores that wait for room, if there are any.
+    pub fn wake_held_back(&self) {
+        if self.held_back.load(Ordering::SeqCst) > 0 {
+            self.room.notify_waiters();
+        }
+    }
+}
+
+struct Leave<'a>(&'a AtomicUsize);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,227 @@
+//! Opens what a request names, and nothing outside the directory that is served.
+//!
+//! In: the directory and a decoded, relative path. Out: a regular file with its length and age, or the reason why there
+//! is none. Called by the root role and by an upstream that reads files itself.
+//!
+//! Invariant: the kernel resolves every path beneath the directory (openat2(2), RESOLVE_BENEATH), so that neither `..`
+//! nor a symbolic link leads out, whoever changes the tree meanwhile. Links inside the tree work if they are relative.
+
+use std::{
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use rustix::{
+    fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, fstat, openat2, statat},
+    io::Errno,
+};
+
+/// What a directory answers with.
+const INDEX: &str = "index.html";
+/// How often a path is resolved again when the tree changed meanwhile: openat2(2) answers EAGAIN then, and one more
+/// try nearly always succeeds.
+const RESOLVE_TRIES: u32 = 8;
+
+/// A regular file, open for reading.
+#[derive(Debug)]
+pub struct OpenFile {
+    /// The open file.
+    pub fd: OwnedFd,
+    /// Its length in bytes when it was opened.
+    pub len: u64,
+    /// When its content last changed.
+    pub modified: SystemTime,
+    /// The directory answered with its index page, which decides the content type.
+    pub is_index: bool,
+}
+
+/// Why a path gives no file.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Nothing there, nothing that is a file, or something outside the directory.
+    #[error("the root has no such file")]
+    NotFound,
+    /// A directory with an index page was named without its slash: relative links would lead astray.
+    #[error("this is a directory: its address ends in a slash")]
+    LacksSlash,
+    /// The process may not read it.
+    #[error("the root may not read this file (check its permissions)")]
+    Forbidden,
+    /// The process has no descriptor or memory left, or the tree changes faster than a path can be resolved.
+    #[error("the root cannot open a file now: {0} (too many open files: raise `ulimit -n` there)")]
+    Exhausted(io::Error),
+    /// The disk or the kernel failed.
+    #[error("the root cannot read this file: {0}")]
+    Broken(io::Error),
+}
+
+/// Opens the directory that is served.
+///
+/// # Errors
+/// Names the directory: it does not exist, is no directory, or this kernel has no openat2 (Linux 5.6).
+pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let named = |error: Errno| {
+        let error = io::Error::from(error);
+        io::Error::new(error.kind(), format!("cannot serve {}: {error}", path.display()))
+    };
+    let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(named)?;
+    // A kernel or sandbox without openat2 is found out here and not at the first request.
+    beneath(&dir, Path::new("."), flags).map_err(named)?;
+    Ok(dir)
+}
+
+/// Opens `path` beneath `dir`. A path that is empty or ends in a slash names a directory's index page.
+///
+/// # Errors
+/// [`OpenError`] tells what a client is to be told.
+pub fn open(dir: BorrowedFd<'_>, path: &Path) -> Result<OpenFile, OpenError> {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    let wants_index = bytes.is_empty() || bytes.ends_with(b"/");
+    let named = if wants_index { path.join(INDEX) } else { path.to_owned() };
+    // O_NONBLOCK, because opening a FIFO would wait for its writer; regular files ignore it.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let fd = beneath(dir, &named, flags)?;
+    let stat = fstat(&fd)?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => {}
+        FileType::Directory if !wants_index && statat(&fd, INDEX, AtFlags::empty()).is_ok() => {
+            return Err(OpenError::LacksSlash);
+        }
+        _ => return Err(OpenError::NotFound),
+    }
+    Ok(OpenFile {
+        fd,
+        len: u64::try_from(stat.st_size).unwrap_or(0),
+        modified: time(stat.st_mtime, stat.st_mtime_nsec as u64),
+        is_index: wants_index,
+    })
+}
+
+fn beneath(dir: impl std::os::fd::AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    for _ in 1..RESOLVE_TRIES {
+        match openat2(&dir, path, flags, Mode::empty(), resolve) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            outcome => return outcome,
+        }
+    }
+    openat2(&dir, path, flags, Mode::empty(), resolve)
+}
+
+impl From<Errno> for OpenError {
+    fn from(error: Errno) -> Self {
+        match error {
+            // XDEV: the path leads out of the directory. NXIO: a socket, or a device without a driver. INVAL: a name
+            // that this file system cannot hold.
+            Errno::NOENT
+            | Errno::NOTDIR
+            | Errno::XDEV
+            | Errno::LOOP
+            | Errno::NAMETOOLONG
+            | Errno::NXIO
+            | Errno::NODEV
+            | Errno::INVAL => OpenError::NotFound,
+            Errno::ACCESS | Errno::PERM => OpenError::Forbidden,
+            Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN => OpenError::Exhausted(error.into()),
+            error => OpenError::Broken(error.into()),
+        }
+    }
+}
+
+fn time(seconds: i64, nanoseconds: u64) -> SystemTime {
+    let whole = Duration::from_secs(seconds.unsigned_abs());
+    let start = if seconds < 0 { SystemTime::UNIX_EPOCH - whole } else { SystemTime::UNIX_EPOCH + whole };
+    start + Duration::from_nanos(nanoseconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::{fd::AsFd, unix::fs::symlink, unix::net::UnixListener},
+    };
+
+    use super::*;
+
+    #[test]
+    fn only_regular_files_beneath_the_directory_are_opened() {
+        let outer = tempfile::tempdir().unwrap();
+        let tree = outer.path().join("tree");
+        fs::create_dir_all(tree.join("sub/empty")).unwrap();
+        fs::write(outer.path().join("secret"), "secret").unwrap();
+        fs::write(tree.join("film.mp4"), "0123456789").unwrap();
+        fs::write(tree.join("sub/index.html"), "page").unwrap();
+        fs::write(tree.join("a b\n\u{e4}"), "odd").unwrap();
+        symlink("../film.mp4", tree.join("sub/inside")).unwrap();
+        symlink("sub", tree.join("dirlink")).unwrap();
+        symlink("../secret", tree.join("out")).unwrap();
+        symlink(outer.path().join("secret"), tree.join("out-absolute")).unwrap();
+        symlink("..", tree.join("up")).unwrap();
+        symlink("loop", tree.join("loop")).unwrap();
+        symlink("/proc/self/cwd", tree.join("magic")).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            tree.join("fifo"),
+            FileType::Fifo,
+            Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        let _socket = UnixListener::bind(tree.join("socket")).unwrap();
+        let dir = open_directory(&tree).unwrap();
+        let outcome = |path: &str| match open(dir.as_fd(), Path::new(path)) {
+            Ok(file) => format!("{} bytes", file.len),
+            Err(error) => format!("{error:?}"),
+        };
+        let too_long = "n".repeat(300);
+        for (path, wanted) in [
+            ("film.mp4", "10 bytes"),
+            ("sub/", "4 bytes"),
+            ("sub/inside", "10 bytes"),
+            ("sub/../film.mp4", "10 bytes"),
+            ("dirlink/index.html", "4 bytes"),
+            ("a b\n\u{e4}", "3 bytes"),
+            ("sub", "LacksSlash"),
+            ("sub/empty", "NotFound"),
+            ("sub/empty/", "NotFound"),
+            ("", "NotFound"),
+            ("film.mp4/", "NotFound"),
+            ("film.mp4/x", "NotFound"),
+            ("missing", "NotFound"),
+            ("../secret", "NotFound"),
+            ("/etc/passwd", "NotFound"),
+            ("sub/../../secret", "NotFound"),
+            ("out", "NotFound"),
+            ("out-absolute", "NotFound"),
+            ("up/secret", "NotFound"),
+            ("loop", "NotFound"),
+            ("magic/film.mp4", "NotFound"),
+            ("fifo", "NotFound"),
+            ("socket", "NotFound"),
+            (&too_long, "NotFound"),
+        ] {
+            assert_eq!(outcome(path), wanted, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_served_is_named() {
+        let error = open_directory(Path::new("/no/such/tree")).unwrap_err();
+        assert!(error.to_string().starts_with("cannot serve /no/such/tree: No such file"), "{error}");
+    }
+
+    #[test]
+    fn errors_of_the_kernel_become_answers() {
+        assert!(matches!(Errno::ACCESS.into(), OpenError::Forbidden));
+        assert!(matches!(Errno::MFILE.into(), OpenError::Exhausted(_)));
+        assert!(matches!(Errno::IO.into(), OpenError::Broken(_)));
+    }
+
+    #[test]
+    fn times_before_1970_are_kept() {
+        assert_eq!(time(-1, 500_000_000), SystemTime::UNIX_EPOCH - Duration::from_millis(500));
+    }
+}
