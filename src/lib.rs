@@ -5,6 +5,7 @@
 //! `exec` do all of it.
 
 pub mod cli;
+pub mod downstream;
 pub mod exec;
 pub mod http;
 pub mod lanes;

@@ -145,7 +145,7 @@ pub struct Downstream {
 }
 
 /// `plait get`.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct Get {
     /// What to download: a path such as /films/a.mp4, or a URL of which the path is used
     pub target: String,

@@ -4,7 +4,10 @@
 //! a contract: scripts depend on them.
 
 mod args;
+mod get;
 mod roles;
+mod sample;
+mod up;
 
 use std::process::ExitCode;
 

@@ -8,10 +8,12 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
+    rc::Rc,
     sync::{Arc, Mutex, PoisonError},
 };
 
+use futures_util::future::Either;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
@@ -19,14 +21,21 @@ use signal_hook::{
 };
 use tokio::sync::watch;
 
-use super::args::{Arguments, Command, Global, Keygen, Paths};
+use super::{
+    args::{Arguments, Command, CpuList, Get, Global, Keygen, Paths},
+    get::{self, GetError},
+    up,
+};
 use crate::{
+    downstream,
     exec::{self, Core},
     lanes::{PathStatus, Pool, PoolConfig},
     mp::manager::{Load, Manager, Placement},
     net::{self, Legs, Listener},
     relay,
-    wire::{key::Key, key_file::KeyFileError},
+    root::{self, Root},
+    upstream::{self, Upstream},
+    wire::{key::Key, key_file::KeyFileError, route::PathSpec},
 };
 
 /// Why a command could not do its work.
@@ -46,6 +55,26 @@ pub enum RunError {
     /// The cores did not start.
     #[error(transparent)]
     Start(#[from] exec::StartError),
+    /// The directory cannot be served.
+    #[error("cannot serve {path}: {source} (change --dir)", path = .path.display())]
+    Directory {
+        /// What --dir says.
+        path: PathBuf,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// `--root` is of no use.
+    #[error(transparent)]
+    Root(#[from] upstream::RootUrlError),
+    /// The kernel has no randomness.
+    #[error("no randomness: {0}")]
+    Random(#[from] getrandom::Error),
+    /// The download is not complete.
+    #[error(transparent)]
+    Get(#[from] GetError),
+    /// The sample library cannot be made.
+    #[error(transparent)]
+    Sample(#[from] super::sample::SampleError),
     /// Signals cannot be caught.
     #[error("cannot catch signals: {0}")]
     Signals(#[source] io::Error),
@@ -71,7 +100,133 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
                 relay::serve(relay.clone(), listener, shutdown)
             })
         }
-        _ => todo!(),
+        Command::Root(args) => {
+            let root = Arc::new(open_root(&args.dir)?);
+            let legs = legs(&global);
+            serve(&global, args.listen, move |_, listener, stopped| {
+                root::serve(root.clone(), listener, legs.clone(), stopped)
+            })
+        }
+        Command::Upstream(args) => {
+            let upstream = open_upstream(&args.root, load_key(&args.key)?, legs(&global))?;
+            serve(&global, args.listen, move |_, listener, stopped| {
+                upstream::serve(upstream.clone(), listener, stopped)
+            })
+        }
+        Command::Downstream(args) => {
+            let fabric = Fabric::new(&args.paths, &global)?;
+            let legs = legs(&global);
+            serve(&global, args.listen, move |_, listener, stopped| {
+                downstream::serve(fabric.manager(), listener, legs.clone(), stopped)
+            })
+        }
+        Command::Get(args) => run_get(&global, args),
+        Command::Up(args) => up::run(&global, args),
+    }
+}
+
+/// Opens the directory of `--dir`.
+pub(super) fn open_root(dir: &Path) -> Result<Root, RunError> {
+    Root::open(dir).map_err(|source| RunError::Directory { path: dir.to_owned(), source })
+}
+
+/// The upstream of `--root`: a URL, or a directory.
+fn open_upstream(root: &str, key: Arc<Key>, legs: Legs) -> Result<Arc<Upstream>, RunError> {
+    let origin = upstream::parse_root_url(root)?;
+    Ok(Arc::new(Upstream::new(&origin, key, legs)?))
+}
+
+/// Everything that the managers of all cores are made of.
+#[derive(Clone)]
+pub(super) struct Fabric {
+    pub(super) paths: Vec<Arc<PathStatus>>,
+    config: PoolConfig,
+    lanes_per_path: usize,
+    placement: Placement,
+    load: Load,
+}
+
+impl Fabric {
+    fn new(paths: &Paths, global: &Global) -> Result<Self, RunError> {
+        let specs = paths.path.clone();
+        let lanes = Lanes { per_path: paths.lanes.map_or(LANES_PER_PATH, usize::from), max: paths.lanes_max.into() };
+        Ok(Self::of(specs, load_key(&paths.key)?, lanes, global))
+    }
+
+    pub(super) fn of(specs: Vec<PathSpec>, key: Arc<Key>, lanes: Lanes, global: &Global) -> Self {
+        Self {
+            paths: specs.into_iter().map(PathStatus::new).map(Arc::new).collect(),
+            config: PoolConfig {
+                key,
+                congestion: legs(global).lane,
+                lanes_warm: lanes.per_path,
+                lanes_max: lanes.max.max(lanes.per_path),
+            },
+            lanes_per_path: lanes.per_path,
+            placement: global.placement,
+            load: Load::new(exec_config(global).cpus.len()),
+        }
+    }
+
+    /// The manager of this core, with its pools.
+    pub(super) fn manager(&self) -> Rc<Manager> {
+        let pools = self.paths.iter().map(|path| Pool::new(path.clone(), self.config.clone())).collect();
+        Manager::start(pools, self.lanes_per_path, self.placement, self.load.clone())
+    }
+}
+
+/// How many lanes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lanes {
+    pub(super) per_path: usize,
+    pub(super) max: usize,
+}
+
+/// Lanes per path and transfer unless `--lanes` says more: BBR fills a path with one.
+pub(super) const LANES_PER_PATH: usize = 1;
+
+fn run_get(global: &Global, args: Get) -> Result<(), RunError> {
+    let mut config = exec_config(global);
+    // One download has one consumer; other cores are of use only for lanes that are spread.
+    if global.placement != Placement::Spread {
+        config.cpus.truncate(1);
+    }
+    let fabric = Fabric::new(&args.paths, &Global { cores: Some(CpuList(config.cpus.clone())), ..global.clone() })?;
+    raise_descriptor_limit();
+    let stopped = shutdown_signal()?;
+    let outcome = Arc::new(Mutex::new(None));
+    let (result, done) = (outcome.clone(), watch::channel(false));
+    let (finish, finished) = done;
+    let finish = Arc::new(finish);
+    exec::run(&config, move |core| {
+        let (fabric, args, result, finish) = (fabric.clone(), args.clone(), result.clone(), finish.clone());
+        let (mut stopped, mut finished) = (stopped.clone(), finished.clone());
+        async move {
+            let manager = fabric.manager();
+            if core == Core(0) {
+                let getting = get::get(&manager, &fabric.paths, &args.target, &args.output);
+                let stop = stopped.wait_for(|stop| *stop);
+                futures_util::pin_mut!(getting, stop);
+                let got = match futures_util::future::select(getting, stop).await {
+                    Either::Left((got, _)) => got,
+                    Either::Right(_) => Err(GetError::Interrupted),
+                };
+                *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(got);
+                // The other cores may have ended already.
+                let _ = finish.send(true);
+            } else {
+                let _ = finished.wait_for(|done| *done).await;
+            }
+        }
+    })?;
+    let got = outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match got {
+        Some(Ok(bytes)) => {
+            println!("{bytes} bytes");
+            Ok(())
+        }
+        Some(Err(error)) => Err(RunError::Get(error)),
+        None => Err(RunError::Get(GetError::Interrupted)),
     }
 }
 
@@ -79,18 +234,18 @@ fn load_key(path: &Path) -> Result<Arc<Key>, RunError> {
     Ok(Arc::new(Key::load(path)?))
 }
 
-fn legs(global: &Global) -> Legs {
+pub(super) fn legs(global: &Global) -> Legs {
     Legs::from_flags(&global.lane_cc, &global.client_cc)
 }
 
 /// The cores to run on, as `--cores` says.
-fn exec_config(global: &Global) -> exec::Config {
+pub(super) fn exec_config(global: &Global) -> exec::Config {
     let cpus = global.cores.as_ref().map_or_else(exec::available_cpus, |list| list.0.clone());
     exec::Config { backend: global.executor, cpus }
 }
 
 /// Raises the limit of open files to what the administrator allows, and tells the pipe pool.
-fn raise_descriptor_limit() {
+pub(super) fn raise_descriptor_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current < limit.maximum || limit.maximum.is_none() {
         let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -103,7 +258,7 @@ fn raise_descriptor_limit() {
 }
 
 /// Turns true at SIGTERM or SIGINT; a second one ends the process at once.
-fn shutdown_signal() -> Result<watch::Receiver<bool>, RunError> {
+pub(super) fn shutdown_signal() -> Result<watch::Receiver<bool>, RunError> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(RunError::Signals)?;
     let (stop, stopped) = watch::channel(false);
     std::thread::spawn(move || {

@@ -8,6 +8,7 @@
 //! Invariant of the room: a head that was accepted here can be written out again and is read by any strict HTTP/1.1
 //! parser as the same head, with the same body length (no request smuggling, no header injection).
 
+pub mod accept;
 pub mod chunked;
 pub mod conditional;
 pub mod date;
@@ -19,4 +20,5 @@ pub mod problem;
 pub mod range;
 pub mod request;
 pub mod response;
+pub mod server;
 pub mod target;

@@ -13,13 +13,19 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use http::StatusCode;
 use rustix::{
     fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, fstat, openat2, statat},
     io::Errno,
 };
 
+use crate::http::{
+    file_response::FileFacts,
+    problem::{Problem, Side},
+};
+
 /// What a directory answers with.
-const INDEX: &str = "index.html";
+pub const INDEX: &str = "index.html";
 /// How often a path is resolved again when the tree changed meanwhile: openat2(2) answers EAGAIN then, and one more
 /// try nearly always succeeds.
 const RESOLVE_TRIES: u32 = 8;
@@ -29,31 +35,29 @@ const RESOLVE_TRIES: u32 = 8;
 pub struct OpenFile {
     /// The open file.
     pub fd: OwnedFd,
-    /// Its length in bytes when it was opened.
-    pub len: u64,
-    /// When its content last changed.
-    pub modified: SystemTime,
+    /// Its length and age when it was opened.
+    pub facts: FileFacts,
     /// The directory answered with its index page, which decides the content type.
     pub is_index: bool,
 }
 
-/// Why a path gives no file.
+/// Why a path gives no file. The texts follow the name of the side at fault; see [`OpenError::problem`].
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Nothing there, nothing that is a file, or something outside the directory.
-    #[error("the root has no such file")]
+    #[error("the root has no such file (check the address)")]
     NotFound,
     /// A directory with an index page was named without its slash: relative links would lead astray.
     #[error("this is a directory: its address ends in a slash")]
     LacksSlash,
     /// The process may not read it.
-    #[error("the root may not read this file (check its permissions)")]
+    #[error("it may not read this file (check the permissions)")]
     Forbidden,
     /// The process has no descriptor or memory left, or the tree changes faster than a path can be resolved.
-    #[error("the root cannot open a file now: {0} (too many open files: raise `ulimit -n` there)")]
+    #[error("it cannot open a file now: {0} (too many open files: raise `ulimit -n` there)")]
     Exhausted(io::Error),
     /// The disk or the kernel failed.
-    #[error("the root cannot read this file: {0}")]
+    #[error("it cannot read this file: {0}")]
     Broken(io::Error),
 }
 
@@ -73,13 +77,14 @@ pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     Ok(dir)
 }
 
-/// Opens `path` beneath `dir`. A path that is empty or ends in a slash names a directory's index page.
+/// Opens `path`, as [`relative_path`](crate::http::target::relative_path) gives it, beneath `dir`. The path `.` and one
+/// that ends in a slash name a directory's index page.
 ///
 /// # Errors
 /// [`OpenError`] tells what a client is to be told.
 pub fn open(dir: BorrowedFd<'_>, path: &Path) -> Result<OpenFile, OpenError> {
     let bytes = path.as_os_str().as_encoded_bytes();
-    let wants_index = bytes.is_empty() || bytes.ends_with(b"/");
+    let wants_index = bytes == b"." || bytes.ends_with(b"/");
     let named = if wants_index { path.join(INDEX) } else { path.to_owned() };
     // O_NONBLOCK, because opening a FIFO would wait for its writer; regular files ignore it.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -94,8 +99,10 @@ pub fn open(dir: BorrowedFd<'_>, path: &Path) -> Result<OpenFile, OpenError> {
     }
     Ok(OpenFile {
         fd,
-        len: u64::try_from(stat.st_size).unwrap_or(0),
-        modified: time(stat.st_mtime, stat.st_mtime_nsec as u64),
+        facts: FileFacts {
+            len: u64::try_from(stat.st_size).unwrap_or(0),
+            modified: time(stat.st_mtime, stat.st_mtime_nsec as u64),
+        },
         is_index: wants_index,
     })
 }
@@ -109,6 +116,19 @@ fn beneath(dir: impl std::os::fd::AsFd, path: &Path, flags: OFlags) -> Result<Ow
         }
     }
     openat2(&dir, path, flags, Mode::empty(), resolve)
+}
+
+impl OpenError {
+    /// What the client is told. A role that can redirect handles [`OpenError::LacksSlash`] before.
+    pub fn problem(&self) -> Problem {
+        let (status, side) = match self {
+            OpenError::NotFound | OpenError::LacksSlash => (StatusCode::NOT_FOUND, Side::Client),
+            OpenError::Forbidden => (StatusCode::FORBIDDEN, Side::Root),
+            OpenError::Exhausted(_) => (StatusCode::SERVICE_UNAVAILABLE, Side::Root),
+            OpenError::Broken(_) => (StatusCode::INTERNAL_SERVER_ERROR, Side::Root),
+        };
+        Problem::new(status, side, self)
+    }
 }
 
 impl From<Errno> for OpenError {
@@ -173,7 +193,7 @@ mod tests {
         let _socket = UnixListener::bind(tree.join("socket")).unwrap();
         let dir = open_directory(&tree).unwrap();
         let outcome = |path: &str| match open(dir.as_fd(), Path::new(path)) {
-            Ok(file) => format!("{} bytes", file.len),
+            Ok(file) => format!("{} bytes", file.facts.len),
             Err(error) => format!("{error:?}"),
         };
         let too_long = "n".repeat(300);
@@ -187,7 +207,7 @@ mod tests {
             ("sub", "LacksSlash"),
             ("sub/empty", "NotFound"),
             ("sub/empty/", "NotFound"),
-            ("", "NotFound"),
+            (".", "NotFound"),
             ("film.mp4/", "NotFound"),
             ("film.mp4/x", "NotFound"),
             ("missing", "NotFound"),
@@ -215,9 +235,14 @@ mod tests {
 
     #[test]
     fn errors_of_the_kernel_become_answers() {
-        assert!(matches!(Errno::ACCESS.into(), OpenError::Forbidden));
-        assert!(matches!(Errno::MFILE.into(), OpenError::Exhausted(_)));
-        assert!(matches!(Errno::IO.into(), OpenError::Broken(_)));
+        for (error, answer) in [
+            (Errno::NOENT, "client: the root has no such file (check the address) (404)"),
+            (Errno::ACCESS, "root: it may not read this file (check the permissions) (403)"),
+            (Errno::IO, "root: it cannot read this file: Input/output error (os error 5) (500)"),
+        ] {
+            assert_eq!(OpenError::from(error).problem().to_string(), answer);
+        }
+        assert_eq!(OpenError::from(Errno::MFILE).problem().status, StatusCode::SERVICE_UNAVAILABLE);
     }
 
     #[test]

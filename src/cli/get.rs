@@ -1,0 +1,340 @@
+//! `plait get`: one file over all paths, with a progress bar, continued where it stopped.
+//!
+//! In: a target and paths. Out: a file that is either whole or absent: what has come so far stands in `FILE.part`, and
+//! `FILE.part.etag` says which version it is a part of, so that two versions are never mixed.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderValue, Method, StatusCode,
+    header::{ACCEPT, ETAG, IF_RANGE, LAST_MODIFIED, RANGE, USER_AGENT},
+};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+
+use crate::{
+    exec,
+    http::{
+        range::ContentRange,
+        request::RequestHead,
+        response::{self, Framing, Parsed, ResponseHead},
+    },
+    lanes::PathStatus,
+    mp::{
+        consumer::{Consumer, Sink, TransferError},
+        manager::{FetchError, Incoming, Manager},
+    },
+};
+
+/// A transfer that brings nothing for this long is given up (what has come stays in the partial file).
+const STALL_MAX: Duration = Duration::from_secs(60);
+/// How often the bar is drawn.
+const REDRAW: Duration = Duration::from_millis(200);
+
+/// Why the download is not complete.
+#[derive(Debug, thiserror::Error)]
+pub enum GetError {
+    /// The target is no path.
+    #[error("'{target}' is no path or URL: write for example /films/a.mp4")]
+    Target {
+        /// What was given.
+        target: String,
+    },
+    /// No response came.
+    #[error("{0}")]
+    Fetch(#[from] FetchError),
+    /// The answer is not the file.
+    #[error("the answer is {status}: {text}")]
+    Status {
+        /// The answer's status.
+        status: StatusCode,
+        /// What its headers say more.
+        text: String,
+    },
+    /// The answer makes no sense.
+    #[error("upstream: {what}")]
+    Answer {
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The body did not come to its end.
+    #[error("{source} (run the same command again to continue at {kept})")]
+    Body {
+        /// Why.
+        source: TransferError,
+        /// Bytes kept.
+        kept: HumanBytes,
+    },
+    /// SIGINT or SIGTERM.
+    #[error("interrupted; run the same command again to continue")]
+    Interrupted,
+    /// A file cannot be written.
+    #[error("{path}: {source}")]
+    File {
+        /// Which one.
+        path: PathBuf,
+        /// What the kernel says.
+        source: io::Error,
+    },
+}
+
+/// The partial file and the version it is a part of.
+struct Partial {
+    file: File,
+    path: PathBuf,
+    version_path: PathBuf,
+    have: u64,
+    /// Strong validator of what is there.
+    version: Option<HeaderValue>,
+}
+
+impl Partial {
+    fn open(output: &Path) -> Result<Self, GetError> {
+        let beside = |suffix: &str| {
+            let mut name = output.as_os_str().to_owned();
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        let (path, version_path) = (beside(".part"), beside(".part.etag"));
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(|source| GetError::File { path: path.clone(), source })?;
+        let have = file.metadata().map_err(|source| GetError::File { path: path.clone(), source })?.len();
+        let version = fs::read(&version_path).ok().and_then(|bytes| HeaderValue::from_bytes(&bytes).ok());
+        let mut partial = Self { file, path, version_path, have, version };
+        if partial.version.is_none() && have > 0 {
+            // Nobody can tell what it is a part of.
+            partial.restart()?;
+        }
+        Ok(partial)
+    }
+
+    fn error(&self) -> impl Fn(io::Error) -> GetError + use<> {
+        let path = self.path.clone();
+        move |source| GetError::File { path: path.clone(), source }
+    }
+
+    fn restart(&mut self) -> Result<(), GetError> {
+        self.file.set_len(0).map_err(self.error())?;
+        self.have = 0;
+        self.version = None;
+        Ok(())
+    }
+
+    /// Remembers which version the bytes to come belong to.
+    fn belongs_to(&self, head: &ResponseHead) -> Result<(), GetError> {
+        let strong = head
+            .headers
+            .get(ETAG)
+            .filter(|etag| !etag.as_bytes().starts_with(b"W/"))
+            .or_else(|| head.headers.get(LAST_MODIFIED));
+        let outcome = match strong {
+            Some(version) => fs::write(&self.version_path, version.as_bytes()),
+            None => match fs::remove_file(&self.version_path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            },
+        };
+        outcome.map_err(|source| GetError::File { path: self.version_path.clone(), source })
+    }
+
+    fn finish(self, output: &Path) -> Result<(), GetError> {
+        self.file.sync_data().map_err(self.error())?;
+        fs::rename(&self.path, output).map_err(|source| GetError::File { path: output.into(), source })?;
+        // It says nothing any more.
+        let _ = fs::remove_file(&self.version_path);
+        Ok(())
+    }
+}
+
+/// The path and query of what the user names, and its host.
+fn parse_target(target: &str) -> Result<(String, String), GetError> {
+    let error = || GetError::Target { target: target.to_owned() };
+    let uri: http::Uri = target.parse().map_err(|_| error())?;
+    let path = uri.path_and_query().filter(|path| path.as_str().starts_with('/')).ok_or_else(error)?;
+    let host = uri.authority().map_or("plait", |authority| authority.as_str());
+    Ok((path.as_str().to_owned(), host.to_owned()))
+}
+
+fn request(target: &str, host: &str, partial: &Partial) -> Result<RequestHead, GetError> {
+    let mut request = RequestHead::new(Method::GET, target, host)
+        .map_err(|_| GetError::Target { target: target.to_owned() })?;
+    let headers = &mut request.headers;
+    headers.insert(USER_AGENT, HeaderValue::from_static(concat!("plait/", env!("CARGO_PKG_VERSION"))));
+    headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+    if let (1.., Some(version)) = (partial.have, &partial.version)
+        && let Ok(range) = HeaderValue::try_from(format!("bytes={}-", partial.have))
+    {
+        headers.insert(RANGE, range);
+        headers.insert(IF_RANGE, version.clone());
+    }
+    Ok(request)
+}
+
+/// Downloads `target` to `output`.
+///
+/// # Errors
+/// [`GetError`]; the partial file stays for the next try.
+pub(super) async fn get(
+    manager: &Manager,
+    paths: &[Arc<PathStatus>],
+    target: &str,
+    output: &Path,
+) -> Result<u64, GetError> {
+    let (target, host) = parse_target(target)?;
+    let mut partial = Partial::open(output)?;
+    let mut bytes = Vec::new();
+    request(&target, &host, &partial)?.write_head(&mut bytes);
+    let Incoming { head, mut consumer, .. } = manager.fetch(Bytes::from(bytes)).await?;
+    let head = match response::parse_response(&head) {
+        Ok(Parsed::Complete { head, .. }) => head,
+        _ => return Err(GetError::Answer { what: "the answer has no valid head" }),
+    };
+    match head.status {
+        StatusCode::OK => partial.restart()?,
+        StatusCode::PARTIAL_CONTENT => {
+            let continues = matches!(
+                ContentRange::of(&head.headers),
+                Some(ContentRange::Satisfied { range, .. }) if range.first() == partial.have
+            );
+            if !continues {
+                return Err(GetError::Answer { what: "the answer is another range than was asked for" });
+            }
+        }
+        // Everything is there already, or the file has become shorter, which If-Range rules out.
+        StatusCode::RANGE_NOT_SATISFIABLE if partial.have > 0 => {
+            let have = partial.have;
+            if ContentRange::of(&head.headers) != Some(ContentRange::Unsatisfied { complete: have }) {
+                return Err(GetError::Answer { what: "the file has another length now: remove the .part file" });
+            }
+            partial.finish(output)?;
+            return Ok(have);
+        }
+        status => {
+            let text = status.canonical_reason().unwrap_or("unknown").to_owned();
+            return Err(GetError::Status { status, text });
+        }
+    }
+    partial.belongs_to(&head)?;
+    let announced = match head.framing(&Method::GET) {
+        Ok(Framing::Fixed(length)) => Some(length),
+        Ok(_) => None,
+        Err(_) => return Err(GetError::Answer { what: "the answer's length is contradictory" }),
+    };
+    let total = announced.map(|length| partial.have + length);
+    let file = partial.file.try_clone().map_err(partial.error())?;
+    let sink = Sink::File { file: OwnedFd::from(file), offset: partial.have };
+    let have = partial.have;
+    let outcome = {
+        let drawing = draw(paths, have, total);
+        let moving = carry(&mut consumer, sink, announced);
+        futures_util::pin_mut!(drawing, moving);
+        match futures_util::future::select(moving, drawing).await {
+            futures_util::future::Either::Left((outcome, _)) => outcome,
+            futures_util::future::Either::Right((never, _)) => match never {},
+        }
+    };
+    match outcome {
+        Ok(moved) => {
+            partial.finish(output)?;
+            Ok(have + moved)
+        }
+        Err(source) => {
+            // The kernel may have taken more than was counted; what was counted is there.
+            let kept = have + consumer.bytes();
+            let _ = partial.file.set_len(kept);
+            Err(GetError::Body { source, kept: HumanBytes(kept) })
+        }
+    }
+}
+
+async fn carry(consumer: &mut Consumer, sink: Sink<'_>, announced: Option<u64>) -> Result<u64, TransferError> {
+    let progress = consumer.progress();
+    let stalled = async {
+        while progress.moved_at().elapsed() < STALL_MAX {
+            exec::sleep(Duration::from_secs(5)).await;
+        }
+    };
+    let moving = consumer.run(sink, announced);
+    futures_util::pin_mut!(moving, stalled);
+    match futures_util::future::select(moving, stalled).await {
+        futures_util::future::Either::Left((outcome, _)) => outcome,
+        futures_util::future::Either::Right(((), _)) => {
+            Err(TransferError::Stalled { side: "lanes", seconds: STALL_MAX.as_secs() })
+        }
+    }
+}
+
+/// Draws the bar and the rate of every path until it is dropped.
+async fn draw(paths: &[Arc<PathStatus>], have: u64, total: Option<u64>) -> std::convert::Infallible {
+    let bar = match total {
+        Some(total) => ProgressBar::new(total),
+        None => ProgressBar::no_length(),
+    };
+    let template = match total {
+        Some(_) => "{bar:32} {bytes}/{total_bytes} {binary_bytes_per_sec} ETA {eta}  {msg}",
+        None => "{spinner} {bytes} {binary_bytes_per_sec}  {msg}",
+    };
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar.set_position(have);
+    bar.reset_eta();
+    let mut before: Vec<u64> = paths.iter().map(|path| path.report().bytes).collect();
+    let first: u64 = before.iter().sum();
+    let mut drawn = Instant::now();
+    loop {
+        exec::sleep(REDRAW).await;
+        let seconds = drawn.elapsed().as_secs_f64();
+        drawn = Instant::now();
+        let mut rates = Vec::new();
+        let mut sum = 0;
+        for (path, before) in paths.iter().zip(&mut before) {
+            let bytes = path.report().bytes;
+            rates.push(format!("{:.0}", (bytes - *before) as f64 * 8e-6 / seconds));
+            *before = bytes;
+            sum += bytes;
+        }
+        bar.set_position(have + sum - first);
+        bar.set_message(format!("paths {} Mbit/s", rates.join(" + ")));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets() {
+        let path = |target: &str| parse_target(target).ok().map(|(path, _)| path);
+        assert_eq!(path("/a/b.mp4?x"), Some("/a/b.mp4?x".into()));
+        assert_eq!(path("http://host:1/a"), Some("/a".into()));
+        assert_eq!(path("http://host"), Some("/".into()));
+        assert_eq!(path("a b"), None);
+        assert_eq!(path(""), None);
+    }
+
+    #[test]
+    fn a_part_of_unknown_version_is_not_continued() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = dir.path().join("f");
+        fs::write(dir.path().join("f.part"), "old").unwrap();
+        assert_eq!(Partial::open(&output).unwrap().have, 0);
+        fs::write(dir.path().join("f.part"), "old").unwrap();
+        fs::write(dir.path().join("f.part.etag"), "\"v1\"").unwrap();
+        let partial = Partial::open(&output).unwrap();
+        assert_eq!(partial.have, 3);
+        let request = request("/f", "h", &partial).unwrap();
+        assert_eq!((&request.headers[RANGE], &request.headers[IF_RANGE]), (&"bytes=3-".parse().unwrap(), &"\"v1\"".parse().unwrap()));
+    }
+}

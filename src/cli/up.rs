@@ -1,0 +1,172 @@
+//! `plait up`: the whole chain in one process, over real sockets on loopback.
+//!
+//! In: a directory, or none. Out: a root, an upstream, relays and a downstream that work as they do on hosts of their
+//! own, and a live line per path. Each role runs on every core.
+
+use std::{
+    io::IsTerminal,
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::{join, join_all};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use tokio::sync::watch;
+
+use super::{
+    args::{Global, Up},
+    roles::{
+        Fabric, LANES_PER_PATH, Lanes, Listeners, RunError, exec_config, legs, open_root, raise_descriptor_limit,
+        shutdown_signal,
+    },
+    sample,
+};
+use crate::{
+    downstream,
+    exec::{self, Core},
+    lanes::PathStatus,
+    net,
+    relay::{self, Relay},
+    root,
+    upstream::{self, Upstream},
+    wire::{
+        key::Key,
+        route::{HopAddr, PathSpec, Route, Transport},
+    },
+};
+
+/// How often the live lines are drawn.
+const REDRAW: Duration = Duration::from_secs(1);
+/// Lanes of a path that may stand on a core: the same as `plait downstream`.
+const LANES_MAX: usize = 256;
+/// Files named in the greeting; a library may have thousands.
+const FILES_SHOWN_MAX: usize = 6;
+
+/// Runs the chain until SIGINT or SIGTERM.
+pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
+    let config = exec_config(global);
+    let cores = config.cpus.len();
+    raise_descriptor_limit();
+    net::payload_move();
+    let dir = match args.dir {
+        Some(dir) => dir,
+        None => sample::library()?,
+    };
+    let stopped = shutdown_signal()?;
+    let key = Arc::new(Key::generate()?);
+    let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let (clients, front) = Listeners::bind(args.listen, cores)?;
+    let (roots, root_at) = Listeners::bind(anywhere, cores)?;
+    let (upstreams, upstream_at) = Listeners::bind(anywhere, cores)?;
+    let relays = (0..args.paths).map(|_| Listeners::bind(anywhere, cores)).collect::<Result<Vec<_>, _>>()?;
+    let specs = relays
+        .iter()
+        .map(|(_, at)| {
+            // One hop never exceeds a route's bounds.
+            let rest = Route::new(vec![HopAddr::from(upstream_at)]).unwrap_or_default();
+            PathSpec::new(Transport::Tcp, HopAddr::from(*at), rest)
+        })
+        .collect();
+    let lanes = Lanes { per_path: LANES_PER_PATH, max: LANES_MAX };
+    let fabric = Fabric::of(specs, key.clone(), lanes, global);
+    let root = Arc::new(open_root(&dir)?);
+    let legs = legs(global);
+    let upstream = Arc::new(Upstream::new(&root_at.to_string(), key.clone(), legs.clone())?);
+    let relay = Arc::new(Relay { key, legs: legs.clone(), allow: Vec::new(), local: true });
+
+    println!("listening on {front}");
+    println!("root {root_at} ← upstream {upstream_at} ← {} relays ← downstream {front}", relays.len());
+    println!("serving {}; open in a player or a browser:", dir.display());
+    for file in shown_files(&dir) {
+        println!("  http://{front}/{file}");
+    }
+    println!("stop with Ctrl-C");
+
+    let relays: Vec<_> = relays.into_iter().map(|(listeners, _)| listeners).collect();
+    exec::run(&config, move |core| {
+        let (fabric, stopped) = (fabric.clone(), stopped.clone());
+        let roles = (root.clone(), upstream.clone(), relay.clone(), legs.clone());
+        let ports = (roots.take(core), upstreams.take(core), clients.take(core));
+        let relay_ports: Vec<_> = relays.iter().filter_map(|listeners| listeners.take(core)).collect();
+        async move {
+            let (root, upstream, relay, legs) = roles;
+            let (Some(root_port), Some(upstream_port), Some(client_port)) = ports else { return };
+            let back = join(
+                root::serve(root, root_port, legs.clone(), stopped.clone()),
+                upstream::serve(upstream, upstream_port, stopped.clone()),
+            );
+            let middle = relay_ports.into_iter().map(|port| relay::serve(relay.clone(), port, stopped.clone()));
+            if core == Core(0) {
+                exec::spawn(draw(fabric.paths.clone(), stopped.clone()));
+            }
+            let front = downstream::serve(fabric.manager(), client_port, legs, stopped.clone());
+            join(join(back, join_all(middle)), front).await;
+        }
+    })?;
+    println!("stopped");
+    Ok(())
+}
+
+/// Names of files to try, playlists and videos first.
+fn shown_files(dir: &Path) -> Vec<String> {
+    let mut files: Vec<String> = ["", "hls"]
+        .iter()
+        .filter_map(|sub| Some((sub, std::fs::read_dir(dir.join(sub)).ok()?)))
+        .flat_map(|(sub, entries)| {
+            entries.flatten().filter_map(move |entry| {
+                let name = entry.file_name().into_string().ok()?;
+                let shown = [".mp4", ".m3u8", ".webm", ".mpd"].iter().any(|ending| name.ends_with(ending));
+                shown.then(|| if sub.is_empty() { name } else { format!("{sub}/{name}") })
+            })
+        })
+        .collect();
+    files.sort();
+    files.truncate(FILES_SHOWN_MAX);
+    files
+}
+
+/// One line per path: redrawn in place on a terminal, printed while bytes move elsewhere.
+async fn draw(paths: Vec<Arc<PathStatus>>, mut stopped: watch::Receiver<bool>) {
+    let terminal = std::io::stdout().is_terminal();
+    let screen = MultiProgress::new();
+    let lines: Vec<_> = paths
+        .iter()
+        .map(|_| {
+            let line = screen.add(ProgressBar::no_length());
+            if let Ok(style) = ProgressStyle::with_template("{msg}") {
+                line.set_style(style);
+            }
+            line
+        })
+        .collect();
+    let mut before = vec![0; paths.len()];
+    let mut drawn = Instant::now();
+    while exec::timeout(REDRAW, stopped.wait_for(|stop| *stop)).await.is_err() {
+        let seconds = drawn.elapsed().as_secs_f64();
+        drawn = Instant::now();
+        for ((path, before), line) in paths.iter().zip(&mut before).zip(&lines) {
+            let report = path.report();
+            let moved = report.bytes - *before;
+            *before = report.bytes;
+            let text = format!(
+                "path {}: {:8.1} Mbit/s, RTT {:.1} ms, {} lanes ({} in use){}",
+                report.name,
+                moved as f64 * 8e-6 / seconds,
+                report.round_trip.as_secs_f64() * 1e3,
+                report.lanes,
+                report.leased,
+                if report.down { ", DOWN" } else { "" },
+            );
+            if terminal {
+                line.set_message(text);
+            } else if moved > 0 {
+                println!("{text}");
+            }
+        }
+    }
+    for line in lines {
+        line.finish_and_clear();
+    }
+}

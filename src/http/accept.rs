@@ -1,0 +1,105 @@
+//! Accepts clients and runs one task for each until the server stops.
+//!
+//! In: a listener and what answers one request. Out: nothing but its end. Called by the root role and by the downstream,
+//! once on each core. Invariant: when [`serve`] returns, every connection it accepted is closed.
+
+use std::{convert::Infallible, io, rc::Rc, time::Duration};
+
+use futures_util::{FutureExt, pin_mut, select_biased};
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    request::RequestHead,
+    server::{Deadlines, HttpConnection, stopped},
+};
+use crate::{
+    exec,
+    net::{Legs, Listener, Socket},
+};
+
+/// What running answers get when the server stops: less than service managers wait before they kill (systemd: 90 s,
+/// containers: mostly 10 s and a bit).
+const FINISH: Duration = Duration::from_secs(10);
+
+/// Serves clients until `stopping` is true: then nothing is accepted, idle connections close, and running answers get
+/// [`FINISH`].
+///
+/// `answer` sends one whole answer; an error says that it cannot be completed, and the connection is reset.
+pub async fn serve<A>(
+    listener: Listener,
+    legs: Legs,
+    deadlines: Deadlines,
+    mut stopping: watch::Receiver<bool>,
+    answer: A,
+) where
+    A: AsyncFn(&mut HttpConnection, RequestHead) -> io::Result<()> + 'static,
+{
+    let answer = Rc::new(answer);
+    // Every task holds a sender and sends nothing: the channel ends with the last of them.
+    let (running, mut all_ended) = mpsc::channel::<Infallible>(1);
+    while let Some(socket) = next_client(&listener, &mut stopping).await {
+        if let Ok(peer) = socket.peer() {
+            socket.set_congestion(&legs.client, peer.ip());
+        }
+        let connection = HttpConnection::new(socket, deadlines, stopping.clone());
+        let (answer, stopping, running) = (answer.clone(), stopping.clone(), running.clone());
+        exec::spawn(async move {
+            converse(connection, stopping, &*answer).await;
+            drop(running);
+        });
+    }
+    drop((listener, running));
+    let _ = all_ended.recv().await;
+}
+
+async fn next_client(listener: &Listener, stopping: &mut watch::Receiver<bool>) -> Option<Socket> {
+    let stops = stopped(stopping).fuse();
+    let accepts = listener.accept().fuse();
+    pin_mut!(stops, accepts);
+    select_biased! {
+        () = stops => None,
+        accepted = accepts => accepted
+            .inspect_err(|error| tracing::error!(%error, "the listening socket failed: no client is accepted any more"))
+            .ok(),
+    }
+}
+
+/// Answers the requests of one connection.
+async fn converse<A>(mut connection: HttpConnection, mut stopping: watch::Receiver<bool>, answer: &A)
+where
+    A: AsyncFn(&mut HttpConnection, RequestHead) -> io::Result<()>,
+{
+    let in_time = {
+        let answers = answer_all(&mut connection, answer).fuse();
+        let late = async {
+            stopped(&mut stopping).await;
+            exec::sleep(FINISH).await;
+        }
+        .fuse();
+        pin_mut!(answers, late);
+        select_biased! {
+            () = answers => true,
+            () = late => false,
+        }
+    };
+    if !in_time {
+        tracing::info!(
+            "an answer was not taken within {} s of the stop: its connection is reset",
+            FINISH.as_secs()
+        );
+        connection.abort();
+    }
+}
+
+async fn answer_all<A>(connection: &mut HttpConnection, answer: &A)
+where
+    A: AsyncFn(&mut HttpConnection, RequestHead) -> io::Result<()>,
+{
+    while let Some(request) = connection.next_request().await {
+        if let Err(error) = answer(connection, request).await {
+            tracing::debug!(%error, "an answer was not completed");
+            connection.abort();
+            return;
+        }
+    }
+}

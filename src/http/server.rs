@@ -1,0 +1,400 @@
+//! The server's side of one client connection: requests come out one by one, answers go in.
+//!
+//! In: a connected socket. Out: the heads of requests that can be answered; what cannot is answered here. Called by the
+//! root role and by the downstream.
+//!
+//! Invariant: exactly the bytes of a request are taken off the socket, so that pipelined requests wait there and cost
+//! no memory of this process; every wait has a deadline; an answer that cannot be completed ends in a reset and never
+//! looks complete.
+
+use std::{
+    io,
+    time::{Duration, SystemTime},
+};
+
+use ::http::{
+    HeaderValue, Method, StatusCode,
+    header::{CONNECTION, EXPECT},
+};
+use futures_util::{FutureExt, pin_mut, select_biased};
+use tokio::sync::watch;
+
+use super::{
+    head::{MAX_HEAD_BYTES, Version},
+    problem::{Problem, Side},
+    request::{BodyLen, Parsed, RequestHead, parse_request},
+    response::ResponseHead,
+};
+use crate::{exec, net::Socket};
+
+/// The largest head with the empty line that may stand before it.
+const HEAD_BYTES_MAX: usize = MAX_HEAD_BYTES + 2;
+/// Room for the head of an answer before it must grow: ours have 300 bytes, those of a distant root a bit more.
+const HEAD_BYTES_USUAL: usize = 1 << 10;
+/// Looked at in one receive: nearly every head is smaller.
+const RECEIVE_BYTES: usize = 4 << 10;
+/// Largest body that a request may carry. Nothing here reads bodies; a small one is thrown away so that the connection
+/// can be used again.
+const REQUEST_BODY_BYTES_MAX: u64 = 64 << 10;
+/// What a client may still send while the connection is closed: without this its last words would cause a reset that
+/// destroys the answer on its way (RFC 9112 section 9.6).
+const LINGER_BYTES_MAX: usize = 64 << 10;
+/// How long that may take: a round trip over the longest path and a bit.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// How long a client may take for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    /// From the first byte of a head (or body) to its last; then 408.
+    pub request: Duration,
+    /// Without any request; then the connection is closed silently.
+    pub idle: Duration,
+    /// Without taking a byte of an answer; then the connection is reset.
+    pub stall: Duration,
+}
+
+impl Default for Deadlines {
+    /// 10 s for a head, which is one packet, whatever the path; 60 s idle, as long as common servers; 120 s of stall,
+    /// which a paused player with a full buffer may need.
+    fn default() -> Self {
+        Self {
+            request: Duration::from_secs(10),
+            idle: Duration::from_secs(60),
+            stall: Duration::from_secs(120),
+        }
+    }
+}
+
+/// One client connection.
+pub struct HttpConnection {
+    socket: Socket,
+    deadlines: Deadlines,
+    /// True once no new request is to be taken.
+    stopping: watch::Receiver<bool>,
+    state: State,
+    /// The answer that is owed or has begun belongs to a HEAD request.
+    is_head: bool,
+    /// The version of the request; 1.1 until it is known.
+    version: Version,
+    /// The client asked for a connection that lasts.
+    client_stays: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// The next request may come.
+    Ready,
+    /// A request was given out; nothing has been answered.
+    Owing,
+    /// The head of the answer is on its way and said whether the connection lasts.
+    Answering { lasts: bool },
+    /// The last answer is on its way.
+    Closing,
+    /// Nothing more comes or goes.
+    Over,
+}
+
+/// Why there is no request.
+enum NoRequest {
+    /// The connection ended, or was idle for too long.
+    Gone,
+    /// The client is told; `lasts` says whether what follows on the connection can still be understood.
+    Refused { problem: Problem, lasts: bool },
+}
+
+impl From<io::Error> for NoRequest {
+    fn from(error: io::Error) -> Self {
+        tracing::debug!(%error, "a client is gone");
+        NoRequest::Gone
+    }
+}
+
+impl NoRequest {
+    fn last_words(problem: Problem) -> Self {
+        NoRequest::Refused { problem, lasts: false }
+    }
+}
+
+impl HttpConnection {
+    /// Takes over a connection. Once `stopping` is true (or its sender is gone) the running answer is the last one.
+    pub fn new(socket: Socket, deadlines: Deadlines, stopping: watch::Receiver<bool>) -> Self {
+        Self {
+            socket,
+            deadlines,
+            stopping,
+            state: State::Ready,
+            is_head: false,
+            version: Version::Http11,
+            client_stays: true,
+        }
+    }
+
+    /// The next request that can be answered, or none when the connection is over. Requests that cannot are answered
+    /// here.
+    pub async fn next_request(&mut self) -> Option<RequestHead> {
+        loop {
+            match self.state {
+                State::Ready => {}
+                State::Closing => {
+                    self.linger().await;
+                    return None;
+                }
+                // An answer that was begun and not finished must not look complete.
+                State::Owing | State::Answering { .. } => {
+                    self.abort();
+                    return None;
+                }
+                State::Over => return None,
+            }
+            match self.receive_request().await {
+                Ok(head) => return Some(head),
+                Err(NoRequest::Gone) => {
+                    self.state = State::Over;
+                    return None;
+                }
+                Err(NoRequest::Refused { problem, lasts }) => {
+                    self.client_stays &= lasts;
+                    if self.respond_problem(&problem).await.is_err() {
+                        self.abort();
+                    }
+                }
+            }
+        }
+    }
+
+    /// The socket, for sending a body.
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// How long this client may stall.
+    pub fn stall_max(&self) -> Duration {
+        self.deadlines.stall
+    }
+
+    /// Whether the connection can last after the answer that is owed now.
+    pub fn lasts(&self) -> bool {
+        self.client_stays && !is_stopping(&self.stopping)
+    }
+
+    /// Sends the head of the answer; `more` says that a body follows at once, so that they share a segment. The
+    /// `Connection` header is set here; `lasts` is false when only the end of the connection ends the body.
+    ///
+    /// # Errors
+    /// The client is gone or takes nothing.
+    pub async fn send_head(&mut self, mut head: ResponseHead, lasts: bool, more: bool) -> io::Result<()> {
+        let lasts = lasts && self.lasts();
+        self.state = State::Answering { lasts };
+        head.headers.remove(CONNECTION);
+        if !lasts {
+            head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        } else if self.version == Version::Http10 {
+            head.headers.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
+        }
+        let mut bytes = Vec::with_capacity(HEAD_BYTES_USUAL);
+        head.write_head(SystemTime::now(), &mut bytes);
+        self.send(&bytes, more).await
+    }
+
+    /// Sends bytes of the body from memory.
+    ///
+    /// # Errors
+    /// The client is gone or takes nothing.
+    pub async fn send(&self, mut bytes: &[u8], more: bool) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.socket.try_send(bytes, more) {
+                Ok(sent) => bytes = &bytes[sent..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.socket.writable_within(self.deadlines.stall).await?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers the request with `problem`, whole.
+    ///
+    /// # Errors
+    /// The client is gone or takes nothing.
+    pub async fn respond_problem(&mut self, problem: &Problem) -> io::Result<()> {
+        let body = if self.is_head { String::new() } else { problem.body() };
+        self.send_head(problem.head(), true, !body.is_empty()).await?;
+        self.send(body.as_bytes(), false).await?;
+        self.finish_response();
+        Ok(())
+    }
+
+    /// Says that the answer is complete: every announced byte was sent.
+    pub fn finish_response(&mut self) {
+        self.state = match self.state {
+            State::Answering { lasts: true } => State::Ready,
+            State::Answering { lasts: false } => State::Closing,
+            // Nothing was answered: there is nothing to complete.
+            State::Owing | State::Ready | State::Closing | State::Over => State::Over,
+        };
+    }
+
+    /// Ends the connection by a reset: the answer cannot be completed, and the client must see that.
+    pub fn abort(&mut self) {
+        self.socket.abort();
+        self.state = State::Over;
+    }
+
+    async fn receive_request(&mut self) -> Result<RequestHead, NoRequest> {
+        (self.is_head, self.version, self.client_stays) = (false, Version::Http11, true);
+        self.first_byte().await?;
+        let request_deadline = self.deadlines.request;
+        let head = match exec::timeout(request_deadline, self.receive_head()).await {
+            Ok(head) => head?,
+            Err(exec::Elapsed) => return Err(NoRequest::last_words(too_slow(request_deadline))),
+        };
+        self.is_head = head.method == Method::HEAD;
+        self.version = head.version;
+        self.client_stays = head.keep_alive();
+        match exec::timeout(request_deadline, self.skip_body(&head)).await {
+            Ok(skipped) => skipped?,
+            Err(exec::Elapsed) => return Err(NoRequest::last_words(too_slow(request_deadline))),
+        }
+        self.state = State::Owing;
+        Ok(head)
+    }
+
+    /// Waits until a request begins. An idle connection holds no buffer.
+    async fn first_byte(&mut self) -> Result<(), NoRequest> {
+        let mut byte = [0];
+        let begins = exec::timeout(self.deadlines.idle, self.socket.peek(&mut byte)).fuse();
+        let stops = stopped(&mut self.stopping).fuse();
+        pin_mut!(begins, stops);
+        select_biased! {
+            // A request that is there already is answered even if the server stops.
+            begun = begins => match begun {
+                Ok(Ok(1..)) => Ok(()),
+                Ok(Err(error)) => Err(error.into()),
+                Ok(Ok(0)) | Err(exec::Elapsed) => Err(NoRequest::Gone),
+            },
+            () = stops => Err(NoRequest::Gone),
+        }
+    }
+
+    /// Receives a head and takes exactly its bytes off the socket.
+    async fn receive_head(&mut self) -> Result<RequestHead, NoRequest> {
+        let mut head = Vec::new();
+        // The parser starts over at each call. So that a head which comes byte by byte costs no more than twice its
+        // length, it is called when the head may have ended or has doubled.
+        let mut parse_at = 1;
+        loop {
+            let known = head.len();
+            head.resize(known + RECEIVE_BYTES.min(HEAD_BYTES_MAX - known), 0);
+            let came = self.socket.peek(&mut head[known..]).await?;
+            if came == 0 {
+                return Err(NoRequest::Gone);
+            }
+            head.truncate(known + came);
+            let may_end = has_empty_line(&head[known.saturating_sub(2)..]);
+            let parsed = if may_end || head.len() >= parse_at || head.len() == HEAD_BYTES_MAX {
+                parse_at = 2 * head.len();
+                parse_request(&head)
+            } else {
+                Ok(Parsed::Partial)
+            };
+            match parsed {
+                Ok(Parsed::Complete { head: request, len }) => {
+                    self.take(len.saturating_sub(known)).await?;
+                    return Ok(request);
+                }
+                Ok(Parsed::Partial) => self.take(came).await?,
+                Err(error) => {
+                    self.take(came).await?;
+                    return Err(NoRequest::last_words(error.problem()));
+                }
+            }
+        }
+    }
+
+    /// Throws the body of a request away, or refuses the request.
+    async fn skip_body(&mut self, head: &RequestHead) -> Result<(), NoRequest> {
+        let refusal = head.method_allowed().err().map(|error| error.problem());
+        let len = match body_length(head) {
+            Ok(len) => len,
+            Err(problem) => return Err(NoRequest::last_words(refusal.unwrap_or(problem))),
+        };
+        if len > 0 && expects_continue(head) {
+            // Whether the body still follows a refusal is the client's choice, so that the connection is of no more use.
+            if let Some(problem) = refusal {
+                return Err(NoRequest::last_words(problem));
+            }
+            self.send(b"HTTP/1.1 100 Continue\r\n\r\n", false).await?;
+        }
+        self.take(len).await?;
+        match refusal {
+            Some(problem) => Err(NoRequest::Refused { problem, lasts: self.client_stays }),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes `len` bytes off the socket and drops them.
+    async fn take(&self, mut len: usize) -> Result<(), NoRequest> {
+        while len > 0 {
+            match self.socket.discard(len).await? {
+                0 => return Err(NoRequest::Gone),
+                n => len -= n,
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets what was sent arrive before the connection is closed.
+    async fn linger(&mut self) {
+        self.socket.finish();
+        let _ = exec::timeout(LINGER, self.take(LINGER_BYTES_MAX)).await;
+        self.state = State::Over;
+    }
+}
+
+fn is_stopping(stopping: &watch::Receiver<bool>) -> bool {
+    *stopping.borrow() || stopping.has_changed().is_err()
+}
+
+/// Resolves once the server stops.
+pub async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    // An error says that nobody is left who could ask for it; then there is nobody to serve for either.
+    let _ = stopping.wait_for(|stops| *stops).await;
+}
+
+/// Whether the client waits for an interim answer before it sends its body (RFC 9110 section 10.1.1).
+fn expects_continue(head: &RequestHead) -> bool {
+    head.version == Version::Http11
+        && head
+            .headers
+            .get(EXPECT)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// How many bytes of body follow the head, if few enough to be thrown away.
+fn body_length(head: &RequestHead) -> Result<usize, Problem> {
+    let refused = |status, text: &dyn std::fmt::Display| Err(Problem::new(status, Side::Client, text));
+    match head.body_len() {
+        BodyLen::None => Ok(0),
+        BodyLen::Fixed(len) if len <= REQUEST_BODY_BYTES_MAX => Ok(len as usize),
+        BodyLen::Fixed(len) => refused(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            &format_args!("the request has a body of {len} bytes, and nothing here takes one"),
+        ),
+        BodyLen::Chunked => refused(
+            StatusCode::LENGTH_REQUIRED,
+            &"the request has a chunked body (send none, or a small one with a Content-Length)",
+        ),
+    }
+}
+
+fn too_slow(deadline: Duration) -> Problem {
+    let text = format_args!("the request was not complete within {} s", deadline.as_secs_f32());
+    Problem::new(StatusCode::REQUEST_TIMEOUT, Side::Client, text)
+}
+
+/// True when `bytes` hold the end of a head: an empty line, with or without carriage returns.
+fn has_empty_line(bytes: &[u8]) -> bool {
+    bytes.windows(2).any(|pair| pair == b"\n\n") || bytes.windows(3).any(|line| line == b"\n\r\n")
+}
