@@ -65,7 +65,7 @@ pub enum RunError {
     },
     /// `--root` is of no use.
     #[error(transparent)]
-    Root(#[from] upstream::RootUrlError),
+    Root(#[from] upstream::RootOriginError),
     /// The kernel has no randomness.
     #[error("no randomness: {0}")]
     Random(#[from] getrandom::Error),
@@ -132,8 +132,7 @@ pub(super) fn open_root(dir: &Path) -> Result<Root, RunError> {
 
 /// The upstream of `--root`: a URL, or a directory.
 fn open_upstream(root: &str, key: Arc<Key>, legs: Legs) -> Result<Arc<Upstream>, RunError> {
-    let origin = upstream::parse_root_url(root)?;
-    Ok(Arc::new(Upstream::new(&origin, key, legs)?))
+    Ok(Arc::new(Upstream::new(root.parse()?, key, legs)?))
 }
 
 /// Everything that the managers of all cores are made of.
