@@ -215,7 +215,9 @@ pub(super) async fn get(
         StatusCode::RANGE_NOT_SATISFIABLE if partial.have > 0 => {
             let have = partial.have;
             if ContentRange::of(&head.headers) != Some(ContentRange::Unsatisfied { complete: have }) {
-                return Err(GetError::Answer { what: "the file has another length now: remove the .part file" });
+                return Err(GetError::Answer {
+                    what: "the file has another length now: remove the .part file",
+                });
             }
             partial.finish(output)?;
             return Ok(have);
@@ -258,7 +260,11 @@ pub(super) async fn get(
     }
 }
 
-async fn carry(consumer: &mut Consumer, sink: Sink<'_>, announced: Option<u64>) -> Result<u64, TransferError> {
+async fn carry(
+    consumer: &mut Consumer,
+    sink: Sink<'_>,
+    announced: Option<u64>,
+) -> Result<u64, TransferError> {
     let progress = consumer.progress();
     let stalled = async {
         while progress.moved_at().elapsed() < STALL_MAX {
@@ -335,6 +341,9 @@ mod tests {
         let partial = Partial::open(&output).unwrap();
         assert_eq!(partial.have, 3);
         let request = request("/f", "h", &partial).unwrap();
-        assert_eq!((&request.headers[RANGE], &request.headers[IF_RANGE]), (&"bytes=3-".parse().unwrap(), &"\"v1\"".parse().unwrap()));
+        assert_eq!(
+            (&request.headers[RANGE], &request.headers[IF_RANGE]),
+            (&"bytes=3-".parse().unwrap(), &"\"v1\"".parse().unwrap())
+        );
     }
 }

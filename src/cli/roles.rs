@@ -65,7 +65,7 @@ pub enum RunError {
     },
     /// `--root` is of no use.
     #[error(transparent)]
-    Root(#[from] upstream::RootUrlError),
+    Root(#[from] upstream::RootOriginError),
     /// The kernel has no randomness.
     #[error("no randomness: {0}")]
     Random(#[from] getrandom::Error),
@@ -132,8 +132,7 @@ pub(super) fn open_root(dir: &Path) -> Result<Root, RunError> {
 
 /// The upstream of `--root`: a URL, or a directory.
 fn open_upstream(root: &str, key: Arc<Key>, legs: Legs) -> Result<Arc<Upstream>, RunError> {
-    let origin = upstream::parse_root_url(root)?;
-    Ok(Arc::new(Upstream::new(&origin, key, legs)?))
+    Ok(Arc::new(Upstream::new(root.parse()?, key, legs)?))
 }
 
 /// Everything that the managers of all cores are made of.
@@ -149,7 +148,8 @@ pub(super) struct Fabric {
 impl Fabric {
     fn new(paths: &Paths, global: &Global) -> Result<Self, RunError> {
         let specs = paths.path.clone();
-        let lanes = Lanes { per_path: paths.lanes.map_or(LANES_PER_PATH, usize::from), max: paths.lanes_max.into() };
+        let lanes =
+            Lanes { per_path: paths.lanes.map_or(LANES_PER_PATH, usize::from), max: paths.lanes_max.into() };
         Ok(Self::of(specs, load_key(&paths.key)?, lanes, global))
     }
 
@@ -191,7 +191,8 @@ fn run_get(global: &Global, args: Get) -> Result<(), RunError> {
     if global.placement != Placement::Spread {
         config.cpus.truncate(1);
     }
-    let fabric = Fabric::new(&args.paths, &Global { cores: Some(CpuList(config.cpus.clone())), ..global.clone() })?;
+    let fabric =
+        Fabric::new(&args.paths, &Global { cores: Some(CpuList(config.cpus.clone())), ..global.clone() })?;
     raise_descriptor_limit();
     let stopped = shutdown_signal()?;
     let outcome = Arc::new(Mutex::new(None));

@@ -18,8 +18,8 @@ use tokio::sync::watch;
 use super::{
     args::{Global, Up},
     roles::{
-        Fabric, LANES_PER_PATH, Lanes, Listeners, RunError, exec_config, legs, open_root, raise_descriptor_limit,
-        shutdown_signal,
+        Fabric, LANES_PER_PATH, Lanes, Listeners, RunError, exec_config, legs, open_root,
+        raise_descriptor_limit, shutdown_signal,
     },
     sample,
 };
@@ -30,7 +30,7 @@ use crate::{
     net,
     relay::{self, Relay},
     root,
-    upstream::{self, Upstream},
+    upstream::{self, RootOrigin, Upstream},
     wire::{
         key::Key,
         route::{HopAddr, PathSpec, Route, Transport},
@@ -73,7 +73,7 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
     let fabric = Fabric::of(specs, key.clone(), lanes, global);
     let root = Arc::new(open_root(&dir)?);
     let legs = legs(global);
-    let upstream = Arc::new(Upstream::new(&root_at.to_string(), key.clone(), legs.clone())?);
+    let upstream = Arc::new(Upstream::new(RootOrigin::Http(root_at.to_string().into()), key.clone(), legs.clone())?);
     let relay = Arc::new(Relay { key, legs: legs.clone(), allow: Vec::new(), local: true });
 
     println!("listening on {front}");
@@ -97,7 +97,8 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
                 root::serve(root, root_port, legs.clone(), stopped.clone()),
                 upstream::serve(upstream, upstream_port, stopped.clone()),
             );
-            let middle = relay_ports.into_iter().map(|port| relay::serve(relay.clone(), port, stopped.clone()));
+            let middle =
+                relay_ports.into_iter().map(|port| relay::serve(relay.clone(), port, stopped.clone()));
             if core == Core(0) {
                 exec::spawn(draw(fabric.paths.clone(), stopped.clone()));
             }

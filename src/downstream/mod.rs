@@ -69,10 +69,15 @@ async fn answer(manager: &Manager, connection: &mut HttpConnection, request: &Re
         }
     };
     let framed = match response::parse_response(&head) {
-        Ok(Parsed::Complete { head: response, len }) if len == head.len() => {
-            response.framing(&request.method).map(|framing| (response, framing)).map_err(|error| error.problem())
-        }
-        _ => Err(Problem::new(StatusCode::BAD_GATEWAY, Side::Upstream, "what came over the lanes is no response head")),
+        Ok(Parsed::Complete { head: response, len }) if len == head.len() => response
+            .framing(&request.method)
+            .map(|framing| (response, framing))
+            .map_err(|error| error.problem()),
+        _ => Err(Problem::new(
+            StatusCode::BAD_GATEWAY,
+            Side::Upstream,
+            "what came over the lanes is no response head",
+        )),
     };
     let (response, framing) = match framed {
         Ok(framed) => framed,

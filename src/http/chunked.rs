@@ -41,6 +41,7 @@ enum State {
     DataEnd,
     Trailer,
     Done,
+    Failed(ChunkError),
 }
 
 /// What the shown bytes were. `taken` of them are framing: take them off the socket before anything else.
@@ -101,12 +102,16 @@ impl ChunkDecoder {
     }
 
     /// Looks at bytes that start where the framing continues: at the start of the body, behind what the last step
-    /// took, or behind the data that it announced. After an error or [`ChunkStep::End`] the decoder is used up: it
-    /// takes nothing more.
+    /// took, or behind the data that it announced. After [`ChunkStep::End`] it takes nothing
+    /// more, after an error it repeats the error.
     ///
     /// # Errors
     /// See [`ChunkError`]; the connection is of no more use.
     pub fn step(&mut self, shown: &[u8]) -> Result<ChunkStep, ChunkError> {
+        self.take_framing(shown).inspect_err(|&error| self.state = State::Failed(error))
+    }
+
+    fn take_framing(&mut self, shown: &[u8]) -> Result<ChunkStep, ChunkError> {
         let mut taken = 0;
         loop {
             if self.state == State::Done {
@@ -140,6 +145,7 @@ impl ChunkDecoder {
                 Err(ChunkError::DataEnd)
             }
             State::Trailer if len > MAX_TRAILER_BYTES => Err(ChunkError::TrailerTooLong),
+            State::Failed(error) => Err(error),
             _ => Ok(()),
         }
     }
@@ -175,7 +181,7 @@ impl ChunkDecoder {
                     self.state = State::Done;
                 }
             }
-            State::Done => {}
+            State::Done | State::Failed(_) => {}
         }
         Ok(None)
     }

@@ -40,12 +40,12 @@ impl<'a> EntityTag<'a> {
     }
 
     /// Strong comparison (§8.8.3.2): byte for byte the same, for ranges and `If-Match`.
-    pub fn strong_eq(self, other: Self) -> bool {
+    pub fn strong_eq(self, other: EntityTag<'_>) -> bool {
         !self.weak && !other.weak && self.opaque == other.opaque
     }
 
     /// Weak comparison (§8.8.3.2): good enough to show, for `If-None-Match`.
-    pub fn weak_eq(self, other: Self) -> bool {
+    pub fn weak_eq(self, other: EntityTag<'_>) -> bool {
         self.opaque == other.opaque
     }
 }
@@ -80,7 +80,7 @@ pub fn evaluate(method: &Method, headers: &HeaderMap, current: Validators<'_>, n
     let last_modified = current.last_modified.and_then(to_seconds);
     // Steps 1 and 2.
     if headers.contains_key(IF_MATCH) {
-        if !any_tag(headers, IF_MATCH, current.etag, |ours, theirs| ours.strong_eq(theirs)) {
+        if !any_tag(headers, IF_MATCH, current.etag, |a, b| a.strong_eq(b)) {
             return Decision::PreconditionFailed;
         }
     } else if let (Some(date), Some(modified)) = (only_date(headers, IF_UNMODIFIED_SINCE), last_modified)
@@ -90,7 +90,7 @@ pub fn evaluate(method: &Method, headers: &HeaderMap, current: Validators<'_>, n
     }
     // Steps 3 and 4.
     if headers.contains_key(IF_NONE_MATCH) {
-        if any_tag(headers, IF_NONE_MATCH, current.etag, |ours, theirs| ours.weak_eq(theirs)) {
+        if any_tag(headers, IF_NONE_MATCH, current.etag, |a, b| a.weak_eq(b)) {
             return if safe { Decision::NotModified } else { Decision::PreconditionFailed };
         }
     } else if safe

@@ -43,7 +43,7 @@ const NEVER_DROPPED: [HeaderName; 6] =
 /// Why a request does not go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ForwardError {
-    /// `Via` shows [`MAX_VIA`] passages already.
+    /// `Via` shows 16 passages through such chains already.
     #[error("downstream: the request runs in a loop (its root leads back to this chain)")]
     Loop,
     /// The host to ask for is none.

@@ -1,7 +1,7 @@
 //! What request and response heads have in common: versions, bounds, line ends, and the headers that frame a body.
 //!
 //! `request` and `response` call it before and after httparse; nobody else needs more than [`Version`] and [`Parsed`].
-//! Invariant: httparse never decides about a head with a bare line feed in it, because [`scan`] saw the bytes first
+//! Invariant: httparse never decides about a head with a bare line feed in it, because `scan` saw the bytes first
 //! (httparse takes bare LF as a line end, RFC 9112 §2.2 only allows that to those who do not mind smuggling).
 
 use std::fmt;
@@ -113,7 +113,10 @@ pub(super) fn header_map(parsed: &[httparse::Header<'_>]) -> Result<HeaderMap, R
 }
 
 /// Appends `name: value` lines and the empty line. `HeaderName` and `HeaderValue` cannot hold CR or LF.
-pub(super) fn write_headers(headers: &HeaderMap, out: &mut Vec<u8>) {
+pub(super) fn write_headers<'a>(
+    headers: impl IntoIterator<Item = (&'a HeaderName, &'a HeaderValue)>,
+    out: &mut Vec<u8>,
+) {
     for (name, value) in headers {
         out.extend_from_slice(name.as_str().as_bytes());
         out.extend_from_slice(b": ");

@@ -90,9 +90,20 @@ impl RangeSpec {
                 return RangeOutcome::Unsatisfiable;
             }
             Self::From { first } => (first, len - 1),
+            // Not a range, and malformed ones are ignored; the parser lets none through.
+            Self::FromTo { first, last } if first > last => return RangeOutcome::Full,
             Self::FromTo { first, last } => (first, last.min(len - 1)),
         };
         RangeOutcome::Partial(ByteRange { first, last })
+    }
+
+    /// The value of a `Range` header that asks for it.
+    pub fn to_value(self) -> HeaderValue {
+        header_value(match self {
+            Self::FromTo { first, last } => format!("bytes={first}-{last}"),
+            Self::From { first } => format!("bytes={first}-"),
+            Self::Suffix { len } => format!("bytes=-{len}"),
+        })
     }
 }
 
@@ -162,16 +173,19 @@ impl ContentRange {
 
     /// The header's value.
     pub fn to_value(self) -> HeaderValue {
-        let text = match self {
+        header_value(match self {
             Self::Satisfied { range, complete: Some(complete) } => {
                 format!("bytes {}-{}/{complete}", range.first, range.last)
             }
             Self::Satisfied { range, complete: None } => format!("bytes {}-{}/*", range.first, range.last),
             Self::Unsatisfied { complete } => format!("bytes */{complete}"),
-        };
-        // Digits, a dash and a slash are always a header value; the empty one is never used.
-        HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""))
+        })
     }
+}
+
+/// Digits and punctuation are always a header value; the empty one is never used.
+fn header_value(text: String) -> HeaderValue {
+    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// `1*DIGIT`; a number that does not fit is as good as the largest, since both lie behind every end.

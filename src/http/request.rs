@@ -39,8 +39,8 @@ pub enum BodyLen {
     Chunked,
 }
 
-/// Why a request is refused; always the client's fault. [`status`](Self::status) is what to answer, after which the
-/// connection must be closed, because the end of the request is not known.
+/// Why a request is refused; always the client's fault. When it comes from [`parse_request`], close the connection after
+/// the answer, because nobody knows where the next request would start.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     /// RFC 9112 §2.2.
@@ -213,13 +213,9 @@ impl RequestHead {
         for part in [self.method.as_str(), " ", &self.target, " HTTP/", self.version.number(), "\r\n"] {
             out.extend_from_slice(part.as_bytes());
         }
-        let mut headers = self.headers.clone();
-        if let Some(host) = headers.remove(HOST) {
-            out.extend_from_slice(b"host: ");
-            out.extend_from_slice(host.as_bytes());
-            out.extend_from_slice(b"\r\n");
-        }
-        head::write_headers(&headers, out);
+        let (host, others) =
+            (self.headers.get_all(HOST), self.headers.iter().filter(|(name, _)| *name != HOST));
+        head::write_headers(host.iter().map(|value| (&HOST, value)).chain(others), out);
     }
 
     /// Same method and target with other headers, without a body, for the way onwards; `forward` calls it.
@@ -271,12 +267,13 @@ fn origin_form(target: &str, headers: &mut HeaderMap) -> Result<String, RequestE
 fn names_a_host(value: &[u8]) -> bool {
     let Ok(authority) = Authority::try_from(value) else { return false };
     let (text, host) = (authority.as_str(), authority.host());
+    // Behind user information the text does not go on from the host.
     let Some(port) = text.strip_prefix(host) else { return false };
     let port_is_fine = match port.strip_prefix(':') {
         Some(digits) => digits.is_empty() || digits.parse::<u16>().is_ok_and(|_| !digits.starts_with('+')),
         None => port.is_empty(),
     };
-    !host.is_empty() && !text.contains('@') && (host.starts_with('[') || !host.contains('[')) && port_is_fine
+    !host.is_empty() && (host.starts_with('[') || !host.contains('[')) && port_is_fine
 }
 
 #[cfg(test)]

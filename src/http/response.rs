@@ -120,8 +120,7 @@ pub fn parse_final_response(buf: &[u8]) -> Result<Parsed<ResponseHead>, Response
     let mut skipped = 0;
     loop {
         match parse_response(&buf[skipped..])? {
-            Parsed::Complete { head, len } if skipped + len > MAX_HEAD_BYTES => {
-                drop(head);
+            Parsed::Complete { len, .. } if skipped + len > MAX_HEAD_BYTES => {
                 return Err(ResponseError::HeadTooLarge);
             }
             Parsed::Complete { head, len } if head.status.is_informational() => skipped += len,

@@ -51,16 +51,20 @@ pub struct Deadlines {
     pub idle: Duration,
     /// Without taking a byte of an answer; then the connection is reset.
     pub stall: Duration,
+    /// From the stop of the server to the end of the running answer; then the connection is reset.
+    pub finish: Duration,
 }
 
 impl Default for Deadlines {
     /// 10 s for a head, which is one packet, whatever the path; 60 s idle, as long as common servers; 120 s of stall,
-    /// which a paused player with a full buffer may need.
+    /// which a paused player with a full buffer may need;
+    /// 10 s after a stop, which is what container managers wait before they kill.
     fn default() -> Self {
         Self {
             request: Duration::from_secs(10),
             idle: Duration::from_secs(60),
             stall: Duration::from_secs(120),
+            finish: Duration::from_secs(10),
         }
     }
 }
@@ -167,9 +171,9 @@ impl HttpConnection {
         &self.socket
     }
 
-    /// How long this client may stall.
-    pub fn stall_max(&self) -> Duration {
-        self.deadlines.stall
+    /// How long this client may take for what.
+    pub fn deadlines(&self) -> Deadlines {
+        self.deadlines
     }
 
     /// Whether the connection can last after the answer that is owed now.

@@ -259,7 +259,10 @@ impl<T> Drop for MpQueue<T> {
 
 impl<T> fmt::Debug for MpQueue<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MpQueue").field("capacity", &self.slots.len()).field("closed", &self.is_closed()).finish()
+        f.debug_struct("MpQueue")
+            .field("capacity", &self.slots.len())
+            .field("closed", &self.is_closed())
+            .finish()
     }
 }
 

@@ -31,3 +31,6 @@ pub use shared::Shared;
 pub use socket::{ConnectError, Socket};
 pub use splice_probe::{PayloadMove, payload_move};
 pub use tcp_info::TcpInfo;
+
+#[cfg(test)]
+mod tests;

@@ -101,7 +101,7 @@ async fn send_file(
         }
         FileBody::Span { offset, len } => {
             connection.send_head(response.head, true, len > 0).await?;
-            let stall_max = connection.stall_max();
+            let stall_max = connection.deadlines().stall;
             let sent = sendfile(connection.socket(), file.fd.as_fd(), offset, len, stall_max).await?;
             if sent < len {
                 let missing = len - sent;
@@ -130,3 +130,5 @@ fn redirect(path: &Path, target: &str) -> ResponseHead {
     head
 }
 
+#[cfg(test)]
+mod tests;

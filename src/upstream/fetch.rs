@@ -4,19 +4,32 @@
 //! as a task of the core whose lane started the transfer. Invariant: not one byte of the body is taken from the
 //! connection here, so that all of it can be spliced.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
+use ::http::{
+    HeaderValue, Method, StatusCode,
+    header::{CONNECTION, HOST},
+};
+use bytes::Bytes;
 use futures_util::{FutureExt, pin_mut, select_biased};
 
 use super::{
-    Upstream,
-    head::{self, Request, RequestError, Response, ResponseError, head_end},
-    problem::Problem,
-    source::{ROOT_SILENT_MAX, RootBody, Source},
-    transfer::Transfer,
+    RootOrigin, Upstream, directory,
+    source::{Chunks, ROOT_SILENT_MAX, Remaining, RootBody, Source},
+    transfer::{FileBody, Transfer},
 };
 use crate::{
     exec,
+    http::{
+        forward::strip_hop_by_hop,
+        problem::{Problem, Side},
+        request::{BodyLen, Parsed, RequestHead, Version, parse_request},
+        response::{Framing, ResponseError, ResponseHead, parse_final_response},
+    },
     net::{ConnectError, ResolveError, Socket, resolve},
     wire::frame::MAX_HEAD_BYTES,
 };
@@ -25,45 +38,61 @@ use crate::{
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// Read at first for a head; it grows up to [`MAX_HEAD_BYTES`]. Heads of video files have some 300 bytes.
 const HEAD_BYTES_FIRST: usize = 2 << 10;
-/// Interim responses before the final one: a server sends one or two (100, 103).
-const INTERIM_MAX: usize = 16;
+
+/// What a transfer begins with: the head as its lanes get it, and a body.
+pub(super) enum Answer {
+    /// A body that is pulled through conduits.
+    Stream(Vec<u8>, Source),
+    /// A body in a file.
+    File(Vec<u8>, FileBody),
+}
+
+impl Answer {
+    /// An answer of our own, without its text for HEAD.
+    pub(super) fn problem(problem: &Problem, method: &Method) -> Self {
+        let text = if *method == Method::HEAD { Bytes::new() } else { problem.body().into() };
+        Answer::Stream(head_bytes(&problem.head()), Source::Memory(text))
+    }
+}
 
 /// Why there is no response of the root's.
 #[derive(Debug, thiserror::Error)]
-enum FetchError {
-    #[error("downstream: {0}")]
-    Request(#[from] RequestError),
-    #[error("upstream: the root's address is unknown: {0}")]
+enum RootError {
+    #[error("its address is unknown: {0}")]
     Resolve(#[from] ResolveError),
-    #[error("root: {0} (is it running?)")]
+    #[error("{0} (is it running?)")]
     Connect(#[from] ConnectError),
-    #[error("root {root}: gave no answer within {} s", ROOT_SILENT_MAX.as_secs())]
+    #[error("{root} gave no answer within {} s", ROOT_SILENT_MAX.as_secs())]
     Silent { root: Arc<str> },
-    #[error("root {root}: {source}")]
-    Response { root: Arc<str>, source: ResponseError },
-    #[error("root {root}: closed the connection without a whole answer")]
+    #[error(transparent)]
+    Response(#[from] ResponseError),
+    #[error("{root} closed the connection without a whole answer")]
     Closed { root: Arc<str>, received: usize },
-    #[error("root {root}: lost the connection before its answer: {source}")]
+    #[error("{root} lost the connection before its answer: {source}")]
     Lost { root: Arc<str>, received: usize, source: io::Error },
 }
 
-impl FetchError {
-    fn status(&self) -> &'static str {
-        match self {
-            FetchError::Request(RequestError::Method(_)) => "501 Not Implemented",
-            FetchError::Request(_) => "400 Bad Request",
-            FetchError::Resolve(ResolveError::Deadline { .. })
-            | FetchError::Connect(ConnectError::Deadline { .. })
-            | FetchError::Silent { .. } => "504 Gateway Timeout",
-            _ => "502 Bad Gateway",
-        }
+impl RootError {
+    fn problem(&self) -> Problem {
+        let (status, side) = match self {
+            RootError::Response(error) => return error.problem(),
+            RootError::Resolve(ResolveError::Deadline { .. }) => {
+                (StatusCode::GATEWAY_TIMEOUT, Side::Upstream)
+            }
+            RootError::Resolve(_) => (StatusCode::BAD_GATEWAY, Side::Upstream),
+            RootError::Connect(ConnectError::Deadline { .. }) | RootError::Silent { .. } => {
+                (StatusCode::GATEWAY_TIMEOUT, Side::Root)
+            }
+            _ => (StatusCode::BAD_GATEWAY, Side::Root),
+        };
+        Problem::new(status, side, self)
     }
 }
 
 /// Gives `transfer` its head and body; `open` is the request head from the lane.
 pub(super) async fn fetch(upstream: Arc<Upstream>, transfer: Arc<Transfer>, open: Vec<u8>) {
     let answer = {
-        let (answer, ended) = (ask(&upstream, &open).fuse(), transfer.ended().fuse());
+        let (answer, ended) = (answer(&upstream, &open).fuse(), transfer.ended().fuse());
         pin_mut!(answer, ended);
         select_biased! {
             answer = answer => answer,
@@ -71,99 +100,148 @@ pub(super) async fn fetch(upstream: Arc<Upstream>, transfer: Arc<Transfer>, open
         }
     };
     match answer {
-        Ok((response, body)) => transfer.begin(response, Source::Root(body)),
+        Answer::Stream(head, source) => transfer.begin(head, source),
+        Answer::File(head, file) => transfer.begin_file(head, file),
+    }
+}
+
+async fn answer(upstream: &Upstream, open: &[u8]) -> Answer {
+    let request = match read_request(open) {
+        Ok(request) => request,
+        Err(problem) => {
+            tracing::info!("{problem}");
+            let method = if open.starts_with(b"HEAD ") { Method::HEAD } else { Method::GET };
+            return Answer::problem(&problem, &method);
+        }
+    };
+    let root = match &upstream.root {
+        RootOrigin::Dir(directory) => return directory::answer(directory, request).await,
+        RootOrigin::Http(root) => root,
+    };
+    match ask(upstream, root, &request).await {
+        Ok((head, body)) => Answer::Stream(head, Source::Root(body)),
         Err(error) => {
-            tracing::info!(transfer = %transfer.id(), "{error}");
-            let Problem { head, body } = Problem::new(error.status(), &error.to_string());
-            let body = if open.starts_with(b"HEAD ") { bytes::Bytes::new() } else { body };
-            transfer.begin(head, Source::Memory(body));
+            let problem = error.problem();
+            tracing::info!("{problem}");
+            Answer::problem(&problem, &request.method)
         }
     }
 }
 
-async fn ask(upstream: &Upstream, open: &[u8]) -> Result<(Vec<u8>, RootBody), FetchError> {
-    let root = &upstream.root;
-    let request = head::request(open, root)?;
+/// The request of an OPEN. The downstream has checked it once, as the last to know the client.
+fn read_request(open: &[u8]) -> Result<RequestHead, Problem> {
+    let bad = |text| Problem::new(StatusCode::BAD_REQUEST, Side::Downstream, text);
+    let request = match parse_request(open).map_err(|error| error.problem())? {
+        Parsed::Complete { head, len } if len == open.len() => head,
+        Parsed::Complete { .. } => return Err(bad("bytes follow the head of a request on a lane")),
+        Parsed::Partial => return Err(bad("the head of a request on a lane is cut off")),
+    };
+    request.method_allowed().map_err(|error| error.problem())?;
+    match request.body_len() {
+        BodyLen::None => Ok(request),
+        BodyLen::Fixed(_) | BodyLen::Chunked => Err(bad("a request with a body came on a lane")),
+    }
+}
+
+async fn ask(
+    upstream: &Upstream,
+    root: &Arc<str>,
+    request: &RequestHead,
+) -> Result<(Vec<u8>, RootBody), RootError> {
+    let mut to_root = request.clone();
+    strip_hop_by_hop(&mut to_root.headers);
+    to_root.headers.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
+    if let Ok(host) = HeaderValue::from_str(root) {
+        // Only a request of HTTP/1.0 may lack it.
+        to_root.headers.entry(HOST).or_insert(host);
+    }
+    to_root.version = Version::Http11;
+    let mut bytes = Vec::new();
+    to_root.write_head(&mut bytes);
     if let Some(kept) = upstream.pool.take() {
-        match exchange(root, &kept, &request).await {
+        match exchange(root, &kept, &bytes, &request.method).await {
             // The root had given the connection up when the request arrived; GET and HEAD may be repeated (RFC 9110
             // section 9.2.2).
-            Err(FetchError::Closed { received: 0, .. } | FetchError::Lost { received: 0, .. }) => {}
+            Err(RootError::Closed { received: 0, .. } | RootError::Lost { received: 0, .. }) => {}
             outcome => return outcome,
         }
     }
-    let fresh = connect(upstream).await?;
-    exchange(root, &fresh, &request).await
+    let fresh = connect(upstream, root).await?;
+    exchange(root, &fresh, &bytes, &request.method).await
 }
 
-async fn connect(upstream: &Upstream) -> Result<Socket, FetchError> {
+async fn connect(upstream: &Upstream, root: &str) -> Result<Socket, RootError> {
     let mut refused = None;
-    for address in resolve(&upstream.root).await? {
+    for address in resolve(root).await? {
         match Socket::connect(address, &upstream.legs.client, CONNECT_DEADLINE).await {
             Ok(connection) => return Ok(connection),
             Err(error) => refused = Some(error),
         }
     }
-    Err(refused.map_or_else(|| ResolveError::Empty { name: upstream.root.to_string() }.into(), Into::into))
+    Err(refused.map_or_else(|| ResolveError::Empty { name: root.to_owned() }.into(), Into::into))
 }
 
 /// Sends the request and reads the response's head.
 async fn exchange(
     root: &Arc<str>,
     connection: &Socket,
-    request: &Request,
-) -> Result<(Vec<u8>, RootBody), FetchError> {
+    request: &[u8],
+    method: &Method,
+) -> Result<(Vec<u8>, RootBody), RootError> {
     let talk = async {
-        let lost = |source| FetchError::Lost { root: root.clone(), received: 0, source };
-        connection.send_all(&request.bytes, false).await.map_err(lost)?;
-        for _ in 0..INTERIM_MAX {
-            let head = read_head(root, connection).await?;
-            let response = head::response(&head, request.is_head)
-                .map_err(|source| FetchError::Response { root: root.clone(), source })?;
-            if let Some(response) = response {
-                return Ok(response);
-            }
-        }
-        let source = ResponseError::Syntax("interim responses without end");
-        Err(FetchError::Response { root: root.clone(), source })
+        let lost = |source| RootError::Lost { root: root.clone(), received: 0, source };
+        connection.send_all(request, false).await.map_err(lost)?;
+        read_head(root, connection).await
     };
-    let answered = exec::timeout(ROOT_SILENT_MAX, talk).await;
-    let Response { bytes, framing, keep_alive } =
-        answered.unwrap_or_else(|exec::Elapsed| Err(FetchError::Silent { root: root.clone() }))?;
-    let body = RootBody {
-        connection: connection.share(),
-        framing,
-        keep_alive,
-        root: root.clone(),
-        taken: false,
-        failed: None,
+    let mut head = exec::timeout(ROOT_SILENT_MAX, talk)
+        .await
+        .unwrap_or_else(|exec::Elapsed| Err(RootError::Silent { root: root.clone() }))?;
+    let framing = head.framing(method)?;
+    let keep_alive = head.keep_alive(framing);
+    let remaining = match framing {
+        Framing::None => Remaining::Fixed(0),
+        Framing::Fixed(bytes) => Remaining::Fixed(bytes),
+        Framing::Chunked => Remaining::Chunked(Chunks::default()),
+        Framing::UntilClose => Remaining::UntilClose,
     };
+    strip_hop_by_hop(&mut head.headers);
+    let bytes = head_bytes(&head);
+    if bytes.len() > MAX_HEAD_BYTES as usize {
+        return Err(ResponseError::HeadTooLarge.into());
+    }
+    let body = RootBody::new(connection.share(), remaining, keep_alive, root.clone());
     Ok((bytes, body))
 }
 
-/// Takes one head off the connection, and nothing behind it.
-async fn read_head(root: &Arc<str>, connection: &Socket) -> Result<Vec<u8>, FetchError> {
-    let mut head = vec![0; HEAD_BYTES_FIRST];
+/// A head as the lanes get it.
+pub(super) fn head_bytes(head: &ResponseHead) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    head.write_head(SystemTime::now(), &mut bytes);
+    bytes
+}
+
+/// Takes the final head and what is before it off the connection, and nothing behind it.
+async fn read_head(root: &Arc<str>, connection: &Socket) -> Result<ResponseHead, RootError> {
+    let mut bytes = vec![0; HEAD_BYTES_FIRST];
     let mut received = 0;
     loop {
-        if received == head.len() {
-            if received >= MAX_HEAD_BYTES as usize {
-                return Err(FetchError::Response { root: root.clone(), source: ResponseError::TooLong });
-            }
-            head.resize((2 * received).min(MAX_HEAD_BYTES as usize), 0);
+        if received == bytes.len() {
+            // The parser refuses a head of that length, so this grows no further.
+            bytes.resize((2 * received).min(MAX_HEAD_BYTES as usize), 0);
         }
-        let lost = |source| FetchError::Lost { root: root.clone(), received, source };
-        let seen = match connection.peek(&mut head[received..]).await.map_err(lost)? {
-            0 => return Err(FetchError::Closed { root: root.clone(), received }),
+        let lost = |source| RootError::Lost { root: root.clone(), received, source };
+        let seen = match connection.peek(&mut bytes[received..]).await.map_err(lost)? {
+            0 => return Err(RootError::Closed { root: root.clone(), received }),
             n => received + n,
         };
-        let end = head_end(&head[..seen], received);
-        // What does not end the head belongs to it; left in the connection it would be seen again and again.
-        let take = end.unwrap_or(seen);
-        connection.recv_exact(&mut head[received..take]).await.map_err(lost)?;
-        received = take;
-        if end.is_some() {
-            head.truncate(received);
+        let (head, end) = match parse_final_response(&bytes[..seen])? {
+            Parsed::Complete { head, len } => (Some(head), len),
+            // All of it belongs to the head; left in the connection it would be seen again and again.
+            Parsed::Partial => (None, seen),
+        };
+        connection.recv_exact(&mut bytes[received..end]).await.map_err(lost)?;
+        received = end;
+        if let Some(head) = head {
             return Ok(head);
         }
     }

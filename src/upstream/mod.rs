@@ -6,11 +6,9 @@
 //!
 //! Invariant: nothing is fetched, and nothing but one bounded hello is stored, for a peer that has not authenticated.
 
-mod chunk;
+mod directory;
 mod fetch;
-mod head;
 mod lane;
-mod problem;
 mod registry;
 mod root_pool;
 mod source;
@@ -19,7 +17,7 @@ mod transfer;
 #[cfg(test)]
 mod tests;
 
-use std::{cell::Cell, io, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, io, os::fd::OwnedFd, path::Path, rc::Rc, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, pin_mut, select_biased};
 use tokio::sync::watch;
@@ -29,6 +27,7 @@ use crate::{
     exec,
     lanes::handshake::{self, HandshakeFailed},
     net::{Legs, Listener, Socket},
+    root::files::open_directory,
     wire::{handshake::Refusal, key::Key, reason::Reason, route::HopAddr},
 };
 
@@ -37,9 +36,18 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 /// How often it is looked whether they have ended.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
+/// Where the upstream has its answers from.
+#[derive(Debug)]
+pub enum RootOrigin {
+    /// `HOST:PORT` of an HTTP/1.1 server.
+    Http(Arc<str>),
+    /// A directory whose files the upstream reads itself.
+    Dir(OwnedFd),
+}
+
 /// `--root` is of no use.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RootUrlError {
+#[derive(Debug, thiserror::Error)]
+pub enum RootOriginError {
     /// Another scheme, most likely https.
     #[error(
         "--root '{text}': only http:// is spoken to the root (put the upstream next to it, or a TLS proxy between)"
@@ -54,30 +62,40 @@ pub enum RootUrlError {
         /// What was given.
         text: String,
     },
+    /// No URL, and no directory.
+    #[error("--root: {source} (write http://HOST:PORT or a directory)")]
+    Directory {
+        /// Names the directory.
+        source: io::Error,
+    },
 }
 
-/// `HOST:PORT` of `text`, which is `http://HOST[:PORT]`.
-///
-/// # Errors
-/// [`RootUrlError`] says what else it is.
-pub fn parse_root_url(text: &str) -> Result<String, RootUrlError> {
-    let other = || RootUrlError::NotOnlyHost { text: text.to_owned() };
-    let uri: ::http::Uri = text.parse().map_err(|_| other())?;
-    if uri.scheme_str() != Some("http") {
-        return Err(RootUrlError::Scheme { text: text.to_owned() });
+impl std::str::FromStr for RootOrigin {
+    type Err = RootOriginError;
+
+    /// Reads the value of `--root`: `http://HOST[:PORT]`, or a directory, which is opened.
+    fn from_str(text: &str) -> Result<Self, RootOriginError> {
+        if !text.contains("://") {
+            let opened = open_directory(Path::new(text));
+            return opened.map(RootOrigin::Dir).map_err(|source| RootOriginError::Directory { source });
+        }
+        let other = || RootOriginError::NotOnlyHost { text: text.to_owned() };
+        let uri: ::http::Uri = text.parse().map_err(|_| other())?;
+        if uri.scheme_str() != Some("http") {
+            return Err(RootOriginError::Scheme { text: text.to_owned() });
+        }
+        let authority = uri.authority().ok_or_else(other)?;
+        if authority.as_str().contains('@') || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+            return Err(other());
+        }
+        Ok(Self::Http(format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80)).into()))
     }
-    let authority = uri.authority().ok_or_else(other)?;
-    if authority.as_str().contains('@') || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
-        return Err(other());
-    }
-    Ok(format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80)))
 }
 
 /// An upstream, shared by its cores.
 #[derive(Debug)]
 pub struct Upstream {
-    /// `HOST:PORT`.
-    root: Arc<str>,
+    root: RootOrigin,
     key: Arc<Key>,
     legs: Legs,
     /// Tells the downstream which lanes lead to this process.
@@ -106,11 +124,11 @@ impl From<io::Error> for ServeError {
 }
 
 impl Upstream {
-    /// An upstream of the root at `root` (`HOST:PORT`).
+    /// An upstream of `root` with a new instance number.
     ///
     /// # Errors
     /// The kernel has no randomness for the instance's number.
-    pub fn new(root: &str, key: Arc<Key>, legs: Legs) -> Result<Self, getrandom::Error> {
+    pub fn new(root: RootOrigin, key: Arc<Key>, legs: Legs) -> Result<Self, getrandom::Error> {
         let instance = getrandom::u64()?;
         Ok(Self { root: root.into(), key, legs, instance, registry: Arc::default(), pool: Arc::default() })
     }

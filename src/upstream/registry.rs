@@ -34,6 +34,13 @@ struct Lists {
     ended_in_order: VecDeque<TransferId>,
 }
 
+impl Lists {
+    /// Whether it is this transfer that runs under its id, and not one that began anew after it was forgotten.
+    fn runs(&self, transfer: &Transfer) -> bool {
+        self.running.get(&transfer.id()).is_some_and(|(running, _)| std::ptr::eq(&**running, transfer))
+    }
+}
+
 /// What an OPEN led to.
 #[derive(Debug)]
 pub(super) enum Opened {
@@ -70,9 +77,13 @@ impl Registry {
         Opened::Started(transfer)
     }
 
-    /// Moves a transfer to those that have ended.
-    pub(super) fn retire(&self, id: TransferId, ending: Arc<Ending>) {
+    /// Moves a transfer that runs to those that have ended.
+    pub(super) fn retire(&self, transfer: &Transfer, ending: Arc<Ending>) {
+        let id = transfer.id();
         let mut lists = self.lists();
+        if !lists.runs(transfer) {
+            return;
+        }
         lists.running.remove(&id);
         if lists.ended_in_order.len() >= ENDED_MAX
             && let Some(oldest) = lists.ended_in_order.pop_front()
@@ -88,13 +99,17 @@ impl Registry {
     pub(super) fn leave(&self, transfer: &Transfer, has_pulled: bool) {
         let is_last = {
             let mut lists = self.lists();
-            match lists.running.get_mut(&transfer.id()) {
-                Some((_, lanes)) => {
-                    *lanes = lanes.saturating_sub(1);
-                    *lanes == 0
-                }
-                None => return,
+            if !lists.runs(transfer) {
+                return;
             }
+            let Some((_, lanes)) = lists.running.get_mut(&transfer.id()) else { return };
+            *lanes = lanes.saturating_sub(1);
+            let is_last = *lanes == 0;
+            if is_last && !transfer.has_frames() {
+                // Forgotten and not ended: the OPEN of a slower lane may be on its way and begins anew.
+                lists.running.remove(&transfer.id());
+            }
+            is_last
         };
         if has_pulled {
             transfer.end(Outcome::Aborted, "upstream: a lane was lost in the middle of the body");

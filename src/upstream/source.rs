@@ -12,9 +12,9 @@ use std::{
 
 use bytes::{Buf, Bytes};
 
-use super::chunk::{CHUNK_LINE_BYTES_MAX, ChunkError, ChunkLine, chunk_line};
 use crate::{
     exec::{self, Interest},
+    http::chunked::{ChunkDecoder, ChunkError, ChunkStep},
     net::{Conduit, Filled, Shared, Socket},
 };
 
@@ -29,7 +29,7 @@ const CHUNK_PEEK_BYTES: usize = 64;
 
 /// How the end of a body is known. RFC 9112 section 6.3.
 #[derive(Debug)]
-pub(super) enum Framing {
+pub(super) enum Remaining {
     /// So many bytes are still to come.
     Fixed(u64),
     /// In chunks.
@@ -41,11 +41,9 @@ pub(super) enum Framing {
 /// Where in a chunked body the connection stands.
 #[derive(Debug, Default)]
 pub(super) struct Chunks {
+    decoder: ChunkDecoder,
     /// Content of the current chunk still to come.
     content: u64,
-    /// The beginning of a line that has not arrived whole.
-    line: Vec<u8>,
-    started: bool,
     ended: bool,
 }
 
@@ -87,7 +85,7 @@ pub(super) enum Source {
 #[derive(Debug)]
 pub(super) struct RootBody {
     pub(super) connection: Shared,
-    pub(super) framing: Framing,
+    remaining: Remaining,
     /// The connection is of use after the body's end.
     pub(super) keep_alive: bool,
     /// `HOST:PORT`, for errors.
@@ -95,7 +93,7 @@ pub(super) struct RootBody {
     /// Bytes have left the connection for a frame that does not exist yet.
     pub(super) taken: bool,
     /// What went wrong behind bytes that still had to be sent; the kernel says it only once.
-    pub(super) failed: Option<BodyError>,
+    failed: Option<BodyError>,
 }
 
 /// A lane's own part in pulling; kept from frame to frame.
@@ -134,12 +132,17 @@ impl Source {
 }
 
 impl RootBody {
+    /// A body that begins with the next byte of `connection`.
+    pub(super) fn new(connection: Shared, remaining: Remaining, keep_alive: bool, root: Arc<str>) -> Self {
+        Self { connection, remaining, keep_alive, root, taken: false, failed: None }
+    }
+
     /// Nothing of the body is left to come.
     pub(super) fn is_complete(&self) -> bool {
-        match &self.framing {
-            Framing::Fixed(remaining) => *remaining == 0,
-            Framing::Chunked(chunks) => chunks.ended,
-            Framing::UntilClose => false,
+        match &self.remaining {
+            Remaining::Fixed(remaining) => *remaining == 0,
+            Remaining::Chunked(chunks) => chunks.ended,
+            Remaining::UntilClose => false,
         }
     }
 
@@ -186,19 +189,14 @@ impl RootBody {
 
     /// One system call's worth of body; never waits.
     fn step(&mut self, max: usize, conduit: &mut Conduit, connection: &Socket) -> Result<Step, BodyError> {
-        let due = match &mut self.framing {
-            Framing::Fixed(0) => return Ok(Step::End),
-            Framing::Fixed(remaining) => *remaining,
-            Framing::UntilClose => u64::MAX,
-            Framing::Chunked(chunks) => {
-                if chunks.content == 0 {
-                    match chunks.next_line(connection)? {
-                        Step::Bytes => {}
-                        other => return Ok(other),
-                    }
-                }
-                chunks.content
-            }
+        let due = match &mut self.remaining {
+            Remaining::Fixed(0) => return Ok(Step::End),
+            Remaining::Fixed(remaining) => *remaining,
+            Remaining::UntilClose => u64::MAX,
+            Remaining::Chunked(chunks) => match chunks.next_chunk(connection)? {
+                Step::Bytes => chunks.content,
+                other => return Ok(other),
+            },
         };
         let max = usize::try_from(due).map_or(max, |due| due.min(max));
         let moved = match conduit.fill(connection, max)? {
@@ -206,55 +204,45 @@ impl RootBody {
             Filled::Full => return Ok(Step::Full),
             Filled::SourceEmpty => return Ok(Step::NothingNow),
             Filled::EndOfFile => {
-                return match &self.framing {
-                    Framing::UntilClose => Ok(Step::End),
-                    Framing::Fixed(missing) => Err(BodyError::Truncated { missing: *missing }),
-                    Framing::Chunked(_) => Err(BodyError::ChunksTruncated),
+                return match &self.remaining {
+                    Remaining::UntilClose => Ok(Step::End),
+                    Remaining::Fixed(missing) => Err(BodyError::Truncated { missing: *missing }),
+                    Remaining::Chunked(_) => Err(BodyError::ChunksTruncated),
                 };
             }
         };
         self.taken = true;
-        match &mut self.framing {
-            Framing::Fixed(remaining) => *remaining -= moved,
-            Framing::Chunked(chunks) => chunks.content -= moved,
-            Framing::UntilClose => {}
+        match &mut self.remaining {
+            Remaining::Fixed(remaining) => *remaining -= moved,
+            Remaining::Chunked(chunks) => chunks.content -= moved,
+            Remaining::UntilClose => {}
         }
         Ok(Step::Bytes)
     }
 }
 
 impl Chunks {
-    /// Takes the next line off the connection: `Bytes` when content follows it.
-    fn next_line(&mut self, connection: &Socket) -> Result<Step, BodyError> {
-        if self.ended {
-            return Ok(Step::End);
-        }
-        loop {
+    /// Takes what stands between two chunks off the connection: `Bytes` when content follows it.
+    fn next_chunk(&mut self, connection: &Socket) -> Result<Step, BodyError> {
+        while !self.ended && self.content == 0 {
             let mut seen = [0; CHUNK_PEEK_BYTES];
-            let room = CHUNK_PEEK_BYTES.min(CHUNK_LINE_BYTES_MAX - self.line.len());
-            let n = match connection.try_peek(&mut seen[..room]) {
+            let n = match connection.try_peek(&mut seen) {
                 Ok(0) => return Err(BodyError::ChunksTruncated),
                 Ok(n) => n,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Step::NothingNow),
                 Err(error) => return Err(error.into()),
             };
-            let before = self.line.len();
-            self.line.extend_from_slice(&seen[..n]);
-            let parsed = chunk_line(&self.line, !self.started)?;
-            let take = match parsed {
-                ChunkLine::Partial => n,
-                ChunkLine::Chunk { line, .. } | ChunkLine::End { line } => line - before,
-            };
+            let step = self.decoder.step(&seen[..n])?;
+            let (ChunkStep::NeedMore { taken } | ChunkStep::Data { taken, .. } | ChunkStep::End { taken }) =
+                step;
             // These bytes were seen, so they are there.
-            connection.try_recv(&mut seen[..take])?;
-            match parsed {
-                ChunkLine::Partial => continue,
-                ChunkLine::Chunk { content, .. } => self.content = content,
-                ChunkLine::End { .. } => self.ended = true,
+            connection.try_recv(&mut seen[..taken])?;
+            match step {
+                ChunkStep::NeedMore { .. } => {}
+                ChunkStep::Data { size, .. } => self.content = size,
+                ChunkStep::End { .. } => self.ended = true,
             }
-            self.line.clear();
-            self.started = true;
-            return Ok(if self.ended { Step::End } else { Step::Bytes });
         }
+        Ok(if self.ended { Step::End } else { Step::Bytes })
     }
 }

@@ -15,6 +15,7 @@ use std::{
 use super::*;
 use crate::{
     exec::{Backend, Config, available_cpus},
+    http::response::{Parsed, parse_response},
     wire::{
         frame::{Frame, HEADER_BYTES, Outcome},
         frame_check::FrameCheck,
@@ -70,13 +71,18 @@ fn root(script: impl Fn(usize, &mut TcpStream, &str) -> bool + Send + Sync + 'st
 
 /// Runs `drive` against an upstream of `root`, once on each executor.
 fn with_upstream(root: SocketAddr, drive: impl Fn(SocketAddr)) {
+    with_upstream_of(&format!("http://{root}"), drive);
+}
+
+/// The same with any `--root`.
+fn with_upstream_of(root: &str, drive: impl Fn(SocketAddr)) {
     for backend in BACKENDS {
         let cpus = available_cpus();
         let (listeners, address) =
             Listener::bind((std::net::Ipv4Addr::LOCALHOST, 0).into(), cpus.len()).unwrap();
         let listeners: Arc<Vec<Mutex<Option<OwnedFd>>>> =
             Arc::new(listeners.into_iter().map(|fd| Mutex::new(Some(fd))).collect());
-        let upstream = Upstream::new(&root.to_string(), Arc::new(key()), Legs::default()).unwrap();
+        let upstream = Upstream::new(root.parse().unwrap(), Arc::new(key()), Legs::default()).unwrap();
         let upstream = Arc::new(upstream);
         let (stop, stopped) = watch::channel(false);
         let cores = thread::spawn(move || {
@@ -112,6 +118,17 @@ struct Answer {
 impl Answer {
     fn body(&self) -> Vec<u8> {
         body_of(self.frames.clone())
+    }
+
+    /// Status and Content-Length of the head, which must be whole.
+    fn head(&self) -> (u16, Option<u64>) {
+        let bytes = self.head.as_deref().unwrap().as_bytes();
+        let Ok(Parsed::Complete { head, len }) = parse_response(bytes) else { panic!("no head") };
+        assert_eq!(len, bytes.len());
+        assert!(!head.headers.contains_key("connection") && !head.headers.contains_key("transfer-encoding"));
+        let length =
+            head.headers.get("content-length").map(|length| length.to_str().unwrap().parse().unwrap());
+        (head.status.as_u16(), length)
     }
 }
 
@@ -189,6 +206,19 @@ impl TestLane {
         }
     }
 
+    /// Reads until END, or until the upstream closes the lane, wherever that is.
+    fn outcome(&mut self) -> Option<Outcome> {
+        let mut header = [0; HEADER_BYTES];
+        loop {
+            self.stream.read_exact(&mut header).ok()?;
+            let frame = Frame::decode(&header).unwrap();
+            self.stream.read_exact(&mut vec![0; frame.payload_len().as_usize()]).ok()?;
+            if let Frame::End { outcome, .. } = frame {
+                return Some(outcome);
+            }
+        }
+    }
+
     fn ask(&mut self, transfer: u64, head: &str) -> Answer {
         self.open(transfer, head);
         self.answer(transfer)
@@ -203,7 +233,7 @@ fn a_body_of_known_length_comes_whole_and_the_connection_is_used_again() {
         let connections = Arc::new(AtomicUsize::new(0));
         let seen = connections.clone();
         let root = root(move |number, stream, head| {
-            assert_eq!(head, "GET /film.mp4 HTTP/1.1\r\nHost: video\r\nConnection: keep-alive\r\n\r\n");
+            assert_eq!(head, "GET /film.mp4 HTTP/1.1\r\nhost: video\r\nconnection: keep-alive\r\n\r\n");
             seen.fetch_max(number + 1, Ordering::Relaxed);
             let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {len}\r\nConnection: keep-alive\r\n\r\n");
             stream.write_all(head.as_bytes()).unwrap();
@@ -215,8 +245,7 @@ fn a_body_of_known_length_comes_whole_and_the_connection_is_used_again() {
             let mut lane = TestLane::new(address);
             for transfer in [1, 2, 3] {
                 let answer = lane.ask(transfer, GET);
-                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {len}\r\n\r\n");
-                assert_eq!(answer.head.as_deref(), Some(&*head));
+                assert_eq!(answer.head(), (200, Some(len as u64)));
                 assert!(answer.body() == pattern(len), "{len} bytes differ");
                 assert_eq!(answer.outcome, Outcome::Complete);
                 assert_eq!(answer.totals, (answer.frames.len() as u64, len as u64));
@@ -255,7 +284,7 @@ fn a_body_in_chunks_comes_whole_however_they_are_cut() {
         let mut lane = TestLane::new(address);
         for transfer in [10, 11] {
             let answer = lane.ask(transfer, GET);
-            assert_eq!(answer.head.as_deref(), Some("HTTP/1.1 200 OK\r\n\r\n"));
+            assert_eq!(answer.head(), (200, None));
             assert!(answer.body() == body);
             assert_eq!((answer.outcome, answer.totals.1), (Outcome::Complete, 300_000));
         }
@@ -295,17 +324,13 @@ fn responses_without_a_body_end_at_once() {
     with_upstream(root, |address| {
         let mut lane = TestLane::new(address);
         for (transfer, request, head) in [
-            (1, "HEAD /film HTTP/1.1\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"),
-            (
-                2,
-                "GET /not-modified HTTP/1.1\r\n\r\n",
-                "HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n",
-            ),
-            (3, "GET /nothing HTTP/1.1\r\n\r\n", "HTTP/1.1 204 No Content\r\n\r\n"),
-            (4, "GET /empty HTTP/1.1\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+            (1, "HEAD /film HTTP/1.1\r\nHost: video\r\n\r\n", (200, Some(9))),
+            (2, "GET /not-modified HTTP/1.1\r\nHost: video\r\n\r\n", (304, Some(9))),
+            (3, "GET /nothing HTTP/1.1\r\nHost: video\r\n\r\n", (204, None)),
+            (4, "GET /empty HTTP/1.1\r\nHost: video\r\n\r\n", (200, Some(0))),
         ] {
             let answer = lane.ask(transfer, request);
-            assert_eq!(answer.head.as_deref(), Some(head));
+            assert_eq!(answer.head(), head, "{request}");
             assert_eq!((answer.outcome, answer.totals), (Outcome::Complete, (0, 0)));
         }
     });
@@ -327,9 +352,13 @@ fn a_root_that_fails_in_the_body_aborts_the_transfer_by_name() {
         for (transfer, path, reason) in [
             (1, "/short", "closed the connection 6 bytes before the end of the body"),
             (2, "/no-last-chunk", "closed the connection before the last chunk"),
-            (3, "/broken", "sent a broken body: a chunk is longer than its size says"),
+            (
+                3,
+                "/broken",
+                "sent a broken body: the data of a chunk does not end in CRLF where its size says",
+            ),
         ] {
-            let answer = lane.ask(transfer, &format!("GET {path} HTTP/1.1\r\n\r\n"));
+            let answer = lane.ask(transfer, &format!("GET {path} HTTP/1.1\r\nHost: video\r\n\r\n"));
             assert_eq!(answer.body(), b"abc", "{path}");
             assert_eq!(answer.outcome, Outcome::Aborted);
             assert_eq!(answer.reason, format!("root {root} {reason}"));
@@ -346,20 +375,32 @@ fn without_an_answer_of_the_root_the_client_is_told_who_failed() {
     with_upstream(closed, |address| {
         let mut lane = TestLane::new(address);
         let answer = lane.ask(1, GET);
-        assert!(answer.head.as_deref().unwrap().starts_with("HTTP/1.1 502 Bad Gateway\r\n"));
         let text = String::from_utf8(answer.body()).unwrap();
         assert!(text.starts_with(&format!("root: cannot connect to {closed}")), "{text}");
+        assert_eq!(answer.head(), (502, Some(text.len() as u64)));
         assert_eq!(answer.outcome, Outcome::Complete);
-        // The same in answer to HEAD, and of a request that is none of the root's business.
-        let answer = lane.ask(2, "HEAD / HTTP/1.1\r\n\r\n");
-        assert!(answer.head.unwrap().contains(&format!("Content-Length: {}\r\n", text.len())));
+        // The same in answer to HEAD.
+        let answer = lane.ask(2, "HEAD / HTTP/1.1\r\nHost: video\r\n\r\n");
+        assert_eq!(answer.head(), (502, Some(text.len() as u64)));
         assert_eq!((answer.outcome, answer.totals), (Outcome::Complete, (0, 0)));
-        let answer = lane.ask(3, "GET / HTTP/1.1\r\n\r\nmore");
-        assert!(answer.head.unwrap().starts_with("HTTP/1.1 400 Bad Request\r\n"));
-        assert_eq!(
-            answer.frames[0].2,
-            b"downstream: the request is no HTTP/1.1 request: bytes follow its head\n"
-        );
+        // Requests that are none of the root's business.
+        for (transfer, request, status, text) in [
+            (3, "GET / HTTP/1.1\r\nHost: video\r\n\r\nmore", 400, "downstream: bytes follow"),
+            (4, "GET / HTTP/1.1\r\n", 400, "downstream: the head of a request on a lane is cut off"),
+            (
+                5,
+                "GET / HTTP/1.1\r\nHost: video\r\nContent-Length: 4\r\n\r\n",
+                400,
+                "downstream: a request with",
+            ),
+            (6, "POST / HTTP/1.1\r\nHost: video\r\n\r\n", 405, "client: method POST is not allowed"),
+            (7, "GET / HTTP/1.1\r\n\r\n", 400, "client: the Host header is missing"),
+        ] {
+            let answer = lane.ask(transfer, request);
+            assert_eq!(answer.head().0, status, "{request}");
+            let body = String::from_utf8(answer.body()).unwrap();
+            assert!(body.starts_with(text), "{body}");
+        }
     });
 }
 
@@ -447,12 +488,7 @@ fn cancel_ends_the_transfer_and_frees_its_lanes() {
         while !matches!(first.next().unwrap().0, Frame::Data { .. }) {}
         first.send(Frame::Cancel { transfer: TransferId(1) });
         for lane in [&mut first, &mut second] {
-            let outcome = loop {
-                if let (Frame::End { outcome, .. }, _) = lane.next().unwrap() {
-                    break outcome;
-                }
-            };
-            assert_eq!(outcome, Outcome::Cancelled);
+            assert_eq!(lane.outcome(), Some(Outcome::Cancelled));
         }
         closed.recv_timeout(TEST_DEADLINE).unwrap();
         // One that crossed the END is ignored.
@@ -461,7 +497,7 @@ fn cancel_ends_the_transfer_and_frees_its_lanes() {
         assert_eq!(first.next().unwrap().0, Frame::Pong { token: 9 });
         for lane in [&mut first, &mut second] {
             let transfer = 2 + u64::from(lane.stream.local_addr().unwrap().port());
-            assert_eq!(lane.ask(transfer, "GET /small HTTP/1.1\r\n\r\n").body(), b"ok");
+            assert_eq!(lane.ask(transfer, "GET /small HTTP/1.1\r\nHost: video\r\n\r\n").body(), b"ok");
         }
     });
 }
@@ -490,7 +526,8 @@ fn a_lane_lost_with_frames_aborts_the_others_and_one_without_does_not() {
         drop(second);
         closed.recv_timeout(TEST_DEADLINE).unwrap();
     });
-    // A root that is slow to answer: a lane that leaves before has carried nothing.
+    // A root that is slow to answer: a lane that leaves before has carried nothing. If it leaves before the other's OPEN
+    // has arrived, the root is asked once more.
     let (release, released) = mpsc::channel::<()>();
     let released = Mutex::new(released);
     let slow = self::root(move |_, stream, _| {
@@ -502,6 +539,7 @@ fn a_lane_lost_with_frames_aborts_the_others_and_one_without_does_not() {
         first.open(1, GET);
         second.open(1, GET);
         drop(first);
+        release.send(()).unwrap();
         release.send(()).unwrap();
         let answer = second.answer(1);
         assert_eq!((answer.body(), answer.outcome), (b"ok".to_vec(), Outcome::Complete));
@@ -531,18 +569,86 @@ fn only_key_holders_whose_route_ends_here_get_a_lane() {
     });
 }
 
+/// A request for a file, with `fields`.
+fn get(path: &str, fields: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: video\r\n{fields}\r\n")
+}
+
 #[test]
-fn root_urls_are_read() {
+fn a_directory_is_read_without_a_root() {
+    const BYTES: usize = 3_000_000;
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("film.mp4"), pattern(BYTES)).unwrap();
+    std::fs::write(directory.path().join("empty"), "").unwrap();
+    with_upstream_of(directory.path().to_str().unwrap(), |address| {
+        let mut lanes = [TestLane::new(address), TestLane::new(address)];
+        lanes.iter_mut().for_each(|lane| lane.open(1, GET));
+        let readers = lanes.map(|mut lane| thread::spawn(move || (lane.answer(1), lane)));
+        let [(first, mut lane), (second, _)] = readers.map(|reader| reader.join().unwrap());
+        assert_eq!(first.totals, second.totals);
+        assert_eq!((first.outcome, first.totals.1), (Outcome::Complete, BYTES as u64));
+        assert!(body_of([first.frames, second.frames].concat()) == pattern(BYTES));
+        for (transfer, request, head, body) in [
+            (
+                2,
+                get("/film.mp4", "Range: bytes=1000-2999\r\n"),
+                (206, Some(2000)),
+                &pattern(BYTES)[1000..3000],
+            ),
+            (3, get("/empty", ""), (200, Some(0)), b""),
+            (4, get("/film.mp4", "If-Modified-Since: Fri, 01 Jan 2100 00:00:00 GMT\r\n"), (304, None), b""),
+        ] {
+            let answer = lane.ask(transfer, &request);
+            assert_eq!(answer.head(), head, "{request}");
+            assert!(answer.body() == body, "{request}");
+            assert_eq!(answer.outcome, Outcome::Complete);
+        }
+        for (transfer, path, status) in [(5, "/missing", 404), (6, "/../etc/passwd", 400)] {
+            assert_eq!(lane.ask(transfer, &get(path, "")).head().0, status, "{path}");
+        }
+    });
+}
+
+#[test]
+fn a_file_that_shrinks_is_never_padded() {
+    const BYTES: usize = 64 << 20;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("film.mp4");
+    with_upstream_of(directory.path().to_str().unwrap(), |address| {
+        std::fs::File::create(&path).unwrap().set_len(BYTES as u64).unwrap();
+        let (mut first, mut second) = (TestLane::new(address), TestLane::new(address));
+        first.open(1, GET);
+        // More than the socket buffers hold is still in the file when it is cut.
+        while !matches!(first.next().unwrap().0, Frame::Data { .. }) {}
+        second.open(1, GET);
+        while !matches!(second.next().unwrap().0, Frame::Data { .. }) {}
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
+        // Either the frame that cannot be completed closes the lane, or the other lane's failure ends this one.
+        let outcomes = [first.outcome(), second.outcome()];
+        assert!(outcomes.contains(&None), "{outcomes:?}");
+        assert!(!outcomes.contains(&Some(Outcome::Complete)), "{outcomes:?}");
+        drop((first, second));
+        let late = TestLane::new(address).ask(1, GET);
+        assert_eq!(
+            (late.outcome, &*late.reason),
+            (Outcome::Aborted, "upstream: a file became shorter while it was sent")
+        );
+    });
+}
+
+#[test]
+fn roots_are_read() {
     for (text, wanted) in [
         ("http://10.0.0.1:8080", "10.0.0.1:8080"),
         ("http://root.example/", "root.example:80"),
         ("http://[::1]:81", "[::1]:81"),
     ] {
-        assert_eq!(parse_root_url(text).as_deref(), Ok(wanted), "{text}");
+        let RootOrigin::Http(authority) = text.parse().unwrap() else { panic!("{text}") };
+        assert_eq!(&*authority, wanted);
     }
     for text in
-        ["https://root", "root:80", "http://root/films", "http://a@root", "http://root/?x", "/srv/films"]
+        ["https://root", "root:80", "http://root/films", "http://a@root", "http://root/?x", "/no/such/films"]
     {
-        assert!(parse_root_url(text).is_err(), "{text}");
+        assert!(text.parse::<RootOrigin>().is_err(), "{text}");
     }
 }

@@ -170,7 +170,7 @@ impl Transfer {
         if !first {
             return false;
         }
-        self.registry.retire(self.id, ending);
+        self.registry.retire(self, ending);
         if outcome == Outcome::Aborted {
             tracing::info!(transfer = %self.id, frames, bytes, "a transfer was aborted: {reason}");
         }
@@ -197,6 +197,11 @@ impl Transfer {
 
     fn totals(&self) -> std::sync::MutexGuard<'_, Totals> {
         self.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a frame was handed out.
+    pub(super) fn has_frames(&self) -> bool {
+        self.totals().frames > 0
     }
 
     /// The file that the frames' bytes are in, if they are not pulled through a conduit.
