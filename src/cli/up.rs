@@ -73,7 +73,8 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
     let fabric = Fabric::of(specs, key.clone(), lanes, global);
     let root = Arc::new(open_root(&dir)?);
     let legs = legs(global);
-    let upstream = Arc::new(Upstream::new(RootOrigin::Http(root_at.to_string().into()), key.clone(), legs.clone())?);
+    let upstream =
+        Arc::new(Upstream::new(RootOrigin::Http(root_at.to_string().into()), key.clone(), legs.clone())?);
     let relay = Arc::new(Relay { key, legs: legs.clone(), allow: Vec::new(), local: true });
 
     println!("listening on {front}");

@@ -116,7 +116,7 @@ async fn carry(
     let progress = consumer.progress();
     let moved = consumer.run(sink, announced).fuse();
     let gone = client.ready(Interest::HangUp).fuse();
-    let stalled = stalled(&progress, connection.stall_max()).fuse();
+    let stalled = stalled(&progress, connection.deadlines().stall).fuse();
     pin_mut!(moved, gone, stalled);
     select_biased! {
         outcome = moved => outcome,

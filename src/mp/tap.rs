@@ -174,11 +174,6 @@ impl Tap {
         self.wake_producer();
     }
 
-    /// The lane is lost.
-    pub fn is_dead(&self) -> bool {
-        self.dead.get()
-    }
-
     /// Resolves when the socket is readable or the lane is lost.
     pub async fn readable(&self) -> io::Result<()> {
         let ready = self.socket.ready(Interest::Read);
