@@ -130,7 +130,7 @@ impl Upstream {
     /// The kernel has no randomness for the instance's number.
     pub fn new(root: RootOrigin, key: Arc<Key>, legs: Legs) -> Result<Self, getrandom::Error> {
         let instance = getrandom::u64()?;
-        Ok(Self { root: root.into(), key, legs, instance, registry: Arc::default(), pool: Arc::default() })
+        Ok(Self { root, key, legs, instance, registry: Arc::default(), pool: Arc::default() })
     }
 }
 
