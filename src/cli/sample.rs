@@ -143,7 +143,7 @@ fn private_directory(home: &Path) -> Result<(), SampleError> {
     let private = || DirBuilder::new().recursive(true).mode(0o700).create(home);
     match fs::symlink_metadata(home) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => private().map_err(io_error(home))?,
-        outcome => drop(outcome.map_err(io_error(home))?),
+        outcome => outcome.map(|_| ()).map_err(io_error(home))?,
     }
     // Looked at after it was made: somebody may have been faster.
     let now = fs::symlink_metadata(home).map_err(io_error(home))?;
