@@ -35,7 +35,11 @@ use crate::{
     relay,
     root::{self, Root},
     upstream::{self, Upstream},
-    wire::{key::Key, key_file::KeyFileError, route::PathSpec},
+    wire::{
+        key::Key,
+        key_file::KeyFileError,
+        route::{PathSpec, Transport},
+    },
 };
 
 /// Why a command could not do its work.
@@ -55,6 +59,14 @@ pub enum RunError {
     /// The cores did not start.
     #[error(transparent)]
     Start(#[from] exec::StartError),
+    /// A path of a kind that is not built yet must not silently become plain TCP.
+    #[error(
+        "--path {path}: MPTCP lanes are not built into this version; write tcp: instead, one --path for each way"
+    )]
+    Transport {
+        /// The path.
+        path: PathSpec,
+    },
     /// The directory cannot be served.
     #[error("cannot serve {path}: {source} (change --dir)", path = .path.display())]
     Directory {
@@ -148,6 +160,9 @@ pub(super) struct Fabric {
 impl Fabric {
     fn new(paths: &Paths, global: &Global) -> Result<Self, RunError> {
         let specs = paths.path.clone();
+        if let Some(path) = specs.iter().find(|path| path.transport() != Transport::Tcp) {
+            return Err(RunError::Transport { path: path.clone() });
+        }
         let lanes =
             Lanes { per_path: paths.lanes.map_or(LANES_PER_PATH, usize::from), max: paths.lanes_max.into() };
         Ok(Self::of(specs, load_key(&paths.key)?, lanes, global))

@@ -79,8 +79,15 @@ impl PathStatus {
         self.frames.fetch_add(1, Relaxed);
     }
 
+    /// Learns from one ping. A busy core makes pings late, never early: the shortest one is the path's, and it is
+    /// forgotten slowly, in case the path has really become longer.
     pub(super) fn measured(&self, round_trip: Duration) {
-        self.round_trip_us.store(round_trip.as_micros() as u64, Relaxed);
+        let measured_us = (round_trip.as_micros() as u64).max(1);
+        let kept_us = match self.round_trip_us.load(Relaxed) {
+            0 => measured_us,
+            known_us => measured_us.min(known_us + known_us / 8 + 1),
+        };
+        self.round_trip_us.store(kept_us, Relaxed);
     }
 
     pub(super) fn lane_opened(&self) {
@@ -116,5 +123,24 @@ impl PathStatus {
             round_trip: self.round_trip(),
             down: self.down.load(Relaxed) && self.lanes.load(Relaxed) == 0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_late_ping_does_not_make_a_path_long() {
+        let path = PathStatus::new("127.0.0.1:1".parse().unwrap());
+        assert_eq!(path.round_trip(), Duration::ZERO);
+        path.measured(Duration::from_millis(7));
+        path.measured(Duration::from_millis(1));
+        path.measured(Duration::from_millis(9));
+        assert!(path.round_trip() < Duration::from_millis(2), "{:?}", path.round_trip());
+        for _ in 0..40 {
+            path.measured(Duration::from_millis(20));
+        }
+        assert_eq!(path.round_trip(), Duration::from_millis(20));
     }
 }

@@ -25,6 +25,8 @@ use crate::{
 const PING_AFTER: Duration = Duration::from_secs(15);
 /// A PONG later than this means a dead path: three times the longest round trip of a geostationary satellite.
 const PONG_DEADLINE: Duration = Duration::from_secs(3);
+/// Pings of a new lane: a process that has just started answers the first one late.
+const FIRST_PINGS: usize = 3;
 /// Lanes beyond the warm ones are closed after being idle this long.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 /// Connecting one hop: two lost SYNs (1 s + 2 s) and a round trip.
@@ -328,7 +330,13 @@ impl Pool {
     /// Dials one lane, measures its round trip and shelves it.
     async fn warm_up(&self) -> Result<(), DialError> {
         let lane = self.dial().await?;
-        match lane.ping(PONG_DEADLINE).await {
+        let mut pings = Ok(());
+        for _ in 0..FIRST_PINGS {
+            if pings.is_ok() {
+                pings = lane.ping(PONG_DEADLINE).await;
+            }
+        }
+        match pings {
             Ok(()) => self.shelve(lane),
             Err(error) => {
                 tracing::warn!("{error}");

@@ -23,14 +23,15 @@
 //! serves and in which state:
 //!
 //! ```text
-//! EMPTY(seq) ──claim (CAS)──► CLAIMED(seq) ──publish (swap)──► FULL(seq) ──take──► EMPTY(seq + capacity)
+//! EMPTY(seq) ──claim (CAS)──► CLAIMED(seq) ──publish (store)──► FULL(seq) ──take──► EMPTY(seq + capacity)
 //! ```
 //!
 //! A stamp of an earlier lap means "window full", any later state or lap means "duplicate".
 //!
 //! **Wake the consumer** only for the frame it sleeps on, because waking a thread on another core costs 15-35 µs. It sets
-//! the AWAITED bit in the stamp of that very slot; the producer's publishing swap returns the bit. Both sides touch one
-//! location, so one of them always sees the other and no fence is needed.
+//! the AWAITED bit in the stamp of that very slot while it is EMPTY; the producer's claiming CAS finds the bit. Both sides
+//! touch one location, so one of them always sees the other and no fence is needed. A consumer that meets a CLAIMED slot
+//! does not sleep: its task asks to be polled again, for the few instructions until the value is there.
 //!
 //! **Wake a producer** that waits for room only when its slot is free. Two locations are involved (stamp and waiting mask:
 //! the store-buffering pattern), so both sides put a SeqCst fence between their store and their load. Keeping the mask out
@@ -316,9 +317,9 @@ impl<T> Producer<T> {
         slot.value.with_mut(|cell| unsafe {
             (*cell).write(value);
         });
-        // A swap, not a store: the consumer may have set AWAITED since the claim.
-        let before = slot.stamp.swap(stamp_of(seq, FULL), Ordering::AcqRel);
-        if before & AWAITED != 0 {
+        slot.stamp.store(stamp_of(seq, FULL), Ordering::Release);
+        // The bit came with the claim; the consumer never sets it later.
+        if stamp & AWAITED != 0 {
             self.queue.consumer.wake();
         }
         Publish::Published
@@ -446,12 +447,25 @@ impl<T> Consumer<T> {
         self.queue.consumer.register(cx.waker());
         // Before the stamp is read again: a frame published before the close is seen.
         let closed = self.queue.is_closed();
-        let before = self.queue.slot(self.next).stamp.fetch_or(AWAITED, Ordering::AcqRel);
-        if before & FULL != 0 {
+        let empty = stamp_of(self.next, 0);
+        let announced = self.queue.slot(self.next).stamp.compare_exchange(
+            empty,
+            empty | AWAITED,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+        let stamp = announced.unwrap_or_else(|stamp| stamp);
+        if stamp & FULL != 0 {
             Poll::Ready(self.take())
         } else if closed {
             Poll::Ready(None)
         } else {
+            if stamp & CLAIMED != 0 {
+                // The producer is between claim and publication, a few instructions: look again after the other tasks.
+                cx.waker().wake_by_ref();
+                #[cfg(loom)]
+                loom::thread::yield_now();
+            }
             Poll::Pending
         }
     }

@@ -1,231 +1,30 @@
-//! A scripted root, scripted lanes, and a real upstream on all cores in between, on both executors.
+//! What an upstream owes its lanes, held against scripted roots.
+
+mod harness;
 
 use std::{
-    io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
-    os::fd::OwnedFd,
+    collections::HashSet,
+    io::Write,
+    net::TcpListener,
     sync::{
-        Arc, Mutex,
+        Mutex,
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
     thread,
 };
 
-use super::*;
-use crate::{
-    exec::{Backend, Config, available_cpus},
-    http::response::{Parsed, parse_response},
-    wire::{
-        frame::{Frame, HEADER_BYTES, Outcome},
-        frame_check::FrameCheck,
-        handshake::{CHALLENGE_BYTES, ClientHandshake, HandshakeError, Progress},
-        route::Route,
-        units::{FrameLen, Seq, TransferId},
-    },
+use self::harness::{
+    BACKENDS, GET, TEST_DEADLINE, TestLane, body_of, endless_root, get, key, pattern, root, with_upstream,
+    with_upstream_of,
 };
-
-const BACKENDS: [Backend; 2] = [Backend::TokioUring, Backend::Glommio];
-
-/// Far beyond any wait of a test that passes.
-const TEST_DEADLINE: Duration = Duration::from_secs(20);
-
-fn key() -> Key {
-    Key::from_bytes([7; 32])
-}
-
-fn pattern(len: usize) -> Vec<u8> {
-    (0..len as u32).map(|n| (n ^ (n >> 8) ^ (n >> 16)) as u8).collect()
-}
-
-/// Reads one request head; none when the peer closes.
-fn read_request(stream: &mut TcpStream) -> Option<String> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).ok()?;
-        head.push(byte[0]);
-    }
-    String::from_utf8(head).ok()
-}
-
-/// A root that runs `script` for every request with the number of its connection; it closes when that returns false.
-fn root(script: impl Fn(usize, &mut TcpStream, &str) -> bool + Send + Sync + 'static) -> SocketAddr {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let address = listener.local_addr().unwrap();
-    let script = Arc::new(script);
-    thread::spawn(move || {
-        for (number, stream) in listener.incoming().enumerate() {
-            let (mut stream, script) = (stream.unwrap(), script.clone());
-            thread::spawn(move || {
-                while let Some(head) = read_request(&mut stream) {
-                    if !script(number, &mut stream, &head) {
-                        break;
-                    }
-                }
-            });
-        }
-    });
-    address
-}
-
-/// Runs `drive` against an upstream of `root`, once on each executor.
-fn with_upstream(root: SocketAddr, drive: impl Fn(SocketAddr)) {
-    with_upstream_of(&format!("http://{root}"), drive);
-}
-
-/// The same with any `--root`.
-fn with_upstream_of(root: &str, drive: impl Fn(SocketAddr)) {
-    for backend in BACKENDS {
-        let cpus = available_cpus();
-        let (listeners, address) =
-            Listener::bind((std::net::Ipv4Addr::LOCALHOST, 0).into(), cpus.len()).unwrap();
-        let listeners: Arc<Vec<Mutex<Option<OwnedFd>>>> =
-            Arc::new(listeners.into_iter().map(|fd| Mutex::new(Some(fd))).collect());
-        let upstream = Upstream::new(root.parse().unwrap(), Arc::new(key()), Legs::default()).unwrap();
-        let upstream = Arc::new(upstream);
-        let (stop, stopped) = watch::channel(false);
-        let cores = thread::spawn(move || {
-            exec::run(&Config { backend, cpus }, move |core| {
-                let listener = listeners[core.0].lock().unwrap().take().unwrap();
-                let (upstream, stopped) = (upstream.clone(), stopped.clone());
-                async move { serve(upstream, Listener::new(listener), stopped).await }
-            })
-        });
-        // A panic of a core says more than what it leads to at the lanes.
-        let driven = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drive(address)));
-        let _ = stop.send(true);
-        cores.join().unwrap_or_else(|_| panic!("{backend}: a core panicked")).unwrap();
-        driven.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    }
-}
-
-/// The downstream's end of a lane.
-struct TestLane {
-    stream: TcpStream,
-    instance: u64,
-}
-
-/// All that came for one OPEN.
-struct Answer {
-    head: Option<String>,
-    frames: Vec<(u64, u64, Vec<u8>)>,
-    outcome: Outcome,
-    totals: (u64, u64),
-    reason: String,
-}
-
-impl Answer {
-    fn body(&self) -> Vec<u8> {
-        body_of(self.frames.clone())
-    }
-
-    /// Status and Content-Length of the head, which must be whole.
-    fn head(&self) -> (u16, Option<u64>) {
-        let bytes = self.head.as_deref().unwrap().as_bytes();
-        let Ok(Parsed::Complete { head, len }) = parse_response(bytes) else { panic!("no head") };
-        assert_eq!(len, bytes.len());
-        assert!(!head.headers.contains_key("connection") && !head.headers.contains_key("transfer-encoding"));
-        let length =
-            head.headers.get("content-length").map(|length| length.to_str().unwrap().parse().unwrap());
-        (head.status.as_u16(), length)
-    }
-}
-
-/// Puts frames in order and checks that they cut the body without gap or overlap.
-fn body_of(mut frames: Vec<(u64, u64, Vec<u8>)>) -> Vec<u8> {
-    frames.sort();
-    let mut body = Vec::new();
-    for (expected, (seq, offset, payload)) in frames.into_iter().enumerate() {
-        assert_eq!((seq, offset), (expected as u64, body.len() as u64));
-        body.extend_from_slice(&payload);
-    }
-    body
-}
-
-impl TestLane {
-    fn try_open(address: SocketAddr, key: &Key, route: &Route) -> Result<Self, HandshakeError> {
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(TEST_DEADLINE)).unwrap();
-        let mut challenge = [0; CHALLENGE_BYTES];
-        stream.read_exact(&mut challenge).unwrap();
-        let (mut awaiting, hello) = ClientHandshake::new(key, route, [3; 16]).challenge(&challenge)?;
-        stream.write_all(&hello).unwrap();
-        let mut bytes = Vec::new();
-        loop {
-            match awaiting.reply(&bytes)? {
-                Progress::Done(accepted) => return Ok(Self { stream, instance: accepted.instance }),
-                Progress::NeedMore(more) => {
-                    bytes.resize(more, 0);
-                    stream.read_exact(&mut bytes).map_err(|_| awaiting.closed())?;
-                }
-            }
-        }
-    }
-
-    fn new(address: SocketAddr) -> Self {
-        Self::try_open(address, &key(), &Route::default()).unwrap()
-    }
-
-    fn send(&mut self, frame: Frame) {
-        self.stream.write_all(&frame.encode()).unwrap();
-    }
-
-    fn open(&mut self, transfer: u64, head: &str) {
-        let head_len = FrameLen(head.len() as u32);
-        let mut message = Frame::Open { transfer: TransferId(transfer), head_len }.encode().to_vec();
-        message.extend_from_slice(head.as_bytes());
-        self.stream.write_all(&message).unwrap();
-    }
-
-    fn next(&mut self) -> Option<(Frame, Vec<u8>)> {
-        let mut header = [0; HEADER_BYTES];
-        self.stream.read_exact(&mut header).ok()?;
-        let frame = Frame::decode(&header).unwrap();
-        let mut payload = vec![0; frame.payload_len().as_usize()];
-        self.stream.read_exact(&mut payload).unwrap();
-        Some((frame, payload))
-    }
-
-    /// Reads until END.
-    fn answer(&mut self, transfer: u64) -> Answer {
-        let mut check = FrameCheck::new(TransferId(transfer));
-        let (mut head, mut frames) = (None, Vec::new());
-        loop {
-            let (frame, payload) = self.next().expect("the upstream closed the lane before END");
-            check.accept(&frame, Seq(0)).unwrap();
-            match frame {
-                Frame::Head { .. } => head = Some(String::from_utf8(payload).unwrap()),
-                Frame::Data { seq, offset, .. } => frames.push((seq.0, offset.0, payload)),
-                Frame::End { outcome, frames: count, bytes, .. } => {
-                    let reason = String::from_utf8(payload).unwrap();
-                    return Answer { head, frames, outcome, totals: (count, bytes), reason };
-                }
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    /// Reads until END, or until the upstream closes the lane, wherever that is.
-    fn outcome(&mut self) -> Option<Outcome> {
-        let mut header = [0; HEADER_BYTES];
-        loop {
-            self.stream.read_exact(&mut header).ok()?;
-            let frame = Frame::decode(&header).unwrap();
-            self.stream.read_exact(&mut vec![0; frame.payload_len().as_usize()]).ok()?;
-            if let Frame::End { outcome, .. } = frame {
-                return Some(outcome);
-            }
-        }
-    }
-
-    fn ask(&mut self, transfer: u64, head: &str) -> Answer {
-        self.open(transfer, head);
-        self.answer(transfer)
-    }
-}
-
-const GET: &str = "GET /film.mp4 HTTP/1.1\r\nHost: video\r\n\r\n";
+use super::*;
+use crate::wire::{
+    frame::{Frame, HEADER_BYTES, Outcome},
+    handshake::HandshakeError,
+    route::Route,
+    units::TransferId,
+};
 
 #[test]
 fn a_body_of_known_length_comes_whole_and_the_connection_is_used_again() {
@@ -407,7 +206,7 @@ fn without_an_answer_of_the_root_the_client_is_told_who_failed() {
 #[test]
 fn a_kept_connection_that_died_is_replaced_once() {
     // Every connection answers once and closes at the second request without a word.
-    let answered = Mutex::new(std::collections::HashSet::new());
+    let answered = Mutex::new(HashSet::new());
     let root = root(move |number, stream, _| {
         if !answered.lock().unwrap().insert(number) {
             return false;
@@ -462,22 +261,6 @@ fn the_frames_of_several_lanes_are_the_body_once() {
     });
 }
 
-/// A root whose body never ends until the upstream closes; it says when that was.
-fn endless_root() -> (SocketAddr, mpsc::Receiver<()>) {
-    let (closed, told) = mpsc::channel();
-    let address = root(move |_, stream, head| {
-        if head.contains("/small") {
-            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
-            return true;
-        }
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n").unwrap();
-        while stream.write_all(&[0; 65_536]).is_ok() {}
-        closed.send(()).unwrap();
-        false
-    });
-    (address, told)
-}
-
 #[test]
 fn cancel_ends_the_transfer_and_frees_its_lanes() {
     let (root, closed) = endless_root();
@@ -530,7 +313,7 @@ fn a_lane_lost_with_frames_aborts_the_others_and_one_without_does_not() {
     // has arrived, the root is asked once more.
     let (release, released) = mpsc::channel::<()>();
     let released = Mutex::new(released);
-    let slow = self::root(move |_, stream, _| {
+    let slow = harness::root(move |_, stream, _| {
         released.lock().unwrap().recv().unwrap();
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").is_ok()
     });
@@ -567,11 +350,6 @@ fn only_key_holders_whose_route_ends_here_get_a_lane() {
         lane.stream.write_all(&[b'x'; HEADER_BYTES]).unwrap();
         assert!(lane.next().is_none());
     });
-}
-
-/// A request for a file, with `fields`.
-fn get(path: &str, fields: &str) -> String {
-    format!("GET {path} HTTP/1.1\r\nHost: video\r\n{fields}\r\n")
 }
 
 #[test]

@@ -1,0 +1,249 @@
+//! A scripted root, scripted lanes, and a real upstream on all cores in between, on both executors.
+//!
+//! In: what the root does with a request, what the lanes do with the upstream. Out: what came on each lane.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, mpsc},
+    thread,
+};
+
+use super::super::*;
+use crate::{
+    exec::{Backend, Config, available_cpus},
+    http::response::{Parsed, parse_response},
+    wire::{
+        frame::{Frame, HEADER_BYTES, Outcome},
+        frame_check::FrameCheck,
+        handshake::{CHALLENGE_BYTES, ClientHandshake, HandshakeError, Progress},
+        route::Route,
+        units::{FrameLen, Seq, TransferId},
+    },
+};
+
+pub(super) const BACKENDS: [Backend; 2] = [Backend::TokioUring, Backend::Glommio];
+
+/// Far beyond any wait of a test that passes.
+pub(super) const TEST_DEADLINE: Duration = Duration::from_secs(20);
+
+pub(super) fn key() -> Key {
+    Key::from_bytes([7; 32])
+}
+
+pub(super) fn pattern(len: usize) -> Vec<u8> {
+    (0..len as u32).map(|n| (n ^ (n >> 8) ^ (n >> 16)) as u8).collect()
+}
+
+/// Reads one request head; none when the peer closes.
+fn read_request(stream: &mut TcpStream) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).ok()?;
+        head.push(byte[0]);
+    }
+    String::from_utf8(head).ok()
+}
+
+/// A root that runs `script` for every request with the number of its connection; it closes when that returns false.
+pub(super) fn root(
+    script: impl Fn(usize, &mut TcpStream, &str) -> bool + Send + Sync + 'static,
+) -> SocketAddr {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let script = Arc::new(script);
+    thread::spawn(move || {
+        for (number, stream) in listener.incoming().enumerate() {
+            let (mut stream, script) = (stream.unwrap(), script.clone());
+            thread::spawn(move || {
+                while let Some(head) = read_request(&mut stream) {
+                    if !script(number, &mut stream, &head) {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Runs `drive` against an upstream of `root`, once on each executor.
+pub(super) fn with_upstream(root: SocketAddr, drive: impl Fn(SocketAddr)) {
+    with_upstream_of(&format!("http://{root}"), drive);
+}
+
+/// The same with any `--root`.
+pub(super) fn with_upstream_of(root: &str, drive: impl Fn(SocketAddr)) {
+    for backend in BACKENDS {
+        let cpus = available_cpus();
+        let (listeners, address) =
+            Listener::bind((std::net::Ipv4Addr::LOCALHOST, 0).into(), cpus.len()).unwrap();
+        let listeners: Arc<Vec<Mutex<Option<OwnedFd>>>> =
+            Arc::new(listeners.into_iter().map(|fd| Mutex::new(Some(fd))).collect());
+        let upstream = Upstream::new(root.parse().unwrap(), Arc::new(key()), Legs::default()).unwrap();
+        let upstream = Arc::new(upstream);
+        let (stop, stopped) = watch::channel(false);
+        let cores = thread::spawn(move || {
+            exec::run(&Config { backend, cpus }, move |core| {
+                let listener = listeners[core.0].lock().unwrap().take().unwrap();
+                let (upstream, stopped) = (upstream.clone(), stopped.clone());
+                async move { serve(upstream, Listener::new(listener), stopped).await }
+            })
+        });
+        // A panic of a core says more than what it leads to at the lanes.
+        let driven = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drive(address)));
+        let _ = stop.send(true);
+        cores.join().unwrap_or_else(|_| panic!("{backend}: a core panicked")).unwrap();
+        driven.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    }
+}
+
+/// The downstream's end of a lane.
+pub(super) struct TestLane {
+    pub(super) stream: TcpStream,
+    pub(super) instance: u64,
+}
+
+/// All that came for one OPEN.
+pub(super) struct Answer {
+    pub(super) head: Option<String>,
+    pub(super) frames: Vec<(u64, u64, Vec<u8>)>,
+    pub(super) outcome: Outcome,
+    pub(super) totals: (u64, u64),
+    pub(super) reason: String,
+}
+
+impl Answer {
+    pub(super) fn body(&self) -> Vec<u8> {
+        body_of(self.frames.clone())
+    }
+
+    /// Status and Content-Length of the head, which must be whole.
+    pub(super) fn head(&self) -> (u16, Option<u64>) {
+        let bytes = self.head.as_deref().unwrap().as_bytes();
+        let Ok(Parsed::Complete { head, len }) = parse_response(bytes) else { panic!("no head") };
+        assert_eq!(len, bytes.len());
+        assert!(!head.headers.contains_key("connection") && !head.headers.contains_key("transfer-encoding"));
+        let length =
+            head.headers.get("content-length").map(|length| length.to_str().unwrap().parse().unwrap());
+        (head.status.as_u16(), length)
+    }
+}
+
+/// Puts frames in order and checks that they cut the body without gap or overlap.
+pub(super) fn body_of(mut frames: Vec<(u64, u64, Vec<u8>)>) -> Vec<u8> {
+    frames.sort();
+    let mut body = Vec::new();
+    for (expected, (seq, offset, payload)) in frames.into_iter().enumerate() {
+        assert_eq!((seq, offset), (expected as u64, body.len() as u64));
+        body.extend_from_slice(&payload);
+    }
+    body
+}
+
+impl TestLane {
+    pub(super) fn try_open(address: SocketAddr, key: &Key, route: &Route) -> Result<Self, HandshakeError> {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(TEST_DEADLINE)).unwrap();
+        let mut challenge = [0; CHALLENGE_BYTES];
+        stream.read_exact(&mut challenge).unwrap();
+        let (mut awaiting, hello) = ClientHandshake::new(key, route, [3; 16]).challenge(&challenge)?;
+        stream.write_all(&hello).unwrap();
+        let mut bytes = Vec::new();
+        loop {
+            match awaiting.reply(&bytes)? {
+                Progress::Done(accepted) => return Ok(Self { stream, instance: accepted.instance }),
+                Progress::NeedMore(more) => {
+                    bytes.resize(more, 0);
+                    stream.read_exact(&mut bytes).map_err(|_| awaiting.closed())?;
+                }
+            }
+        }
+    }
+
+    pub(super) fn new(address: SocketAddr) -> Self {
+        Self::try_open(address, &key(), &Route::default()).unwrap()
+    }
+
+    pub(super) fn send(&mut self, frame: Frame) {
+        self.stream.write_all(&frame.encode()).unwrap();
+    }
+
+    pub(super) fn open(&mut self, transfer: u64, head: &str) {
+        let head_len = FrameLen(head.len() as u32);
+        let mut message = Frame::Open { transfer: TransferId(transfer), head_len }.encode().to_vec();
+        message.extend_from_slice(head.as_bytes());
+        self.stream.write_all(&message).unwrap();
+    }
+
+    pub(super) fn next(&mut self) -> Option<(Frame, Vec<u8>)> {
+        let mut header = [0; HEADER_BYTES];
+        self.stream.read_exact(&mut header).ok()?;
+        let frame = Frame::decode(&header).unwrap();
+        let mut payload = vec![0; frame.payload_len().as_usize()];
+        self.stream.read_exact(&mut payload).unwrap();
+        Some((frame, payload))
+    }
+
+    /// Reads until END.
+    pub(super) fn answer(&mut self, transfer: u64) -> Answer {
+        let mut check = FrameCheck::new(TransferId(transfer));
+        let (mut head, mut frames) = (None, Vec::new());
+        loop {
+            let (frame, payload) = self.next().expect("the upstream closed the lane before END");
+            check.accept(&frame, Seq(0)).unwrap();
+            match frame {
+                Frame::Head { .. } => head = Some(String::from_utf8(payload).unwrap()),
+                Frame::Data { seq, offset, .. } => frames.push((seq.0, offset.0, payload)),
+                Frame::End { outcome, frames: count, bytes, .. } => {
+                    let reason = String::from_utf8(payload).unwrap();
+                    return Answer { head, frames, outcome, totals: (count, bytes), reason };
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Reads until END, or until the upstream closes the lane, wherever that is.
+    pub(super) fn outcome(&mut self) -> Option<Outcome> {
+        let mut header = [0; HEADER_BYTES];
+        loop {
+            self.stream.read_exact(&mut header).ok()?;
+            let frame = Frame::decode(&header).unwrap();
+            self.stream.read_exact(&mut vec![0; frame.payload_len().as_usize()]).ok()?;
+            if let Frame::End { outcome, .. } = frame {
+                return Some(outcome);
+            }
+        }
+    }
+
+    pub(super) fn ask(&mut self, transfer: u64, head: &str) -> Answer {
+        self.open(transfer, head);
+        self.answer(transfer)
+    }
+}
+
+pub(super) const GET: &str = "GET /film.mp4 HTTP/1.1\r\nHost: video\r\n\r\n";
+
+/// A request for a file, with `fields`.
+pub(super) fn get(path: &str, fields: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: video\r\n{fields}\r\n")
+}
+
+/// A root whose body never ends until the upstream closes; it says when that was.
+pub(super) fn endless_root() -> (SocketAddr, mpsc::Receiver<()>) {
+    let (closed, told) = mpsc::channel();
+    let address = root(move |_, stream, head| {
+        if head.contains("/small") {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
+            return true;
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n").unwrap();
+        while stream.write_all(&[0; 65_536]).is_ok() {}
+        closed.send(()).unwrap();
+        false
+    });
+    (address, told)
+}
