@@ -34,14 +34,14 @@ const LANES_STALL_MAX: Duration = Duration::from_secs(40);
 /// How often a transfer's deadlines are looked at; they may be late by this much.
 const DEADLINE_CHECK: Duration = Duration::from_secs(5);
 
-/// Serves clients on this core until `stopping`, then closes the lanes.
+/// Serves clients on this core until `stopping`, and lanes until the clients of all cores are served.
 pub async fn serve(manager: Rc<Manager>, listener: Listener, legs: Legs, stopping: watch::Receiver<bool>) {
     let answering = manager.clone();
     let answer = async move |connection: &mut HttpConnection, request: RequestHead| {
         answer(&answering, connection, &request).await
     };
     accept::serve(listener, legs, Deadlines::default(), stopping, answer).await;
-    manager.close();
+    manager.close().await;
 }
 
 /// Sends one whole answer; an error says that it could not be completed.
