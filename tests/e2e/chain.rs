@@ -8,6 +8,7 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
 use tempfile::TempDir;
@@ -86,9 +87,12 @@ impl Ground {
         self.dir.path().join(name)
     }
 
-    /// Stores a file to be served.
+    /// Stores a file to be served, an hour old: one that has just changed has no strong date (RFC 9110 section 8.8.2.2).
     pub fn store(&self, name: &str, content: &[u8]) {
-        fs::write(self.files().join(name), content).unwrap();
+        let path = self.files().join(name);
+        fs::write(&path, content).unwrap();
+        let hour_ago = SystemTime::now() - Duration::from_secs(3600);
+        fs::File::options().write(true).open(&path).unwrap().set_modified(hour_ago).unwrap();
     }
 
     pub fn start_root(&self, settings: &Settings) -> (Process, SocketAddr) {
