@@ -8,7 +8,7 @@ use std::{io, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, pin_mut, select_biased};
-use http::StatusCode;
+use http::{HeaderValue, StatusCode, header::HOST};
 use tokio::sync::watch;
 
 use crate::{
@@ -34,20 +34,20 @@ const LANES_STALL_MAX: Duration = Duration::from_secs(40);
 /// How often a transfer's deadlines are looked at; they may be late by this much.
 const DEADLINE_CHECK: Duration = Duration::from_secs(5);
 
-/// Serves clients on this core until `stopping`, then closes the lanes.
+/// Serves clients on this core until `stopping`, and lanes until the clients of all cores are served.
 pub async fn serve(manager: Rc<Manager>, listener: Listener, legs: Legs, stopping: watch::Receiver<bool>) {
     let answering = manager.clone();
     let answer = async move |connection: &mut HttpConnection, request: RequestHead| {
         answer(&answering, connection, &request).await
     };
     accept::serve(listener, legs, Deadlines::default(), stopping, answer).await;
-    manager.close();
+    manager.close().await;
 }
 
 /// Sends one whole answer; an error says that it could not be completed.
 async fn answer(manager: &Manager, connection: &mut HttpConnection, request: &RequestHead) -> io::Result<()> {
     let mut towards_root = Vec::new();
-    match forward::request_to_root(request, None) {
+    match forward::request_to_root(request, default_host(connection, request).as_ref()) {
         Ok(head) => head.write_head(&mut towards_root),
         Err(error) => return connection.respond_problem(&error.problem()).await,
     }
@@ -98,6 +98,15 @@ async fn answer(manager: &Manager, connection: &mut HttpConnection, request: &Re
             Err(io::Error::other(error))
         }
     }
+}
+
+/// The host that a client means which names none, as HTTP/1.0 allows: the address it has connected to.
+fn default_host(connection: &HttpConnection, request: &RequestHead) -> Option<HeaderValue> {
+    if request.headers.contains_key(HOST) {
+        return None;
+    }
+    let address = connection.socket().local().ok()?;
+    HeaderValue::try_from(address.to_string()).ok()
 }
 
 /// Moves the body to the client, unless it goes away or nothing moves for too long.

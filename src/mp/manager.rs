@@ -19,6 +19,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::{Either, select};
+use tokio::sync::Barrier;
 
 use super::{
     consumer::Consumer,
@@ -98,25 +99,32 @@ pub struct Incoming {
     _busy: Busy,
 }
 
-/// Transfers running on each core, for [`Placement::Auto`].
+/// What the managers of all cores share: transfers running on each core, for [`Placement::Auto`], and where cores wait
+/// for each other at their end.
 #[derive(Clone, Debug)]
-pub struct Load(Arc<[AtomicUsize]>);
+pub struct Load {
+    running: Arc<[AtomicUsize]>,
+    ending: Arc<Barrier>,
+}
 
 impl Load {
     /// Of `cores` idle cores.
     pub fn new(cores: usize) -> Self {
-        Self((0..cores).map(|_| AtomicUsize::new(0)).collect())
+        Self {
+            running: (0..cores).map(|_| AtomicUsize::new(0)).collect(),
+            ending: Arc::new(Barrier::new(cores)),
+        }
     }
 
     fn enter(&self, core: Core) -> Busy {
-        self.0[core.0].fetch_add(1, Ordering::Relaxed);
+        self.running[core.0].fetch_add(1, Ordering::Relaxed);
         Busy { load: self.clone(), core }
     }
 
     /// The cores for the lanes of a transfer whose client is on `here`; the first is `here`.
     fn place(&self, placement: Placement, here: Core) -> Vec<Core> {
-        let others = (1..self.0.len()).map(|step| Core((here.0 + step) % self.0.len()));
-        let idle = |core: &Core| self.0[core.0].load(Ordering::Relaxed) == 0;
+        let others = (1..self.running.len()).map(|step| Core((here.0 + step) % self.running.len()));
+        let idle = |core: &Core| self.running[core.0].load(Ordering::Relaxed) == 0;
         let mut cores = vec![here];
         match placement {
             Placement::Local => {}
@@ -136,7 +144,7 @@ struct Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.load.0[self.core.0].fetch_sub(1, Ordering::Relaxed);
+        self.load.running[self.core.0].fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -164,8 +172,10 @@ impl Manager {
         manager
     }
 
-    /// Closes the idle lanes and those given back from now on.
-    pub fn close(&self) {
+    /// Waits until the clients of all cores are served, since lanes of this core may carry their transfers, then closes
+    /// the idle lanes and those given back from now on. Every core must call it.
+    pub async fn close(&self) {
+        self.load.ending.wait().await;
         for pool in &self.pools {
             pool.close();
         }

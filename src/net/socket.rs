@@ -133,6 +133,14 @@ impl Socket {
         SockRef::from(&self.fd).peer_addr()?.as_socket().ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
     }
 
+    /// The address that the peer has connected to.
+    pub fn local(&self) -> io::Result<SocketAddr> {
+        SockRef::from(&self.fd)
+            .local_addr()?
+            .as_socket()
+            .ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+    }
+
     /// Sets congestion control for the leg towards `peer`; see [`Congestion`].
     pub fn set_congestion(&self, congestion: &Congestion, peer: IpAddr) {
         congestion.apply(&SockRef::from(&self.fd), peer);

@@ -1,0 +1,15 @@
+//! The whole chain from the outside: one process per role, clients that users have, and what they receive.
+//!
+//! Each test starts processes of its own on ports of the kernel's choice, so that all may run at once.
+
+mod chain;
+mod client;
+mod content;
+mod failures;
+mod gate;
+mod integrity;
+mod load;
+mod media;
+mod process;
+mod roots;
+mod semantics;

@@ -1,0 +1,259 @@
+//! Child processes: started, watched line by line, ended with their handle.
+//!
+//! In: a program and its arguments. Out: what it says, when it says it, and how it ended. Invariants: every wait has a
+//! deadline and waits for an event, not for time; no process outlives its handle.
+
+use std::{
+    ffi::OsStr,
+    io::{BufRead, BufReader, Read},
+    net::SocketAddr,
+    os::unix::process::ExitStatusExt,
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{Arc, Condvar, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
+};
+
+/// What anything may take that takes milliseconds on a quiet machine: a debug build on a host with ten busy builders.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The binary that is tested.
+pub const PLAIT: &str = env!("CARGO_BIN_EXE_plait");
+
+/// What a process wrote to one stream so far.
+#[derive(Default)]
+struct Said {
+    text: Mutex<(String, bool)>,
+    changed: Condvar,
+}
+
+impl Said {
+    /// Collects `stream` to its end on a thread.
+    fn collect(stream: impl Read + Send + 'static) -> Arc<Self> {
+        let said = Arc::new(Self::default());
+        let collected = said.clone();
+        thread::spawn(move || {
+            let mut lines = BufReader::new(stream);
+            let mut line = Vec::new();
+            while lines.read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) {
+                collected.text.lock().unwrap().0.push_str(&String::from_utf8_lossy(&line));
+                collected.changed.notify_all();
+                line.clear();
+            }
+            collected.text.lock().unwrap().1 = true;
+            collected.changed.notify_all();
+        });
+        said
+    }
+
+    /// Waits until `found` finds something in the text, the stream ends, or the deadline has passed.
+    fn wait<T>(&self, found: impl Fn(&str) -> Option<T>) -> Option<T> {
+        let until = Instant::now() + DEADLINE;
+        let mut text = self.text.lock().unwrap();
+        loop {
+            if let Some(found) = found(&text.0) {
+                return Some(found);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if text.1 || left.is_zero() {
+                return None;
+            }
+            text = self.changed.wait_timeout(text, left).unwrap().0;
+        }
+    }
+
+    fn text(&self) -> String {
+        self.text.lock().unwrap().0.clone()
+    }
+}
+
+/// A running process; killed when dropped.
+pub struct Process {
+    name: String,
+    child: Child,
+    out: Arc<Said>,
+    log: Arc<Said>,
+    /// It has children of its own, which it takes with it when it is asked to stop.
+    asked_to_stop: bool,
+}
+
+impl Process {
+    /// Starts `command` with its output caught.
+    pub fn start(name: impl Into<String>, command: &mut Command) -> Self {
+        let name = name.into();
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name} does not start: {error}"));
+        let out = Said::collect(child.stdout.take().unwrap());
+        let log = Said::collect(child.stderr.take().unwrap());
+        Self { name, child, out, log, asked_to_stop: false }
+    }
+
+    /// The same, but asked to stop before it is killed.
+    pub fn ends_with_sigterm(mut self) -> Self {
+        self.asked_to_stop = true;
+        self
+    }
+
+    /// Starts a role of the tested binary and waits for its port.
+    pub fn role<S: AsRef<OsStr>>(
+        name: impl Into<String>,
+        settings: &Settings,
+        args: impl IntoIterator<Item = S>,
+    ) -> (Self, SocketAddr) {
+        let process = Self::start(name, settings.plait().args(args));
+        let address = process.out.wait(|text| {
+            let line = text.lines().find_map(|line| line.strip_prefix("listening on "))?;
+            line.parse().ok()
+        });
+        let address = address
+            .unwrap_or_else(|| panic!("{} does not listen; it says:\n{}", process.name, process.log()));
+        (process, address)
+    }
+
+    /// Waits until the process has logged something with `text` in it.
+    pub fn wait_for_log(&self, text: &str) {
+        let found = self.log.wait(|log| log.contains(text).then_some(()));
+        assert!(found.is_some(), "{} did not log '{text}' but:\n{}", self.name, self.log());
+    }
+
+    /// What it wrote to standard error so far.
+    pub fn log(&self) -> String {
+        self.log.text()
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Asks it to stop.
+    pub fn terminate(&self) {
+        kill_process(self.pid(), Signal::TERM).unwrap();
+    }
+
+    /// Ends it at once, as a crash does, and waits for its end.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        self.child.wait().unwrap();
+    }
+
+    /// How it ended.
+    pub fn wait(&mut self) -> ExitStatus {
+        assert!(self.ends_within(DEADLINE), "{} still runs; its log:\n{}", self.name, self.log());
+        self.child.wait().unwrap()
+    }
+
+    /// Whether it has ended by then. A process that was not waited for is still there, even as a zombie.
+    fn ends_within(&self, deadline: Duration) -> bool {
+        let deadline = Timespec::try_from(deadline).unwrap();
+        pidfd_open(self.pid(), PidfdFlags::empty())
+            .and_then(|pidfd| poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&deadline)))
+            .is_ok_and(|ended| ended == 1)
+    }
+
+    /// Memory of the process in RAM now, in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.asked_to_stop && matches!(self.child.try_wait(), Ok(None)) {
+            self.terminate();
+            self.ends_within(Duration::from_secs(5));
+        }
+        let _ = self.child.kill();
+        let ended = self.child.wait();
+        if thread::panicking() {
+            let log = self.log();
+            let tail = log.char_indices().rev().nth(4000).map_or(0, |(at, _)| at);
+            let signal = ended.ok().and_then(|status| status.signal());
+            eprintln!("---- {} (ended by signal {signal:?}) logged:\n{}", self.name, &log[tail..]);
+        }
+    }
+}
+
+/// What every process of a chain is started with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `--executor`.
+    pub executor: &'static str,
+    /// `PLAIT_PLACEMENT`.
+    pub placement: &'static str,
+    /// `--cores`; two of the machine's unless a test says otherwise.
+    pub cores: String,
+    /// `--log`.
+    pub log: &'static str,
+    /// Payload is copied, as on kernels that refuse splice.
+    pub no_splice: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { executor: "tokio-uring", placement: "auto", cores: two_cores(), log: "info", no_splice: false }
+    }
+}
+
+impl Settings {
+    /// The binary with these settings and nothing of the environment's own.
+    pub fn plait(&self) -> Command {
+        let mut command = Command::new(PLAIT);
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"PLAIT_") {
+                command.env_remove(name);
+            }
+        }
+        command
+            .env("PLAIT_PLACEMENT", self.placement)
+            .env("PLAIT_EXECUTOR", self.executor)
+            .env("PLAIT_LOG", self.log)
+            .env("PLAIT_CORES", &self.cores);
+        if self.no_splice {
+            command.env("PLAIT_NO_SPLICE", "1");
+        }
+        command
+    }
+}
+
+/// Two CPUs that this process may use, others for each test process, so that a big machine is used as a whole and no
+/// role starts a hundred threads.
+fn two_cores() -> String {
+    let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+    let cpus: Vec<usize> = (0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)).collect();
+    let first = std::process::id() as usize * 2 % cpus.len();
+    let mut two = vec![cpus[first], cpus[(first + 1) % cpus.len()]];
+    two.dedup();
+    two.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// Runs `command` to its end, or fails the test at the deadline.
+pub fn run(command: &mut Command) -> Output {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let mut process = Process::start(name, command.stdin(Stdio::null()));
+    let status = process.wait();
+    let whole = |said: &Said| {
+        said.wait(|_| None::<()>);
+        said.text().into_bytes()
+    };
+    Output { status, stdout: whole(&process.out), stderr: whole(&process.log) }
+}
+
+/// Whether `program` is installed; if not, a note says what is not tested.
+pub fn installed(program: &str) -> bool {
+    let found = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()));
+    if !found {
+        eprintln!("note: {program} is not installed: what it would receive is not checked");
+    }
+    found
+}
