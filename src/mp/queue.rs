@@ -34,8 +34,8 @@
 //! does not sleep: its task asks to be polled again, for the few instructions until the value is there.
 //!
 //! **Wake a producer** that waits for room only when its slot is free. Two locations are involved (stamp and waiting mask:
-//! the store-buffering pattern), so both sides put a SeqCst fence between their store and their load. Keeping the mask out
-//! of the stamps leaves the slots free of a second kind of waiter, at about 2 ns per take.
+//! the store-buffering pattern), so both sides put a SeqCst fence between their store and their load. The
+//! consumer looks at the mask every few takes and whenever it finds nothing.
 
 #[cfg(all(test, loom))]
 #[path = "queue/loom_model.rs"]
@@ -69,6 +69,9 @@ pub const WAITERS_MAX: usize = u64::BITS as usize;
 /// Few, for loom's table of objects is small.
 #[cfg(loom)]
 pub const WAITERS_MAX: usize = 2;
+
+/// Takes between two looks at who waits for room: a power of two; the fence it takes costs a sixteenth then.
+const ROOM_TAKES: u64 = 16;
 
 /// Stamp bit: a producer owns the slot and is writing its value.
 const CLAIMED: u64 = 1;
@@ -350,7 +353,7 @@ impl<T> Producer<T> {
         waiter.seq.store(seq, Ordering::Relaxed);
         waiter.waker.register(cx.waker());
         self.queue.waiting.0.fetch_or(1 << index, Ordering::AcqRel);
-        // Pairs with the fence in `take`: either the consumer sees the bit and the number, or this thread sees the room.
+        // Pairs with the fence in `announce_room`: either the consumer sees the bit and the number, or this thread sees the room.
         fence(Ordering::SeqCst);
         let outcome = if self.queue.is_closed() {
             Err(RoomError::Closed)
@@ -420,21 +423,30 @@ impl<T> Consumer<T> {
         let queue = &*self.queue;
         let slot = queue.slot(self.next);
         if slot.stamp.load(Ordering::Acquire) & !AWAITED != stamp_of(self.next, FULL) {
+            self.announce_room();
             return None;
         }
         // SAFETY: FULL(next) was stored after the value was written, and acquired here; producers leave a FULL slot alone
         // and there is one consumer, which frees the slot below, so the value is moved out once.
         let value = slot.value.with_mut(|cell| unsafe { (*cell).assume_init_read() });
-        // The frame that may use the slot now; those before it have room already.
-        let freed = self.next + queue.slots.len() as u64;
-        slot.stamp.store(stamp_of(freed, 0), Ordering::Release);
+        slot.stamp.store(stamp_of(self.next + queue.slots.len() as u64, 0), Ordering::Release);
         self.next += 1;
-        // Pairs with the fence in `poll_room`.
-        fence(Ordering::SeqCst);
-        if queue.waiting.0.load(Ordering::Relaxed) != 0 {
-            queue.wake_producers(freed);
+        if self.next & (ROOM_TAKES.min(queue.slots.len() as u64) - 1) == 0 {
+            self.announce_room();
         }
         Some(value)
+    }
+
+    /// Wakes the producers that wait for a slot which is free by now. Not at every take: a fence costs as much as all
+    /// the rest of it. A waiter is late by [`ROOM_TAKES`] frames at most, and those the ring still holds; a consumer
+    /// that has none left comes by here, too, so nobody waits for one that sleeps.
+    #[inline]
+    fn announce_room(&self) {
+        // Pairs with the fence in `poll_room`.
+        fence(Ordering::SeqCst);
+        if self.queue.waiting.0.load(Ordering::Relaxed) != 0 && self.next > 0 {
+            self.queue.wake_producers(self.next - 1 + self.queue.slots.len() as u64);
+        }
     }
 
     /// Waits for the next frame. `None` means the end: the queue is closed and the next frame did not come before.

@@ -79,14 +79,15 @@ fn a_producer_that_met_a_full_window_waits_for_room() {
     });
 }
 
-/// The consumer takes once and then does something else for long: that one take must wake the waiter.
+/// The consumer takes once, finds nothing more and then does something else for long: the waiter must be awake by then.
 #[test]
-fn one_take_wakes_who_waits_for_its_slot() {
+fn a_consumer_that_finds_nothing_wakes_who_waits_for_its_slot() {
     model(|| {
         let (mut producer, mut consumer) = queue(2);
         assert_eq!(producer.publish(0, 0), Publish::Published);
         let lane = thread::spawn(move || block_on(producer.room(2)));
         assert_eq!(consumer.take(), Some(0));
+        assert_eq!(consumer.take(), None);
         assert_eq!(lane.join().expect("the lane ends"), Ok(()));
     });
 }
