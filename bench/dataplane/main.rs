@@ -136,8 +136,8 @@ fn print_setting(bench: &Bench) {
     println!("## dataplane\n");
     println!(
         "Linux {}, {cores} cores, load before {}; {} alternating rounds. CPU time is that of the process under test: \
-         the sum of its threads' run time (/proc/PID/task/*/schedstat, ns). Proxies have one thread each; source, \
-         sink and clients are unpinned. MB = 10⁶ bytes.",
+         the sum of its threads' run time (/proc/PID/task/*/schedstat, ns). A lone relay has the \
+         first CPU, its source and sink the last one; elsewhere nobody is pinned but plait's own cores. MB = 10⁶ bytes.",
         kernel.trim(),
         load.split(' ').next().unwrap_or_default(),
         bench.rounds

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGINT, SIGTERM};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use signal_hook::iterator::Signals;
 
 use crate::Outcome;
@@ -57,6 +58,13 @@ pub struct Process {
 }
 
 impl Process {
+    /// Moves the process, which has one thread, to the first CPU: where `plait --cores 0` runs.
+    pub fn pin_to_first_cpu(&self) -> Outcome<()> {
+        let mut first = CpuSet::new();
+        first.set(0);
+        Ok(sched_setaffinity(Some(self.pid), &first)?)
+    }
+
     /// Starts `command`; its standard error goes to a file below `dir`, from which failures quote.
     pub fn start(name: &str, command: &mut Command, dir: &Path) -> Outcome<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);

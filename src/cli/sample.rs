@@ -140,12 +140,8 @@ fn io_error(path: &Path) -> impl Fn(io::Error) -> SampleError + use<> {
 
 /// Makes `home`, or checks that nobody but this user can have written there.
 fn private_directory(home: &Path) -> Result<(), SampleError> {
-    let private = || DirBuilder::new().recursive(true).mode(0o700).create(home);
-    match fs::symlink_metadata(home) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => private().map_err(io_error(home))?,
-        outcome => outcome.map(|_| ()).map_err(io_error(home))?,
-    }
-    // Looked at after it was made: somebody may have been faster.
+    DirBuilder::new().recursive(true).mode(0o700).create(home).map_err(io_error(home))?;
+    // It may have been there before.
     let now = fs::symlink_metadata(home).map_err(io_error(home))?;
     let ours = now.is_dir() && now.uid() == geteuid().as_raw() && now.mode() & 0o022 == 0;
     if ours { Ok(()) } else { Err(SampleError::NotPrivate { path: home.to_owned() }) }

@@ -3,18 +3,11 @@
 //! In: closures from any thread. Out: each runs on its core, in order of arrival. Invariant: a full inbox refuses, it
 //! never grows and never blocks the sender.
 
-use std::{
-    fmt,
-    future::poll_fn,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::Poll,
-};
+use std::{fmt, future::poll_fn, sync::Arc, task::Poll};
 
 use crossbeam_queue::ArrayQueue;
 use futures_util::task::AtomicWaker;
+use tokio::sync::watch;
 
 use super::Core;
 
@@ -46,13 +39,13 @@ struct Inbox {
 #[derive(Clone)]
 pub struct Mesh {
     inboxes: Arc<[Inbox]>,
-    closing: Arc<AtomicBool>,
+    closing: Arc<watch::Sender<bool>>,
 }
 
 impl Mesh {
     pub(super) fn new(cores: usize) -> Self {
         let inbox = |_| Inbox { letters: ArrayQueue::new(INBOX_LETTERS_MAX), reader: AtomicWaker::new() };
-        Self { inboxes: (0..cores).map(inbox).collect(), closing: Arc::default() }
+        Self { inboxes: (0..cores).map(inbox).collect(), closing: Arc::new(watch::Sender::new(false)) }
     }
 
     /// How many cores take part.
@@ -71,14 +64,16 @@ impl Mesh {
         Ok(())
     }
 
-    /// Says that the process is to end: [`Mesh::is_closed`] turns true.
-    pub fn close(&self) {
-        self.closing.store(true, Ordering::Release);
+    /// Ends the run: [`Mesh::closed`] resolves on every core.
+    pub(super) fn close(&self) {
+        self.closing.send_replace(true);
     }
 
-    /// True after [`Mesh::close`], which a core that failed to start calls.
-    pub fn is_closed(&self) -> bool {
-        self.closing.load(Ordering::Acquire)
+    /// Resolves when a core could not start: a process that runs on some of its cores only would lose every connection
+    /// that the kernel gives to the others.
+    pub(super) async fn closed(&self) {
+        // The sender lives in this mesh.
+        let _ = self.closing.subscribe().wait_for(|closing| *closing).await;
     }
 
     /// Opens the letters of `core` for ever; runs as a task of that core.

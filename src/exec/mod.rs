@@ -22,6 +22,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::select;
 pub use mail::{Mail, MailFull, Mesh};
 
 /// Which executor runs on each core.
@@ -102,8 +103,8 @@ thread_local! {
 /// Runs `entry` once on every core and returns when all have ended.
 ///
 /// # Errors
-/// [`StartError`] when a CPU does not exist or an executor cannot be made; cores already running are then told to end
-/// by the closing of the mesh, which `entry` can await through [`Mesh::closed`].
+/// [`StartError`] when a CPU does not exist or an executor cannot be made; `entry` is dropped on the cores that run
+/// already.
 pub fn run<F, Fut>(config: &Config, entry: F) -> Result<(), StartError>
 where
     F: Fn(Core) -> Fut + Send + Sync + 'static,
@@ -160,8 +161,9 @@ where
     HERE.with(|here| *here.borrow_mut() = Some(Here { backend, core, mesh: mesh.clone() }));
     let inbox = mesh.clone();
     let main = async move {
+        let closing = inbox.clone();
         spawn(async move { inbox.deliver(core).await });
-        entry(core).await;
+        select(pin!(entry(core)), pin!(closing.closed())).await;
     };
     let outcome = match backend {
         Backend::TokioUring => on_tokio_uring::run(main),

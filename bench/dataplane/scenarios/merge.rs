@@ -19,10 +19,12 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Starts both with the same flags.
+    /// Starts both; the upstream, which is not measured, may use every core, as the source of the relay scenario does.
     pub fn start(setting: Setting<'_>, library: &Library) -> Outcome<Self> {
         let plait = Plait::new(library.dir())?;
-        let upstream = plait.upstream(setting, &library.dir().display().to_string())?;
+        let all_cores = all_cores();
+        let unpinned = Setting { cores: &all_cores, ..setting };
+        let upstream = plait.upstream(unpinned, &library.dir().display().to_string())?;
         let path = upstream.address.to_string();
         let downstream = plait.downstream(setting, &[path.clone(), path])?;
         Ok(Self { downstream, _upstream: upstream })

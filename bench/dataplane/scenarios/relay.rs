@@ -42,6 +42,7 @@ impl RelayPeer {
     fn haproxy(kind: Haproxy, library: &Library) -> Outcome<Self> {
         let source = listen()?;
         let server = HaproxyServer::start(kind, source.local_addr()?, library.dir())?;
+        server.process.pin_to_first_cpu()?;
         Ok(Self { source, via: Via::Haproxy(server) })
     }
 
