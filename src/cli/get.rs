@@ -51,12 +51,10 @@ pub enum GetError {
     #[error("{0}")]
     Fetch(#[from] FetchError),
     /// The answer is not the file.
-    #[error("the answer is {status}: {text}")]
+    #[error("the answer is {status}")]
     Status {
         /// The answer's status.
         status: StatusCode,
-        /// What its headers say more.
-        text: String,
     },
     /// The answer makes no sense.
     #[error("upstream: {what}")]
@@ -148,6 +146,15 @@ impl Partial {
         outcome.map_err(|source| GetError::File { path: self.version_path.clone(), source })
     }
 
+    /// Leaves what has come for the next try, and nothing where nothing has come.
+    fn abandon(self) {
+        if self.file.metadata().is_ok_and(|facts| facts.len() == 0) {
+            // It is in nobody's way if it stays.
+            let _ = fs::remove_file(&self.path);
+            let _ = fs::remove_file(&self.version_path);
+        }
+    }
+
     fn finish(self, output: &Path) -> Result<(), GetError> {
         self.file.sync_data().map_err(self.error())?;
         fs::rename(&self.path, output).map_err(|source| GetError::File { path: output.into(), source })?;
@@ -193,8 +200,26 @@ pub(super) async fn get(
 ) -> Result<u64, GetError> {
     let (target, host) = parse_target(target)?;
     let mut partial = Partial::open(output)?;
+    let outcome = fetch(manager, paths, &target, &host, &mut partial).await;
+    match outcome {
+        Ok(bytes) => partial.finish(output).map(|()| bytes),
+        Err(error) => {
+            partial.abandon();
+            Err(error)
+        }
+    }
+}
+
+/// Brings what is missing of the file and returns its whole length.
+async fn fetch(
+    manager: &Manager,
+    paths: &[Arc<PathStatus>],
+    target: &str,
+    host: &str,
+    partial: &mut Partial,
+) -> Result<u64, GetError> {
     let mut bytes = Vec::new();
-    request(&target, &host, &partial)?.write_head(&mut bytes);
+    request(target, host, partial)?.write_head(&mut bytes);
     let Incoming { head, mut consumer, .. } = manager.fetch(Bytes::from(bytes)).await?;
     let head = match response::parse_response(&head) {
         Ok(Parsed::Complete { head, .. }) => head,
@@ -219,13 +244,9 @@ pub(super) async fn get(
                     what: "the file has another length now: remove the .part file",
                 });
             }
-            partial.finish(output)?;
             return Ok(have);
         }
-        status => {
-            let text = status.canonical_reason().unwrap_or("unknown").to_owned();
-            return Err(GetError::Status { status, text });
-        }
+        status => return Err(GetError::Status { status }),
     }
     partial.belongs_to(&head)?;
     let announced = match head.framing(&Method::GET) {
@@ -247,10 +268,7 @@ pub(super) async fn get(
         }
     };
     match outcome {
-        Ok(moved) => {
-            partial.finish(output)?;
-            Ok(have + moved)
-        }
+        Ok(moved) => Ok(have + moved),
         Err(source) => {
             // The kernel may have taken more than was counted; what was counted is there.
             let kept = have + consumer.bytes();
