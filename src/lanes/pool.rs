@@ -97,6 +97,8 @@ pub struct Pool {
     idle: RefCell<Vec<Lane>>,
     /// Lanes that stand or are being dialled.
     open: Cell<usize>,
+    /// Lanes that are being dialled.
+    dialling: Cell<usize>,
     waiting: RefCell<VecDeque<oneshot::Sender<Result<Lease, DialError>>>>,
     /// Itself, for the dials it starts.
     this: Weak<Self>,
@@ -150,6 +152,7 @@ impl Pool {
             config,
             idle: RefCell::default(),
             open: Cell::new(0),
+            dialling: Cell::new(0),
             waiting: RefCell::default(),
             this: this.clone(),
             disturbed: Notify::new(),
@@ -214,15 +217,26 @@ impl Pool {
         let dial = async move {
             match pool.dial().await {
                 Ok(lane) => pool.shelve(lane),
-                Err(error) => {
-                    if let Some(waiter) = pool.next_waiter() {
-                        // Whoever gave up does not need to know.
-                        let _ = waiter.send(Err(error));
-                    }
-                }
+                Err(error) => pool.dial_failed(error),
             }
         };
         exec::spawn(dial);
+    }
+
+    /// Tells who waits longest. While lanes stand, nobody is told: they come back, and a path that is too busy for one
+    /// more lane must not turn away requests that those can carry.
+    fn dial_failed(&self, error: DialError) {
+        if self.open.get() > self.dialling.get() {
+            return;
+        }
+        if let Some(waiter) = self.next_waiter() {
+            // Whoever gave up does not need to know.
+            let _ = waiter.send(Err(error));
+        }
+        // Those who waited for a lane that is gone.
+        if self.dialling.get() == 0 && !self.waiting.borrow().is_empty() {
+            self.dial_for_waiter();
+        }
     }
 
     fn next_waiter(&self) -> Option<oneshot::Sender<Result<Lease, DialError>>> {
@@ -253,22 +267,27 @@ impl Pool {
 
     async fn dial(&self) -> Result<Lane, DialError> {
         /// Gives the place back when the dial fails or is cancelled.
-        struct Place<'a>(Option<&'a Pool>);
+        struct Place<'a> {
+            pool: &'a Pool,
+            stands: bool,
+        }
         impl Drop for Place<'_> {
             fn drop(&mut self) {
-                if let Some(pool) = self.0 {
-                    pool.open.set(pool.open.get() - 1);
+                self.pool.dialling.set(self.pool.dialling.get() - 1);
+                if !self.stands {
+                    self.pool.open.set(self.pool.open.get() - 1);
                 }
             }
         }
         self.open.set(self.open.get() + 1);
-        let mut place = Place(Some(self));
+        self.dialling.set(self.dialling.get() + 1);
+        let mut place = Place { pool: self, stands: false };
         let lane = self.connect().await.inspect_err(|error| {
             if self.path.failed() {
                 tracing::warn!("{error}; the path is tried again, others carry the load");
             }
         })?;
-        place.0 = None;
+        place.stands = true;
         Ok(lane)
     }
 

@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     chain::{Chain, Ground, Plan, Root, text},
-    client::{Client, ask, curl_to, try_get},
+    client::{Client, ask, curl_to, plait_get, try_get},
     content::{content, hash, hash_file},
     gate::Gate,
     process::{DEADLINE, Process, Settings, run},
@@ -193,13 +193,16 @@ fn a_body_that_breaks_off_is_seen_to_be_incomplete() {
     let in_a_chunk = || [b"300000\r\n".to_vec(), content(3_000_000)].concat();
     let behind_a_chunk = || [b"5\r\nhello\r\n".to_vec()].concat();
     let not_a_chunk = || [b"5\r\nhello\r\nnonsense\r\n".to_vec(), vec![b'x'; 100]].concat();
-    let rows: [(&str, &'static str, Vec<u8>, fn() -> After); 6] = [
-        ("one byte short", FIXED, body(), || After::Close),
-        ("reset", FIXED, body(), || After::Reset),
-        ("in a chunk", CHUNKED, in_a_chunk(), || After::Close),
-        ("without a last chunk", CHUNKED, behind_a_chunk(), || After::Close),
-        ("reset behind a chunk", CHUNKED, behind_a_chunk(), || After::Reset),
-        ("broken chunks", CHUNKED, not_a_chunk(), || After::Keep),
+    let close: fn() -> After = || After::Close;
+    let reset: fn() -> After = || After::Reset;
+    let keep: fn() -> After = || After::Keep;
+    let rows = [
+        ("one byte short", FIXED, body(), close),
+        ("reset", FIXED, body(), reset),
+        ("in a chunk", CHUNKED, in_a_chunk(), close),
+        ("without a last chunk", CHUNKED, behind_a_chunk(), close),
+        ("reset behind a chunk", CHUNKED, behind_a_chunk(), reset),
+        ("broken chunks", CHUNKED, not_a_chunk(), keep),
     ];
     for (case, head, body, after) in rows {
         for executor in ["tokio-uring", "glommio"] {
@@ -212,6 +215,17 @@ fn a_body_that_breaks_off_is_seen_to_be_incomplete() {
             }
             let (content, file) = curl_to(&chain, "/f", "f");
             assert!(!content, "{case}: curl took {} for whole", file.display());
+            let file = chain.ground.scratch("got");
+            let got = plait_get(&chain, "/f", &file);
+            assert_eq!(got.status.code(), Some(1), "{case}: plait get took it for whole: {got:?}");
+            assert!(!file.exists(), "{case}: a part stands under the name of the whole");
+            // Where only the end of the connection tells the end, that end must be a reset.
+            let mut client = Client::connect(chain.address);
+            client.send("GET /f HTTP/1.0\r\n\r\n");
+            match client.answer("GET") {
+                Err(_) => {}
+                Ok(answer) => assert_eq!(answer.status(), 502, "{case}: taken for whole by HTTP/1.0"),
+            }
         }
     }
 }
@@ -232,6 +246,30 @@ fn a_wrong_key_is_named() {
         let answer = ask(address, "GET", "/f", "");
         assert_eq!(answer.status(), 502, "{}", answer.text());
         assert!(answer.text().contains("key"), "{}", answer.text());
+    }
+}
+
+#[test]
+fn routes_that_lead_nowhere_are_named() {
+    let ground = Ground::new();
+    let settings = Settings::default();
+    let (_upstream, upstream_at) = ground.start_upstream(&settings, text(&ground.files()));
+    let (_relay, relay_at) = ground.start_relay(&settings);
+    let key = ground.key();
+    let choosy = ["relay", "--listen", "127.0.0.1:0", "--key", text(&key), "--allow", "upstream.example:*"];
+    let (_choosy, choosy_at) = Process::role("choosy relay", &settings, choosy);
+    let dead = dead_port();
+    let rows = [
+        (format!("{choosy_at},{upstream_at}"), "--allow"),
+        (relay_at.to_string(), "--path"),
+        (format!("{upstream_at},{relay_at}"), "--path"),
+        (format!("{relay_at},{dead}"), "refused"),
+    ];
+    for (path, named) in rows {
+        let (_downstream, address) = ground.start_downstream(&settings, std::slice::from_ref(&path), &[]);
+        let answer = ask(address, "GET", "/f", "");
+        assert_eq!(answer.status(), 502, "{path}: {}", answer.text());
+        assert!(answer.text().contains(named), "{path}: {}", answer.text());
     }
 }
 

@@ -10,6 +10,11 @@ use crate::{
 };
 
 const BIG: usize = 200_000_000;
+/// Clients that take nothing, each of a file of [`BIG`] bytes. The kernel keeps up to 70 MB for each of them in the
+/// sockets of a chain of two paths with one relay each, all on this host: more clients would reach `tcp_mem`.
+const STALLED: usize = 10;
+/// What a downstream may take for them: 4 MiB each, and 100 MiB for itself.
+const RESIDENT_BYTES_MAX: u64 = (100 << 20) + (STALLED as u64) * (4 << 20);
 
 /// As many as the machine lets: each takes two descriptors here (its socket is read through one and written through
 /// the same) and some in every role, and the roles raise their own limit.
@@ -76,6 +81,21 @@ fn five_hundred_clients_spread_over_cores() {
     check_many(Settings { placement: "spread", ..Settings::default() }, 1);
 }
 
+/// More clients than lanes: who comes later waits, and nobody is turned away.
+#[test]
+fn clients_wait_for_the_only_lane() {
+    let bytes = content(300_000);
+    let plan = Plan { downstream: vec!["--lanes-max".into(), "1".into()], paths: 1, ..Plan::default() };
+    let chain = plan.start(|ground| ground.store("f", &bytes));
+    let address = chain.address;
+    let clients: Vec<_> =
+        (0..50).map(|_| thread::spawn(move || Client::connect(address).ask("GET", "/f", ""))).collect();
+    for client in clients {
+        let answer = client.join().unwrap().unwrap();
+        assert_eq!((answer.status(), answer.body == bytes), (200, true), "{}", answer.body.len());
+    }
+}
+
 #[test]
 fn stalled_clients_cost_nobody_else() {
     let bytes = content(BIG);
@@ -86,7 +106,7 @@ fn stalled_clients_cost_nobody_else() {
         let alone = Instant::now();
         assert_eq!(hash(&ask(chain.address, "GET", "/f", "").body), wanted);
         let alone = alone.elapsed();
-        let stalled: Vec<_> = (0..20)
+        let stalled: Vec<_> = (0..STALLED)
             .map(|_| {
                 let mut client = Client::connect(chain.address);
                 client.request("GET", "/f", "");
@@ -103,8 +123,7 @@ fn stalled_clients_cost_nobody_else() {
             "{executor}: {beside:?} beside stalled clients, {alone:?} alone"
         );
         let resident = chain.downstream.resident_bytes();
-        // 4 MiB for each and a process of 100 MiB; the files have 200 MB each.
-        assert!(resident < (100 << 20) + 20 * (4 << 20), "{executor}: {} MiB are resident", resident >> 20);
+        assert!(resident < RESIDENT_BYTES_MAX, "{executor}: {} MiB are resident", resident >> 20);
         // Whoever stalled goes on where it was.
         let mut client = stalled.into_iter().next().unwrap();
         assert!(client.some(BIG).unwrap() == bytes, "{executor}: a client that stalled received other bytes");

@@ -169,6 +169,18 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
+fn many_pipelined_requests() {
+    let chain = Plan::default().start(|ground| ground.store("f.mp4", film()));
+    let mut client = Client::connect(chain.address);
+    let request =
+        |first| format!("GET /f.mp4 HTTP/1.1\r\nHost: h\r\nRange: bytes={first}-{}\r\n\r\n", first + 9);
+    client.send((0..300).map(request).collect::<String>());
+    for first in 0..300 {
+        assert_eq!(client.answer("GET").unwrap().body, film()[first..first + 10], "{first}");
+    }
+}
+
+#[test]
 fn http_1_0_clients() {
     let root = ScriptedRoot::of_pieces(
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
