@@ -14,7 +14,21 @@ use crate::{
 
 /// One connection.
 pub struct Client {
-    reader: BufReader<TcpStream>,
+    reader: BufReader<Stream>,
+}
+
+/// A socket on which silence is a failure of its own: it must not pass for the end of the connection.
+struct Stream(TcpStream);
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.0.read(buffer);
+        if let Err(error) = &read {
+            let silent = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+            assert!(!silent, "the other side neither says anything nor ends the connection");
+        }
+        read
+    }
 }
 
 /// The head of an answer.
@@ -58,11 +72,11 @@ impl Client {
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { reader: BufReader::with_capacity(256 << 10, stream) }
+        Self { reader: BufReader::with_capacity(256 << 10, Stream(stream)) }
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.reader.get_mut().write_all(bytes.as_ref()).unwrap();
+        self.reader.get_mut().0.write_all(bytes.as_ref()).unwrap();
     }
 
     /// Sends a request with these further header lines (each ended by CRLF).
@@ -166,7 +180,11 @@ pub fn try_get(address: SocketAddr, method: &str, target: &str, headers: &str) -
 /// `curl`, silent, with these arguments; with all its deadlines.
 pub fn curl<'a>(args: impl IntoIterator<Item = &'a str>) -> Output {
     let deadline = DEADLINE.as_secs().to_string();
-    run(Command::new("curl").args(["-q", "-sS", "--noproxy", "*", "--max-time", &deadline]).args(args))
+    let mut command = Command::new("curl");
+    let output = run(command.args(["-q", "-sS", "--noproxy", "*", "--max-time", &deadline]).args(args));
+    // Its exit code for a deadline that has passed: silence is not a visible end.
+    assert_ne!(output.status.code(), Some(28), "{command:?}: {output:?}");
+    output
 }
 
 /// `curl -o` of one target; whether it was content, and the file.
