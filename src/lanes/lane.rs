@@ -14,7 +14,7 @@ use crate::{
     net::Socket,
     wire::{
         frame::{Frame, FrameError, HEADER_BYTES},
-        units::TransferId,
+        units::{Offset, TransferId},
     },
 };
 
@@ -198,6 +198,15 @@ impl Lane {
             .send_all(&Frame::Cancel { transfer }.encode(), false)
             .await
             .map_err(|error| self.lost(error))
+    }
+
+    /// Sends CREDIT: the bytes of the transfer's body below `limit` may come.
+    ///
+    /// # Errors
+    /// [`LaneError`]: the lane must not be used any more.
+    pub async fn credit(&self, transfer: TransferId, limit: u64) -> Result<(), LaneError> {
+        let credit = Frame::Credit { transfer, limit: Offset(limit) };
+        self.socket.send_all(&credit.encode(), false).await.map_err(|error| self.lost(error))
     }
 
     /// Sends PING and waits for its PONG; the path learns the round-trip time.

@@ -21,6 +21,7 @@ use super::{
     queue,
     tap::{Front, Tap},
     transfer::{End, Parcel, Transfer},
+    window::Window,
 };
 use crate::{
     exec::{self, Interest},
@@ -133,6 +134,7 @@ pub struct Consumer {
     progress: Rc<Progress>,
     next: u64,
     bytes: u64,
+    window: Window,
     turn: usize,
     seen: u32,
 }
@@ -155,7 +157,18 @@ impl Consumer {
         taps: Rc<RefCell<Vec<Rc<Tap>>>>,
     ) -> Self {
         let progress = Rc::new(Progress { moved_at: Cell::new(Instant::now()), on_client: Cell::new(false) });
-        Self { transfer, ring, taps, conduit: Conduit::new(), progress, next: 0, bytes: 0, turn: 0, seen: 0 }
+        Self {
+            transfer,
+            ring,
+            taps,
+            conduit: Conduit::new(),
+            progress,
+            next: 0,
+            bytes: 0,
+            window: Window::new(Instant::now()),
+            turn: 0,
+            seen: 0,
+        }
     }
 
     /// The transfer it consumes.
@@ -377,6 +390,11 @@ impl Consumer {
         };
         self.progress.moved();
         self.turn += moved;
+        if let Some(limit) =
+            self.window.taken(moved as u64, self.transfer.round_trip(), self.progress.moved_at())
+        {
+            self.transfer.grant(limit);
+        }
         Ok(moved)
     }
 }

@@ -316,6 +316,7 @@ impl Seat {
             lane.give_back();
             return transfer.lane_done(None);
         }
+        transfer.lane_round_trip(lane.path().round_trip());
         let delivery = match taps {
             None => Delivery::Handed,
             Some(taps) => {

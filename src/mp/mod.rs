@@ -2,7 +2,7 @@
 //!
 //! A byte's walk: [`manager`] leases lanes and opens the transfer on them; a `producer` per lane takes frames off it
 //! and publishes them in the [`queue`]; the [`consumer`] takes them in order and moves them to the client. [`transfer`]
-//! is what they share, `tap` how a producer and the consumer of the same core share a lane's socket.
+//! is what they share, `window` how far the upstream may be ahead of the client, `tap` how a producer and the consumer of the same core share a lane's socket.
 
 pub mod consumer;
 pub mod manager;
@@ -11,3 +11,4 @@ pub mod queue;
 pub mod stripe;
 mod tap;
 pub mod transfer;
+mod window;

@@ -29,7 +29,7 @@ use crate::{
     lanes::{LaneError, Lease},
     net::{Conduit, Filled},
     wire::{
-        frame::Frame,
+        frame::{FIRST_CREDIT_BYTES, Frame},
         frame_check::FrameCheck,
         reason::Reason,
         units::{FrameLen, Seq},
@@ -60,6 +60,8 @@ pub(super) struct Producer {
     delivery: Delivery,
     check: FrameCheck,
     opened: bool,
+    /// The limit that this lane has told the upstream.
+    credit: u64,
     /// Payload of the current frame that is still in the socket (handed delivery; a tap counts for itself).
     unread: usize,
 }
@@ -79,7 +81,7 @@ impl From<LaneError> for Stop {
 impl Producer {
     pub(super) fn new(lane: Lease, transfer: Arc<Transfer>, ring: Ring<Parcel>, delivery: Delivery) -> Self {
         let check = FrameCheck::new(transfer.id());
-        Self { lane, transfer, ring, delivery, check, opened: false, unread: 0 }
+        Self { lane, transfer, ring, delivery, check, opened: false, credit: FIRST_CREDIT_BYTES, unread: 0 }
     }
 
     /// Runs to the lane's END. The transfer was told of the lane by `lane_expected`.
@@ -125,7 +127,7 @@ impl Producer {
         self.opened = true;
         self.lane.open(self.transfer.id(), self.transfer.request()).await?;
         loop {
-            let frame = or_cancelled(&self.transfer, self.lane.next_frame()).await??;
+            let frame = self.next_frame().await?;
             self.check
                 .accept(&frame, Seq(self.transfer.next()))
                 .map_err(|error| self.lane.protocol(error))?;
@@ -146,6 +148,22 @@ impl Producer {
                 other => {
                     return Err(self.lane.protocol(format_args!("{} in a transfer", other.kind())).into());
                 }
+            }
+        }
+    }
+
+    /// The next frame; while it is waited for, the upstream hears of every new credit.
+    async fn next_frame(&mut self) -> Result<Frame, Stop> {
+        loop {
+            let credit = self.transfer.credit();
+            if credit > self.credit {
+                self.credit = credit;
+                self.lane.credit(self.transfer.id(), credit).await?;
+            }
+            let (frame, credited) = (self.lane.next_frame(), self.transfer.credited_beyond(self.credit));
+            match or_cancelled(&self.transfer, select(pin!(frame), pin!(credited))).await? {
+                Either::Left((frame, _)) => return Ok(frame?),
+                Either::Right(((), _)) => {}
             }
         }
     }

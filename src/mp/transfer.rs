@@ -11,6 +11,7 @@ use std::{
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     task::Context,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -19,7 +20,10 @@ use tokio::sync::Notify;
 
 use crate::{
     net::Conduit,
-    wire::{frame::Outcome, units::TransferId},
+    wire::{
+        frame::{FIRST_CREDIT_BYTES, Outcome},
+        units::TransferId,
+    },
 };
 
 /// Bytes parked for one transfer at most: 500 Mbit/s at 300 ms is 19 MB, and a path a few times slower than the others
@@ -101,6 +105,11 @@ pub struct Transfer {
     next: AtomicU64,
     client_blocked: AtomicBool,
     parked: AtomicUsize,
+    /// The body's bytes below this may be sent; every lane tells the upstream.
+    credit: AtomicU64,
+    credited: Notify,
+    /// Longest round trip of its lanes.
+    round_trip_us: AtomicU64,
     /// Producers on other cores that wait for room.
     held_back: AtomicUsize,
     room: Notify,
@@ -123,6 +132,9 @@ impl Transfer {
             next: AtomicU64::new(0),
             client_blocked: AtomicBool::new(false),
             parked: AtomicUsize::new(0),
+            credit: AtomicU64::new(FIRST_CREDIT_BYTES),
+            credited: Notify::new(),
+            round_trip_us: AtomicU64::new(0),
             held_back: AtomicUsize::new(0),
             room: Notify::new(),
         })
@@ -240,6 +252,28 @@ impl Transfer {
         }
     }
 
+    /// A lane with this round trip joins.
+    pub fn lane_round_trip(&self, round_trip: Duration) {
+        self.round_trip_us.fetch_max(round_trip.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    /// The limit that the upstream is to be told.
+    pub fn credit(&self) -> u64 {
+        self.credit.load(Ordering::SeqCst)
+    }
+
+    /// Waits until the limit is beyond `known`.
+    pub async fn credited_beyond(&self, known: u64) {
+        loop {
+            let mut notified = std::pin::pin!(self.credited.notified());
+            notified.as_mut().enable();
+            if self.credit() > known {
+                return;
+            }
+            notified.await;
+        }
+    }
+
     /// Whether the transfer was given up.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::SeqCst)
@@ -289,6 +323,17 @@ impl Transfer {
     /// The last byte has been given to the sink.
     pub(super) fn complete(&self) {
         self.completed.store(true, Ordering::SeqCst);
+    }
+
+    /// Longest round trip of the lanes that have joined.
+    pub fn round_trip(&self) -> Duration {
+        Duration::from_micros(self.round_trip_us.load(Ordering::Relaxed))
+    }
+
+    /// Raises the limit of what may be sent.
+    pub fn grant(&self, limit: u64) {
+        self.credit.store(limit, Ordering::SeqCst);
+        self.credited.notify_waiters();
     }
 
     /// Wakes `cx` at the next change.

@@ -124,7 +124,7 @@ pub(super) async fn run(
             }
             Some(Frame::Ping { token }) => send(socket, &Frame::Pong { token }.encode(), false).await?,
             // It crossed the END.
-            Some(Frame::Cancel { .. }) => {}
+            Some(Frame::Cancel { .. } | Frame::Credit { .. }) => {}
             Some(other) => return Err(LaneError::Protocol { kind: other.kind(), state: "is idle" }),
         }
     }
@@ -190,8 +190,9 @@ async fn listen(socket: &Socket, headers: &mut Headers, transfer: &Transfer) -> 
             Ok(Some(Frame::Cancel { transfer: id })) if id == transfer.id() => {
                 transfer.end(Outcome::Cancelled, "");
             }
+            Ok(Some(Frame::Credit { transfer: id, limit })) if id == transfer.id() => transfer.grant(limit.0),
             // Of a transfer before this one.
-            Ok(Some(Frame::Cancel { .. })) => {}
+            Ok(Some(Frame::Cancel { .. } | Frame::Credit { .. })) => {}
             Ok(Some(other)) => {
                 return LaneError::Protocol { kind: other.kind(), state: "carries a transfer" };
             }
@@ -243,7 +244,16 @@ async fn write(socket: &Socket, sizer: &mut FrameSizer, lane: &Membership<'_>) -
             turn = 0;
             exec::yield_now().await;
         }
-        let pulled = unless_ended(transfer, transfer.pull(sizer.size(), &mut intake)).await;
+        let left = transfer.credit_left();
+        if left == 0 {
+            // The client takes less than comes: what it has not taken must not pile up on the way.
+            unless_ended(transfer, transfer.credited()).await;
+            carried = None;
+            turn = 0;
+            continue;
+        }
+        let want = usize::try_from(left).unwrap_or(usize::MAX).min(sizer.size());
+        let pulled = unless_ended(transfer, transfer.pull(want, &mut intake)).await;
         lane.has_pulled.set(lane.has_pulled.get() || !intake.conduit.is_empty());
         let Some(Some(piece)) = pulled else {
             // About to end on another core.

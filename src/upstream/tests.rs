@@ -20,10 +20,10 @@ use self::harness::{
 };
 use super::*;
 use crate::wire::{
-    frame::{Frame, HEADER_BYTES, Outcome},
+    frame::{FIRST_CREDIT_BYTES, Frame, HEADER_BYTES, Outcome},
     handshake::HandshakeError,
     route::Route,
-    units::TransferId,
+    units::{Offset, TransferId},
 };
 
 #[test]
@@ -282,6 +282,28 @@ fn cancel_ends_the_transfer_and_frees_its_lanes() {
             let transfer = 2 + u64::from(lane.stream.local_addr().unwrap().port());
             assert_eq!(lane.ask(transfer, "GET /small HTTP/1.1\r\nHost: video\r\n\r\n").body(), b"ok");
         }
+    });
+}
+
+/// What nobody takes must not pile up in the sockets of the chain.
+#[test]
+fn without_credit_a_transfer_waits_and_goes_on_with_it() {
+    let (root, _closed) = endless_root();
+    with_upstream(root, |address| {
+        let mut lane = TestLane::new(address);
+        lane.open_without_credit(1, GET);
+        assert_eq!(lane.data_until_silent(), FIRST_CREDIT_BYTES);
+        let credit = |limit| Frame::Credit { transfer: TransferId(1), limit: Offset(limit) };
+        lane.send(credit(FIRST_CREDIT_BYTES + 1_000_000));
+        // Credit is never taken back.
+        lane.send(credit(1));
+        assert_eq!(lane.data_until_silent(), 1_000_000);
+        lane.send(Frame::Cancel { transfer: TransferId(1) });
+        assert_eq!(lane.outcome(), Some(Outcome::Cancelled));
+        // One that crossed the END is ignored.
+        lane.send(credit(u64::from(u32::MAX)));
+        lane.send(Frame::Ping { token: 9 });
+        assert_eq!(lane.next().unwrap().0, Frame::Pong { token: 9 });
     });
 }
 

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     net::Shared,
     wire::{
-        frame::Outcome,
+        frame::{FIRST_CREDIT_BYTES, Outcome},
         reason::Reason,
         units::{FrameLen, Offset, Seq, TransferId},
     },
@@ -87,6 +87,8 @@ pub(super) struct Transfer {
     /// Closed at once when the transfer fails, whatever core reads it.
     root: OnceLock<Shared>,
     totals: Mutex<Totals>,
+    /// Bytes of the body that may be handed out: what the client has taken, and a window.
+    credit: watch::Sender<u64>,
 }
 
 impl Transfer {
@@ -99,11 +101,32 @@ impl Transfer {
             body: OnceLock::new(),
             root: OnceLock::new(),
             totals: Mutex::default(),
+            credit: watch::Sender::new(FIRST_CREDIT_BYTES),
         }
     }
 
     pub(super) fn id(&self) -> TransferId {
         self.id
+    }
+
+    /// The downstream lets the body's bytes below `limit` go; credit is never taken back.
+    pub(super) fn grant(&self, limit: u64) {
+        self.credit.send_if_modified(|credit| {
+            let more = limit > *credit;
+            *credit = limit.max(*credit);
+            more
+        });
+    }
+
+    /// How many more bytes may be handed out now. Lanes that ask at once may exceed it by a frame each.
+    pub(super) fn credit_left(&self) -> u64 {
+        self.credit.borrow().saturating_sub(self.totals().bytes)
+    }
+
+    /// Resolves when there is credit.
+    pub(super) async fn credited(&self) {
+        // The sender is `self`, so the wait cannot fail.
+        let _ = self.credit.subscribe().wait_for(|credit| *credit > self.totals().bytes).await;
     }
 
     /// A view of head and ending that can be waited on.

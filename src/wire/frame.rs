@@ -14,7 +14,7 @@
 //! | 3 | reserved, 0 | |
 //! | 4..8 | len: payload bytes behind the header | OPEN, HEAD, DATA, END |
 //! | 8..16 | seq | DATA; END: frames in total; PING, PONG: the token |
-//! | 16..24 | offset | DATA; END: bytes in total |
+//! | 16..24 | offset | DATA; END: bytes in total; CREDIT: the limit |
 //! | 24..32 | transfer | all but PING, PONG |
 //!
 //! A field that a kind does not use is 0.
@@ -35,6 +35,10 @@ pub const MAX_HEAD_BYTES: u32 = 64 * 1024;
 /// 8 MiB: a 1 MiB pipe's 256 slots may each hold a fragment of 32 KiB, so one splice into it can move this much.
 pub const MAX_FRAME_BYTES: u32 = 8 * 1024 * 1024;
 
+/// 4 MiB may be on their way before the client has taken a byte: what 100 clients that never take one leave in the sockets
+/// of a chain stays below 1 GiB, and slow start has not used it up before the first credit arrives.
+pub const FIRST_CREDIT_BYTES: u64 = 4 << 20;
+
 /// `P`. An HTTP head on a lane by mistake may begin with it too (POST), then its second byte is no kind.
 const MAGIC: u8 = b'P';
 
@@ -49,6 +53,8 @@ pub enum Kind {
     Cancel = 0x02,
     /// Are you there?
     Ping = 0x03,
+    /// More of a transfer may be sent.
+    Credit = 0x04,
     /// The root's response head.
     Head = 0x81,
     /// A piece of the body.
@@ -94,6 +100,14 @@ pub enum Frame {
     Cancel {
         /// The transfer to stop.
         transfer: TransferId,
+    },
+    /// The upstream may hand out the body's bytes below `limit`; the highest limit of all lanes counts. Before the first
+    /// one it may hand out [`FIRST_CREDIT_BYTES`].
+    Credit {
+        /// Whose body.
+        transfer: TransferId,
+        /// At most [`MAX_BODY_BYTES`].
+        limit: Offset,
     },
     /// Ask for a [`Frame::Pong`] with the same token.
     Ping {
@@ -252,6 +266,7 @@ impl Frame {
         match self {
             Self::Open { .. } => Kind::Open,
             Self::Cancel { .. } => Kind::Cancel,
+            Self::Credit { .. } => Kind::Credit,
             Self::Ping { .. } => Kind::Ping,
             Self::Head { .. } => Kind::Head,
             Self::Data { .. } => Kind::Data,
@@ -270,6 +285,7 @@ impl Frame {
         match *self {
             Self::Open { transfer, .. }
             | Self::Cancel { transfer }
+            | Self::Credit { transfer, .. }
             | Self::Head { transfer, .. }
             | Self::Data { transfer, .. }
             | Self::End { transfer, .. } => Some(transfer),
@@ -283,7 +299,7 @@ impl Frame {
             Self::Open { head_len, .. } | Self::Head { head_len, .. } => head_len,
             Self::Data { len, .. } => len,
             Self::End { reason_len, .. } => reason_len,
-            Self::Cancel { .. } | Self::Ping { .. } | Self::Pong { .. } => FrameLen(0),
+            Self::Cancel { .. } | Self::Credit { .. } | Self::Ping { .. } | Self::Pong { .. } => FrameLen(0),
         }
     }
 
@@ -292,6 +308,7 @@ impl Frame {
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
         let (flags, seq, offset) = match *self {
             Self::Open { .. } | Self::Cancel { .. } | Self::Head { .. } => (0, 0, 0),
+            Self::Credit { limit, .. } => (0, 0, limit.0),
             Self::Ping { token } | Self::Pong { token } => (0, token, 0),
             Self::Data { seq, offset, .. } => (0, seq.0, offset.0),
             Self::End { outcome, frames, bytes, .. } => (outcome as u8, frames, bytes),
@@ -330,6 +347,11 @@ impl Frame {
             Kind::Cancel => {
                 fields.require_unused(&[Field::Flags, Field::Len, Field::Seq, Field::Offset])?;
                 Ok(Self::Cancel { transfer })
+            }
+            Kind::Credit => {
+                fields.require_unused(&[Field::Flags, Field::Len, Field::Seq])?;
+                fields.require_place(FrameLen(0))?;
+                Ok(Self::Credit { transfer, limit: offset })
             }
             Kind::Ping => {
                 fields.require_unused(&[Field::Flags, Field::Len, Field::Offset, Field::Transfer])?;
@@ -446,8 +468,16 @@ fn read_u64(header: &[u8; HEADER_BYTES], at: usize) -> u64 {
 
 impl Kind {
     fn from_wire(kind: u8) -> Result<Self, FrameError> {
-        const ALL: [Kind; 7] =
-            [Kind::Open, Kind::Cancel, Kind::Ping, Kind::Head, Kind::Data, Kind::End, Kind::Pong];
+        const ALL: [Kind; 8] = [
+            Kind::Open,
+            Kind::Cancel,
+            Kind::Ping,
+            Kind::Credit,
+            Kind::Head,
+            Kind::Data,
+            Kind::End,
+            Kind::Pong,
+        ];
         ALL.into_iter().find(|&known| known as u8 == kind).ok_or(FrameError::UnknownKind { kind })
     }
 
@@ -471,6 +501,7 @@ impl fmt::Display for Kind {
             Self::Open => "OPEN",
             Self::Cancel => "CANCEL",
             Self::Ping => "PING",
+            Self::Credit => "CREDIT",
             Self::Head => "HEAD",
             Self::Data => "DATA",
             Self::End => "END",

@@ -169,7 +169,11 @@ impl FrameCheck {
                 self.stage = Stage::End;
             }
             // Sorted out above: the other direction, or no transfer.
-            Frame::Open { .. } | Frame::Cancel { .. } | Frame::Ping { .. } | Frame::Pong { .. } => {}
+            Frame::Open { .. }
+            | Frame::Cancel { .. }
+            | Frame::Credit { .. }
+            | Frame::Ping { .. }
+            | Frame::Pong { .. } => {}
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ use crate::{
         frame_check::FrameCheck,
         handshake::{CHALLENGE_BYTES, ClientHandshake, HandshakeError, Progress},
         route::Route,
-        units::{FrameLen, Seq, TransferId},
+        units::{FrameLen, MAX_BODY_BYTES, Offset, Seq, TransferId},
     },
 };
 
@@ -172,10 +172,28 @@ impl TestLane {
     }
 
     pub(super) fn open(&mut self, transfer: u64, head: &str) {
+        self.open_without_credit(transfer, head);
+        self.send(Frame::Credit { transfer: TransferId(transfer), limit: Offset(MAX_BODY_BYTES) });
+    }
+
+    pub(super) fn open_without_credit(&mut self, transfer: u64, head: &str) {
         let head_len = FrameLen(head.len() as u32);
         let mut message = Frame::Open { transfer: TransferId(transfer), head_len }.encode().to_vec();
         message.extend_from_slice(head.as_bytes());
         self.stream.write_all(&message).unwrap();
+    }
+
+    /// Reads DATA frames until the lane is silent for a moment; returns their bytes.
+    pub(super) fn data_until_silent(&mut self) -> u64 {
+        self.stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        let mut bytes = 0;
+        while let Some((frame, payload)) = self.next() {
+            if let Frame::Data { .. } = frame {
+                bytes += payload.len() as u64;
+            }
+        }
+        self.stream.set_read_timeout(Some(TEST_DEADLINE)).unwrap();
+        bytes
     }
 
     pub(super) fn next(&mut self) -> Option<(Frame, Vec<u8>)> {

@@ -9,7 +9,7 @@ pub(in crate::wire) type Draw = (u8, u64, u32, u64, u64);
 pub(in crate::wire) fn frame_in_bounds((kind, transfer, len, seq, offset): Draw) -> Frame {
     let transfer = TransferId(transfer);
     let head_len = FrameLen(1 + len % MAX_HEAD_BYTES);
-    match kind % 9 {
+    match kind % 10 {
         0 => Frame::Open { transfer, head_len },
         1 => Frame::Cancel { transfer },
         2 => Frame::Ping { token: seq },
@@ -20,6 +20,7 @@ pub(in crate::wire) fn frame_in_bounds((kind, transfer, len, seq, offset): Draw)
             let offset = Offset(offset % (MAX_BODY_BYTES - u64::from(len) + 1));
             Frame::Data { transfer, seq: Seq(seq % (MAX_SEQ + 1)), offset, len: FrameLen(len) }
         }
+        9 => Frame::Credit { transfer, limit: Offset(offset % (MAX_BODY_BYTES + 1)) },
         outcome => {
             let outcome = [Outcome::Complete, Outcome::Aborted, Outcome::Cancelled][usize::from(outcome - 6)];
             let frames = seq % (MAX_SEQ + 1);

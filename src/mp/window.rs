@@ -1,0 +1,93 @@
+//! How far the upstream may be ahead of the client.
+//!
+//! In: what the client took, and when. Out: limits for CREDIT frames. Called by the consumer. Invariants: no I/O and no
+//! clock; a limit never goes back; what is on its way and parked is below the window, whatever the client does.
+
+use std::time::{Duration, Instant};
+
+use crate::wire::frame::FIRST_CREDIT_BYTES;
+
+/// Half a window taken within this time lets it grow even where the round trip is shorter: a core that serves many
+/// clients comes back to each only so often.
+const WINDOW_TURN: Duration = Duration::from_millis(10);
+/// The largest window: the same bound as for parked bytes, which it includes.
+const WINDOW_BYTES_MAX: u64 = 64 << 20;
+
+/// How far the upstream may be ahead of the client, at the downstream: the credit of a transfer.
+///
+/// The window begins small, so that a client that takes nothing costs next to nothing on every host of the chain, and
+/// doubles while half of it is taken within two round trips; it ends between four and eight times what the paths hold.
+#[derive(Debug)]
+pub struct Window {
+    size: u64,
+    taken: u64,
+    granted: u64,
+    /// What had been taken at the beginning of the running measurement, and when that was.
+    mark: (u64, Instant),
+}
+
+impl Window {
+    /// The window of a transfer that begins.
+    pub fn new(now: Instant) -> Self {
+        Self { size: FIRST_CREDIT_BYTES, taken: 0, granted: FIRST_CREDIT_BYTES, mark: (0, now) }
+    }
+
+    /// The client took `bytes` more. Returns the new limit when it is worth a frame to the upstream.
+    pub fn taken(&mut self, bytes: u64, round_trip: Duration, now: Instant) -> Option<u64> {
+        if self.taken == 0 {
+            // The wait for the first byte says nothing of the client.
+            self.mark.1 = now;
+        }
+        self.taken += bytes;
+        let (mark, since) = self.mark;
+        if self.taken - mark >= self.size / 2 {
+            if now.duration_since(since) < 2 * round_trip.max(WINDOW_TURN) {
+                self.size = (self.size * 2).min(WINDOW_BYTES_MAX);
+            }
+            self.mark = (self.taken, now);
+        }
+        let limit = self.taken + self.size;
+        if limit < self.granted + self.size / 4 {
+            return None;
+        }
+        self.granted = limit;
+        Some(limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// A client that takes `rate` bytes a second for `seconds`; returns the window it ends with.
+    fn after(rate: u64, round_trip_ms: u64, seconds: u64) -> u64 {
+        let start = Instant::now();
+        let mut window = Window::new(start);
+        let mut limit = FIRST_CREDIT_BYTES;
+        for ms in 1..=seconds * 1000 {
+            let now = start + Duration::from_millis(ms);
+            if let Some(more) = window.taken(rate / 1000, Duration::from_millis(round_trip_ms), now) {
+                assert!(more > limit, "a limit went back");
+                limit = more;
+            }
+            assert!(limit - window.taken <= WINDOW_BYTES_MAX);
+            assert!(limit >= window.taken + window.size - window.size / 4 - rate / 1000);
+        }
+        window.size
+    }
+
+    #[test]
+    fn a_window_holds_several_times_what_the_path_does() {
+        assert_eq!(after(12_500_000, 100, 10), 8 * MIB);
+        assert_eq!(after(62_500_000, 300, 10), WINDOW_BYTES_MAX);
+        assert_eq!(after(1_250_000_000, 0, 2), 64 * MIB);
+    }
+
+    #[test]
+    fn a_slow_client_keeps_a_small_one() {
+        assert_eq!(after(125_000, 100, 60), FIRST_CREDIT_BYTES);
+        assert_eq!(after(1_000_000, 100, 60), FIRST_CREDIT_BYTES);
+    }
+}
