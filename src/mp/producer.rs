@@ -36,9 +36,9 @@ use crate::{
     },
 };
 
-/// After a cancel, END must come within this time or the lane is closed: a round trip of the longest path and the time
-/// that what is in flight needs on a slow one.
-const CANCEL_DEADLINE: Duration = Duration::from_secs(5);
+/// After a cancel, or once the body is whole, END must come within this time or the lane is closed: a round trip of the
+/// longest path and the time that what is in flight needs on a slow one.
+const END_DEADLINE: Duration = Duration::from_secs(5);
 /// On a short path a frame that is not next stays in the socket this long before it is parked: the frame before it is
 /// about to come, and merging from the sockets costs a third less.
 const PARK_PATIENCE: Duration = Duration::from_millis(1);
@@ -98,7 +98,7 @@ impl Producer {
             }
             Err(Stop::Cancelled) => {
                 transfer.lane_done(None);
-                match exec::timeout(CANCEL_DEADLINE, self.wind_up()).await {
+                match exec::timeout(END_DEADLINE, self.wind_up()).await {
                     Ok(Ok(())) => self.lane.give_back(),
                     Ok(Err(error)) => tracing::debug!("{error}"),
                     Err(exec::Elapsed) => tracing::debug!(
@@ -125,7 +125,7 @@ impl Producer {
         self.opened = true;
         self.lane.open(self.transfer.id(), self.transfer.request()).await?;
         loop {
-            let frame = or_cancelled(&self.transfer, self.lane.next_frame()).await??;
+            let frame = self.next_frame().await?;
             self.check
                 .accept(&frame, Seq(self.transfer.next()))
                 .map_err(|error| self.lane.protocol(error))?;
@@ -146,6 +146,23 @@ impl Producer {
                 other => {
                     return Err(self.lane.protocol(format_args!("{} in a transfer", other.kind())).into());
                 }
+            }
+        }
+    }
+
+    /// The next frame, unless the transfer is given up. Of a body that is whole only END can be missing, and a lane
+    /// that has died silently would be waited for without end.
+    async fn next_frame(&self) -> Result<Frame, Stop> {
+        match select(pin!(self.lane.next_frame()), pin!(self.transfer.over())).await {
+            Either::Left((frame, _)) => return Ok(frame?),
+            Either::Right(_) if self.transfer.is_cancelled() => return Err(Stop::Cancelled),
+            Either::Right(_) => {}
+        }
+        match exec::timeout(END_DEADLINE, self.lane.next_frame()).await {
+            Ok(frame) => Ok(frame?),
+            Err(exec::Elapsed) => {
+                let path = self.lane.path().name().to_owned();
+                Err(LaneError::Deadline { path, deadline: END_DEADLINE }.into())
             }
         }
     }
