@@ -11,3 +11,6 @@ pub mod queue;
 pub mod stripe;
 mod tap;
 pub mod transfer;
+
+#[cfg(test)]
+mod tests;
