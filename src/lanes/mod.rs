@@ -13,3 +13,6 @@ mod pool;
 pub use lane::{Lane, LaneError};
 pub use path::{PathReport, PathStatus};
 pub use pool::{DialError, Lease, Pool, PoolConfig};
+
+#[cfg(test)]
+pub(crate) mod tests;

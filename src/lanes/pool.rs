@@ -107,6 +107,39 @@ pub struct Pool {
     closing: Cell<bool>,
 }
 
+/// Why a lane was not added to the warm ones.
+#[derive(Debug, thiserror::Error)]
+enum WarmUpError {
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    #[error(transparent)]
+    Lane(#[from] LaneError),
+}
+
+/// A lane's place among those that may stand; given back when the dial fails or is dropped.
+struct Place {
+    pool: Rc<Pool>,
+    /// The lane stands: the place is the lane's now.
+    stands: bool,
+}
+
+impl Place {
+    fn take(pool: &Rc<Pool>) -> Self {
+        pool.open.set(pool.open.get() + 1);
+        pool.dialling.set(pool.dialling.get() + 1);
+        Self { pool: pool.clone(), stands: false }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.pool.dialling.set(self.pool.dialling.get() - 1);
+        if !self.stands {
+            self.pool.open.set(self.pool.open.get() - 1);
+        }
+    }
+}
+
 /// A lane on loan. Giving it back warm is [`Lease::give_back`]; dropping it closes the lane.
 pub struct Lease {
     lane: Option<Lane>,
@@ -189,6 +222,14 @@ impl Pool {
         }
     }
 
+    /// Closes idle lanes that were not used since `moment`.
+    pub fn close_quiet_since(&self, moment: Instant) {
+        let old = self.idle.borrow_mut().extract_if(.., |lane| lane.quiet_since() < moment).count();
+        for _ in 0..old {
+            self.lane_gone();
+        }
+    }
+
     /// The next lane that is given back or dialled; a dial is started if there is room for one more lane. Who gives up
     /// waiting leaves the dial running: its lane is shelved for the next.
     ///
@@ -214,8 +255,10 @@ impl Pool {
         let Some(pool) = self.this.upgrade().filter(|pool| pool.open.get() < pool.config.lanes_max) else {
             return;
         };
+        // Taken before the dial begins, or several requests of one instant would all find room.
+        let place = Place::take(&pool);
         let dial = async move {
-            match pool.dial().await {
+            match pool.dial(place).await {
                 Ok(lane) => pool.shelve(lane),
                 Err(error) => pool.dial_failed(error),
             }
@@ -260,28 +303,17 @@ impl Pool {
     fn lane_gone(&self) {
         self.open.set(self.open.get() - 1);
         self.disturbed.notify_one();
+        self.dial_if_awaited();
+    }
+
+    /// A place is free: for those who found none.
+    fn dial_if_awaited(&self) {
         if !self.waiting.borrow().is_empty() {
             self.dial_for_waiter();
         }
     }
 
-    async fn dial(&self) -> Result<Lane, DialError> {
-        /// Gives the place back when the dial fails or is cancelled.
-        struct Place<'a> {
-            pool: &'a Pool,
-            stands: bool,
-        }
-        impl Drop for Place<'_> {
-            fn drop(&mut self) {
-                self.pool.dialling.set(self.pool.dialling.get() - 1);
-                if !self.stands {
-                    self.pool.open.set(self.pool.open.get() - 1);
-                }
-            }
-        }
-        self.open.set(self.open.get() + 1);
-        self.dialling.set(self.dialling.get() + 1);
-        let mut place = Place { pool: self, stands: false };
+    async fn dial(&self, mut place: Place) -> Result<Lane, DialError> {
         let lane = self.connect().await.inspect_err(|error| {
             if self.path.failed() {
                 tracing::warn!("{error}; the path is tried again, others carry the load");
@@ -330,6 +362,7 @@ impl Pool {
                     }
                     Err(error) => {
                         tracing::debug!("{error}");
+                        self.dial_if_awaited();
                         pause = jittered(backoff);
                         backoff = (backoff * 2).min(BACKOFF_MAX);
                     }
@@ -346,9 +379,10 @@ impl Pool {
         }
     }
 
-    /// Dials one lane, measures its round trip and shelves it.
-    async fn warm_up(&self) -> Result<(), DialError> {
-        let lane = self.dial().await?;
+    /// Dials one lane, measures its round trip and shelves it. A lane that answers no ping counts as a failed dial, or
+    /// it would be dialled again without a pause.
+    async fn warm_up(self: &Rc<Self>) -> Result<(), WarmUpError> {
+        let lane = self.dial(Place::take(self)).await?;
         let mut pings = Ok(());
         for _ in 0..FIRST_PINGS {
             if pings.is_ok() {
@@ -356,14 +390,17 @@ impl Pool {
             }
         }
         match pings {
-            Ok(()) => self.shelve(lane),
+            Ok(()) => {
+                self.shelve(lane);
+                Ok(())
+            }
             Err(error) => {
                 tracing::warn!("{error}");
                 drop(lane);
                 self.lane_gone();
+                Err(error.into())
             }
         }
-        Ok(())
     }
 
     /// Closes lanes that are dead or not needed and pings those that were quiet for long.

@@ -14,7 +14,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::Poll,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -187,8 +187,9 @@ impl Manager {
     /// [`FetchError`]; nothing was given to the client yet.
     pub async fn fetch(&self, request: Bytes) -> Result<Incoming, FetchError> {
         let mut outcome = Err(FetchError::Busy);
-        for _ in 0..TRIES {
-            outcome = self.open(request.clone()).await;
+        let started = Instant::now();
+        for attempt in 0..TRIES {
+            outcome = self.open(request.clone(), (attempt > 0).then_some(started)).await;
             match &outcome {
                 Err(FetchError::LanesLost { reason }) => {
                     tracing::debug!(reason, "opened again on fresh lanes")
@@ -199,7 +200,8 @@ impl Manager {
         outcome
     }
 
-    async fn open(&self, request: Bytes) -> Result<Incoming, FetchError> {
+    /// Idle lanes that were not used since `suspect_before` are not trusted, if that is given.
+    async fn open(&self, request: Bytes, suspect_before: Option<Instant>) -> Result<Incoming, FetchError> {
         let mut id = [0; 8];
         getrandom::fill(&mut id)?;
         let transfer = Transfer::new(TransferId(u64::from_be_bytes(id)), request);
@@ -213,10 +215,12 @@ impl Manager {
             let core = cores[lane % cores.len()];
             transfer.lane_expected();
             if core == here {
-                let seat = Seat { transfer: transfer.clone(), ring: ring.clone(), taps: Some(taps.clone()) };
+                let (transfer, ring, taps) = (transfer.clone(), ring.clone(), Some(taps.clone()));
+                let seat = Seat { transfer, ring, taps, suspect_before };
                 seat.take(&self.pools[path]);
             } else {
-                let seat = Seat { transfer: transfer.clone(), ring: ring.clone(), taps: None };
+                let (transfer, ring) = (transfer.clone(), ring.clone());
+                let seat = Seat { transfer, ring, taps: None, suspect_before };
                 invite(core, path, seat);
             }
         }
@@ -265,16 +269,18 @@ struct Seat {
     ring: queue::Producer<Parcel>,
     /// The consumer's taps, if it is on this core.
     taps: Option<Rc<RefCell<Vec<Rc<Tap>>>>>,
+    /// Idle lanes that were not used since then are closed instead of leased.
+    suspect_before: Option<Instant>,
 }
 
 /// Asks `core` to take a seat for a lane of path number `path`.
 fn invite(core: Core, path: usize, seat: Seat) {
-    let Seat { transfer, ring, .. } = seat;
+    let Seat { transfer, ring, suspect_before, .. } = seat;
     let told = transfer.clone();
     let letter = move || {
         let manager = HERE.with(|here| here.borrow().clone());
         match manager {
-            Some(manager) => Seat { transfer, ring, taps: None }.take(&manager.pools[path]),
+            Some(manager) => Seat { transfer, ring, taps: None, suspect_before }.take(&manager.pools[path]),
             // The core has not started or has ended.
             None => transfer.lane_done(None),
         }
@@ -288,6 +294,9 @@ impl Seat {
     /// Seats an idle lane at once, or the next one that stands.
     fn take(self, pool: &Rc<Pool>) {
         let transfer = &self.transfer;
+        if let Some(moment) = self.suspect_before {
+            pool.close_quiet_since(moment);
+        }
         if let Some(lane) = pool.lease_idle(transfer.instance()) {
             return self.seat(lane);
         }
@@ -311,7 +320,7 @@ impl Seat {
     }
 
     fn seat(self, lane: Lease) {
-        let Self { transfer, ring, taps } = self;
+        let Self { transfer, ring, taps, .. } = self;
         if transfer.is_over() || !transfer.claim_instance(lane.instance()) {
             lane.give_back();
             return transfer.lane_done(None);

@@ -12,3 +12,6 @@ pub mod stripe;
 mod tap;
 pub mod transfer;
 mod window;
+
+#[cfg(test)]
+mod tests;

@@ -36,9 +36,9 @@ use crate::{
     },
 };
 
-/// After a cancel, END must come within this time or the lane is closed: a round trip of the longest path and the time
-/// that what is in flight needs on a slow one.
-const CANCEL_DEADLINE: Duration = Duration::from_secs(5);
+/// After a cancel, or once the body is whole, END must come within this time or the lane is closed: a round trip of the
+/// longest path and the time that what is in flight needs on a slow one.
+const END_DEADLINE: Duration = Duration::from_secs(5);
 /// On a short path a frame that is not next stays in the socket this long before it is parked: the frame before it is
 /// about to come, and merging from the sockets costs a third less.
 const PARK_PATIENCE: Duration = Duration::from_millis(1);
@@ -100,7 +100,7 @@ impl Producer {
             }
             Err(Stop::Cancelled) => {
                 transfer.lane_done(None);
-                match exec::timeout(CANCEL_DEADLINE, self.wind_up()).await {
+                match exec::timeout(END_DEADLINE, self.wind_up()).await {
                     Ok(Ok(())) => self.lane.give_back(),
                     Ok(Err(error)) => tracing::debug!("{error}"),
                     Err(exec::Elapsed) => tracing::debug!(
@@ -152,7 +152,9 @@ impl Producer {
         }
     }
 
-    /// The next frame; while it is waited for, the upstream hears of every new credit.
+    /// The next frame, unless the transfer is given up; while it is waited for, the upstream hears of every new credit.
+    /// Of a body that is whole only END can be missing, and a lane that has died silently would be waited for without
+    /// end.
     async fn next_frame(&mut self) -> Result<Frame, Stop> {
         loop {
             let credit = self.transfer.credit();
@@ -160,10 +162,22 @@ impl Producer {
                 self.credit = credit;
                 self.lane.credit(self.transfer.id(), credit).await?;
             }
-            let (frame, credited) = (self.lane.next_frame(), self.transfer.credited_beyond(self.credit));
-            match or_cancelled(&self.transfer, select(pin!(frame), pin!(credited))).await? {
+            let credited = pin!(self.transfer.credited_beyond(self.credit));
+            let over = pin!(self.transfer.over());
+            match select(pin!(self.lane.next_frame()), select(credited, over)).await {
                 Either::Left((frame, _)) => return Ok(frame?),
-                Either::Right(((), _)) => {}
+                Either::Right((Either::Left(_), _)) => {}
+                Either::Right((Either::Right(_), _)) if self.transfer.is_cancelled() => {
+                    return Err(Stop::Cancelled);
+                }
+                Either::Right((Either::Right(_), _)) => break,
+            }
+        }
+        match exec::timeout(END_DEADLINE, self.lane.next_frame()).await {
+            Ok(frame) => Ok(frame?),
+            Err(exec::Elapsed) => {
+                let path = self.lane.path().name().to_owned();
+                Err(LaneError::Deadline { path, deadline: END_DEADLINE }.into())
             }
         }
     }

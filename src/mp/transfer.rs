@@ -216,8 +216,17 @@ impl Transfer {
 
     /// A frame went into conduits.
     pub fn park(&self, bytes: usize) {
-        self.parked.fetch_add(bytes, Ordering::Relaxed);
-        PROCESS_PARKED_BYTES.fetch_add(bytes, Ordering::Relaxed);
+        PROCESS_PARKED_BYTES.fetch_add(bytes, Ordering::SeqCst);
+        self.parked.fetch_add(bytes, Ordering::SeqCst);
+        // The consumer may have gone in this instant: then nobody else takes these bytes out of the count.
+        if self.is_over() {
+            self.forget_parked();
+        }
+    }
+
+    fn forget_parked(&self) {
+        let left = self.parked.swap(0, Ordering::SeqCst);
+        PROCESS_PARKED_BYTES.fetch_sub(left, Ordering::SeqCst);
     }
 
     /// True while the client takes less than the lanes bring.
@@ -316,8 +325,7 @@ impl Transfer {
         }
         self.over.notify_waiters();
         // What is still counted as parked goes with the conduits.
-        let left = self.parked.swap(0, Ordering::SeqCst);
-        PROCESS_PARKED_BYTES.fetch_sub(left, Ordering::Relaxed);
+        self.forget_parked();
     }
 
     /// The last byte has been given to the sink.

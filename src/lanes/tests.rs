@@ -1,0 +1,283 @@
+//! Pools over real connections to a scripted upstream, on both executors.
+
+pub(crate) mod scripted;
+
+use std::{
+    future::Future,
+    io,
+    net::TcpListener,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::FutureExt;
+use scripted::*;
+
+use super::*;
+use crate::{
+    exec::{self, Backend, Config, available_cpus},
+    net::Legs,
+    wire::frame::Frame,
+};
+
+/// Runs `drive` on one core of each executor.
+fn on_each<Fut: Future<Output = ()> + 'static>(drive: impl Fn() -> Fut + Send + Sync + 'static) {
+    let drive = Arc::new(drive);
+    for backend in [Backend::TokioUring, Backend::Glommio] {
+        let drive = drive.clone();
+        let cpus = vec![available_cpus()[0]];
+        let outcome = exec::run(&Config { backend, cpus }, move |_| {
+            let drive = drive.clone();
+            async move {
+                let driven = exec::timeout(2 * PATIENCE, drive()).await;
+                driven.unwrap_or_else(|exec::Elapsed| panic!("{backend}: the test hangs"));
+            }
+        });
+        outcome.unwrap_or_else(|error| panic!("{backend}: {error}"));
+    }
+}
+
+fn pool(path: &str, lanes_warm: usize, lanes_max: usize) -> Rc<Pool> {
+    let path = Arc::new(PathStatus::new(path.parse().unwrap()));
+    let congestion = Legs::default().lane;
+    Pool::new(path, PoolConfig { key: Arc::new(key()), congestion, lanes_warm, lanes_max })
+}
+
+/// Waits until `holds`, or fails with `what`.
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < PATIENCE, "{what}");
+        exec::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// An upstream that answers pings.
+fn idle_upstream() -> Upstream {
+    Upstream::start(9, |_, _| Ok(()))
+}
+
+#[test]
+fn the_lane_used_last_is_leased_first() {
+    on_each(|| async {
+        let upstream = idle_upstream();
+        let pool = pool(&upstream.address.to_string(), 0, 4);
+        let (first, second) = (pool.lease_next().await.unwrap(), pool.lease_next().await.unwrap());
+        let (one, two) = (Rc::as_ptr(first.socket()), Rc::as_ptr(second.socket()));
+        assert_eq!(pool.path().report().leased, 2);
+        second.give_back();
+        first.give_back();
+        let (newest, oldest) = (pool.lease_idle(None).unwrap(), pool.lease_idle(Some(9)).unwrap());
+        assert_eq!((Rc::as_ptr(newest.socket()), Rc::as_ptr(oldest.socket())), (one, two));
+        assert!(pool.lease_idle(None).is_none());
+        newest.give_back();
+        assert!(pool.lease_idle(Some(8)).is_none(), "a lane to another process");
+        assert_eq!((upstream.accepted(), pool.path().report().lanes), (2, 2));
+    });
+}
+
+#[test]
+fn no_more_lanes_stand_than_may() {
+    on_each(|| async {
+        let upstream = idle_upstream();
+        let pool = pool(&upstream.address.to_string(), 0, 2);
+        let served = Rc::new(std::cell::Cell::new(0));
+        // All at once, before any dial has begun.
+        let requests = (0..6).map(|_| {
+            let (pool, served) = (pool.clone(), served.clone());
+            async move {
+                let lane = pool.lease_next().await.unwrap();
+                assert!(pool.path().report().leased <= 2);
+                exec::yield_now().await;
+                lane.give_back();
+                served.set(served.get() + 1);
+            }
+        });
+        futures_util::future::join_all(requests).await;
+        assert_eq!((served.get(), upstream.accepted()), (6, 2));
+    });
+}
+
+#[test]
+fn who_waits_longest_is_served_first() {
+    on_each(|| async {
+        let upstream = idle_upstream();
+        let pool = pool(&upstream.address.to_string(), 0, 1);
+        let lane = pool.lease_next().await.unwrap();
+        let order = Rc::new(std::cell::RefCell::new(Vec::new()));
+        let mut waiters: Vec<_> = (0..5)
+            .map(|number| {
+                let (pool, order) = (pool.clone(), order.clone());
+                async move {
+                    let lane = pool.lease_next().await.unwrap();
+                    order.borrow_mut().push(number);
+                    lane.give_back();
+                }
+                .boxed_local()
+            })
+            .collect();
+        for waiter in &mut waiters {
+            assert!(waiter.now_or_never().is_none(), "there is no second lane");
+        }
+        // The third has no patience: its turn goes to the next.
+        drop(waiters.remove(2));
+        lane.give_back();
+        futures_util::future::join_all(waiters).await;
+        assert_eq!((&*order.borrow(), upstream.accepted()), (&vec![0, 1, 3, 4], 1));
+        assert!(pool.lease_idle(None).is_some(), "the lane stands");
+    });
+}
+
+#[test]
+fn a_dial_goes_on_for_the_next_when_its_waiter_gives_up() {
+    on_each(|| async {
+        let upstream = idle_upstream();
+        let pool = pool(&upstream.address.to_string(), 0, 4);
+        let waiter = pool.lease_next();
+        assert!(waiter.now_or_never().is_none());
+        until("the dial ends", || pool.path().report().lanes == 1).await;
+        assert!(pool.lease_idle(None).is_some());
+        assert_eq!(upstream.accepted(), 1);
+    });
+}
+
+#[test]
+fn every_waiter_hears_that_the_path_is_down() {
+    on_each(|| async {
+        let address = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
+        // Also those for whom no dial was started, since no more lanes may stand.
+        let pool = pool(&address.to_string(), 0, 2);
+        let errors = futures_util::future::join_all((0..5).map(|_| pool.lease_next())).await;
+        for outcome in errors {
+            let error = outcome.err().expect("there is no upstream").to_string();
+            assert!(error.starts_with(&format!("path {address}: cannot connect to {address}")), "{error}");
+        }
+        assert!(pool.path().report().down);
+    });
+}
+
+#[test]
+fn a_hop_with_another_key_is_named_with_the_remedy() {
+    on_each(|| async {
+        let upstream = Upstream::of_connections(TcpListener::bind(("127.0.0.1", 0)).unwrap(), |stream, _| {
+            other_key_server(stream)
+        });
+        let pool = pool(&upstream.address.to_string(), 0, 2);
+        let error = pool.lease_next().await.err().unwrap().to_string();
+        let wanted = format!("path {}: the peer refused the lane: key mismatch", upstream.address);
+        assert!(error.starts_with(&wanted) && error.contains("--key"), "{error}");
+    });
+}
+
+/// What a listening side with another key does.
+fn other_key_server(mut stream: std::net::TcpStream) -> io::Result<()> {
+    use crate::wire::handshake::{ServerHandshake, bad_key_reply};
+    use std::io::{Read, Write};
+    let key = crate::wire::key::Key::from_bytes([8; 32]);
+    let (_, challenge) = ServerHandshake::new(&key, [1; 16]);
+    stream.write_all(&challenge)?;
+    let _ = stream.read(&mut [0; 2048])?;
+    stream.write_all(&bad_key_reply())
+}
+
+#[test]
+fn a_path_that_comes_up_later_gets_its_lanes() {
+    on_each(|| async {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let pool = pool(&address.to_string(), 2, 4);
+        exec::spawn(pool.clone().keep());
+        until("a failed dial", || pool.path().report().down).await;
+        let listener = TcpListener::bind(address).unwrap();
+        let _upstream = Upstream::of_connections(listener, |stream, number| {
+            let Some(mut lane) = FarLane::shake(stream, number, 9) else { return Ok(()) };
+            while let Frame::Ping { token } = lane.next()?.0 {
+                lane.send(Frame::Pong { token }, b"")?;
+            }
+            Ok(())
+        });
+        until("two lanes", || pool.path().report().lanes == 2).await;
+        let report = pool.path().report();
+        assert!(!report.down && report.round_trip > Duration::ZERO, "{report:?}");
+        pool.close();
+    });
+}
+
+#[test]
+fn lanes_are_kept_warm_and_replaced_when_lost() {
+    on_each(|| async {
+        let upstream = idle_upstream();
+        let pool = pool(&upstream.address.to_string(), 3, 4);
+        exec::spawn(pool.clone().keep());
+        let leased = || pool.path().report();
+        until("three lanes", || leased().lanes == 3).await;
+        until("shelved", || {
+            let found: Vec<_> = std::iter::from_fn(|| pool.lease_idle(None)).collect();
+            let count = found.len();
+            found.into_iter().for_each(Lease::give_back);
+            count == 3
+        })
+        .await;
+        assert_eq!(upstream.accepted(), 3);
+        // A lease that is dropped closes its lane, and another is dialled.
+        drop(pool.lease_idle(None).unwrap());
+        until("a fourth connection", || upstream.accepted() == 4 && leased().lanes == 3).await;
+        pool.close();
+        until("all are closed", || upstream.closed.get() == 4).await;
+        assert!(pool.lease_next().await.is_err(), "a closed pool dials no more");
+    });
+}
+
+#[test]
+fn a_lane_on_loan_is_closed_when_it_comes_back_to_a_closed_pool() {
+    on_each(|| async {
+        let upstream = idle_upstream();
+        let pool = pool(&upstream.address.to_string(), 0, 4);
+        let lane = pool.lease_next().await.unwrap();
+        pool.close();
+        assert_eq!(upstream.closed.get(), 0);
+        lane.give_back();
+        until("it is closed", || upstream.closed.get() == 1).await;
+        assert_eq!(pool.path().report().lanes, 0);
+    });
+}
+
+#[test]
+fn a_wrong_answer_to_a_ping_closes_the_lane_without_a_storm_of_dials() {
+    on_each(|| async {
+        let upstream = Upstream::of_lanes(9, |mut lane| {
+            let (Frame::Ping { token }, _) = lane.next()? else { return Err(io::Error::other("no ping")) };
+            lane.send(Frame::Pong { token: token ^ 1 }, b"")?;
+            lane.await_close();
+            Ok(())
+        });
+        let pool = pool(&upstream.address.to_string(), 1, 4);
+        exec::spawn(pool.clone().keep());
+        until("the lane is closed", || upstream.closed.get() >= 1).await;
+        assert!(pool.lease_idle(None).is_none());
+        // Pauses of 250 ms, 500 ms, ... follow.
+        exec::sleep(Duration::from_secs(1)).await;
+        let dials = upstream.accepted();
+        assert!((2..=4).contains(&dials), "{dials} dials in a second");
+        upstream.assert_no_fault();
+        pool.close();
+    });
+}
+
+#[test]
+fn an_idle_lane_that_the_other_side_closed_is_not_leased() {
+    on_each(|| async {
+        let hang_up = Tally::default();
+        let told = hang_up.clone();
+        let upstream = Upstream::of_lanes(9, move |_lane| told.reach(1));
+        let pool = pool(&upstream.address.to_string(), 0, 4);
+        let lanes = [pool.lease_next().await.unwrap(), pool.lease_next().await.unwrap()];
+        lanes.into_iter().for_each(Lease::give_back);
+        hang_up.add(1);
+        until("both are closed", || upstream.closed.get() == 2).await;
+        until("that is seen", || pool.lease_idle(None).is_none()).await;
+        assert_eq!(pool.path().report().lanes, 0);
+    });
+}

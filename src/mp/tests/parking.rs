@@ -1,0 +1,198 @@
+//! Frames that are not next: parked so that their lane keeps flowing, within the window.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+use super::*;
+use crate::mp::transfer::{WINDOW_BYTES, process_parked_bytes};
+
+const MIB: usize = 1 << 20;
+
+/// Waits until `count` has not changed for a while: whatever moves it is blocked.
+async fn settled(count: impl Fn() -> usize) -> usize {
+    let started = Instant::now();
+    let mut last = (count(), Instant::now());
+    while last.1.elapsed() < Duration::from_millis(400) {
+        assert!(started.elapsed() < PATIENCE, "nothing ever blocks");
+        exec::sleep(Duration::from_millis(10)).await;
+        let now = count();
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+    }
+    last.0
+}
+
+/// The first frame on one lane, which `begin` holds back, all others on another. Returns the bytes that were written
+/// on the fast lane so far.
+fn unequal(body: Arc<Vec<u8>>, begin: Tally) -> (Upstream, Arc<AtomicUsize>) {
+    let written = Arc::new(AtomicUsize::new(0));
+    let count = written.clone();
+    let joined = Tally::default();
+    let upstream = Upstream::start(9, move |lane, Opening { transfer, nth }| {
+        joined.add(1);
+        joined.reach(2)?;
+        lane.head(transfer)?;
+        let pieces = cut(body.len(), || MIB);
+        let frames = pieces.len() as u64;
+        if nth == 0 {
+            begin.reach(1)?;
+            lane.piece(transfer, &body, pieces[0])?;
+        } else {
+            for piece in &pieces[1..] {
+                lane.piece(transfer, &body, *piece)?;
+                count.fetch_add(piece.end - piece.start, Ordering::SeqCst);
+            }
+        }
+        lane.end(transfer, frames, body.len() as u64)
+    });
+    (upstream, written)
+}
+
+#[test]
+fn a_stalled_lane_does_not_throttle_the_others() {
+    let _alone = PARKED_BYTES.write();
+    // Far beyond what the socket buffers of both ends hold.
+    let body = Arc::new(Random(1).bytes(25 * MIB));
+    for setting in settings() {
+        let begin = Tally::default();
+        let (upstream, written) = unequal(body.clone(), begin.clone());
+        let wanted = body.clone();
+        setting.run(&[upstream.address], Lanes::cold(2), async move |manager| {
+            let watched = async {
+                let all = wanted.len() - MIB;
+                let started = Instant::now();
+                while written.load(Ordering::SeqCst) < all {
+                    assert!(
+                        started.elapsed() < Duration::from_secs(10),
+                        "{setting}: the fast lane is held back"
+                    );
+                    exec::sleep(Duration::from_millis(5)).await;
+                }
+                begin.add(1);
+            };
+            futures_util::future::join(watched, fetch_whole(&manager, &wanted)).await;
+        });
+        upstream.assert_no_fault();
+        assert_eq!(process_parked_bytes(), 0, "{setting}");
+    }
+}
+
+#[test]
+fn a_lane_far_ahead_stops_at_the_window() {
+    let _alone = PARKED_BYTES.write();
+    let body = Arc::new(Random(2).bytes(WINDOW_BYTES + 40 * MIB));
+    for setting in settings() {
+        let begin = Tally::default();
+        let (upstream, written) = unequal(body.clone(), begin.clone());
+        let wanted = body.clone();
+        setting.run(&[upstream.address], Lanes::cold(2), async move |manager| {
+            let watched = async {
+                let sent = settled(|| written.load(Ordering::SeqCst)).await;
+                let parked = process_parked_bytes();
+                assert!(parked <= WINDOW_BYTES, "{setting}: {parked} bytes are parked");
+                assert!(parked > WINDOW_BYTES - 2 * MIB, "{setting}: only {parked} bytes are parked");
+                assert!(sent < wanted.len() - MIB, "{setting}: nothing held the lane back");
+                begin.add(1);
+            };
+            futures_util::future::join(watched, fetch_whole(&manager, &wanted)).await;
+        });
+        upstream.assert_no_fault();
+        assert_eq!(process_parked_bytes(), 0, "{setting}");
+    }
+}
+
+#[test]
+fn a_frame_may_fill_the_slots_of_many_pipes() {
+    use std::io::Write;
+    let _alone = PARKED_BYTES.write();
+    let body = Arc::new(Random(3).bytes(4 * MIB));
+    for setting in settings() {
+        let (sent, joined) = (Tally::default(), Tally::default());
+        let bytes = body.clone();
+        let upstream = Upstream::start(9, move |lane, Opening { transfer, nth }| {
+            joined.add(1);
+            joined.reach(2)?;
+            lane.head(transfer)?;
+            let pieces = cut(bytes.len(), || MIB);
+            if nth == 0 {
+                sent.reach(1)?;
+                lane.piece(transfer, &bytes, pieces[0])?;
+            } else {
+                for Piece { seq, start, end } in &pieces[1..] {
+                    lane.send(data(transfer, *seq, *start as u64, end - start), b"")?;
+                    for (number, segment) in bytes[*start..*end].chunks(700).enumerate() {
+                        lane.stream.write_all(segment)?;
+                        if number % 8 == 0 {
+                            thread::sleep(Duration::from_micros(50));
+                        }
+                    }
+                }
+                sent.add(1);
+            }
+            lane.end(transfer, 4, bytes.len() as u64)
+        });
+        let wanted = body.clone();
+        setting.run(&[upstream.address], Lanes::cold(2), async move |manager| {
+            fetch_whole(&manager, &wanted).await;
+        });
+        upstream.assert_no_fault();
+        assert_eq!(process_parked_bytes(), 0, "{setting}");
+    }
+}
+
+#[test]
+fn a_client_that_reads_nothing_is_not_served_from_memory() {
+    let _alone = PARKED_BYTES.write();
+    /// On the first lane: more than the sockets of a client hold.
+    const FIRST: usize = 20;
+    let body = Arc::new(Random(4).bytes(48 * MIB));
+    for setting in settings() {
+        let written = Arc::new(AtomicUsize::new(0));
+        let (joined, client_is_full) = (Tally::default(), Tally::default());
+        let (bytes, count, go_on) = (body.clone(), written.clone(), client_is_full.clone());
+        let upstream = Upstream::start(9, move |lane, Opening { transfer, nth }| {
+            joined.add(1);
+            joined.reach(2)?;
+            lane.head(transfer)?;
+            let pieces = cut(bytes.len(), || MIB);
+            let share = if nth == 0 { &pieces[..FIRST] } else { &pieces[FIRST..] };
+            if nth == 1 {
+                go_on.reach(1)?;
+            }
+            for piece in share {
+                lane.piece(transfer, &bytes, *piece)?;
+                count.fetch_add(piece.end - piece.start, Ordering::SeqCst);
+            }
+            lane.end(transfer, pieces.len() as u64, bytes.len() as u64)
+        });
+        let wanted = body.clone();
+        setting.run(&[upstream.address], Lanes::cold(2), async move |manager| {
+            let mut incoming = manager.fetch(request()).await.unwrap();
+            let (go, start) = mpsc::channel();
+            let client = Client::reading_after(start);
+            let watched = async {
+                settled(|| written.load(Ordering::SeqCst)).await;
+                let before = process_parked_bytes();
+                client_is_full.add(1);
+                let sent = settled(|| written.load(Ordering::SeqCst)).await;
+                let parked = process_parked_bytes();
+                assert!(
+                    parked <= before.max(3 * MIB),
+                    "{setting}: {parked} bytes are parked, before {before}"
+                );
+                assert!(sent < wanted.len(), "{setting}: nothing held the lanes back");
+                go.send(()).unwrap();
+            };
+            let moved = incoming.consumer.run(Sink::Plain(&client.socket), Some(wanted.len() as u64));
+            let ((), moved) = futures_util::future::join(watched, moved).await;
+            assert_eq!(moved.unwrap(), wanted.len() as u64);
+            drop(incoming);
+            assert_same(&client.finish().await, &wanted);
+        });
+        upstream.assert_no_fault();
+        assert_eq!(process_parked_bytes(), 0, "{setting}");
+    }
+}
