@@ -105,7 +105,7 @@ impl Setting {
                     // Fails when the driver ends, which is what is waited for.
                     let _ = stopped.wait_for(|stop| *stop).await;
                 }
-                manager.close();
+                manager.close().await;
             }
         });
         outcome.unwrap_or_else(|error| panic!("{self}: {error}"));
