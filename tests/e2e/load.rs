@@ -10,9 +10,9 @@ use crate::{
 };
 
 const BIG: usize = 200_000_000;
-/// Clients that take nothing, each of a file of [`BIG`] bytes. The kernel keeps up to 70 MB for each of them in the
-/// sockets of a chain of two paths with one relay each, all on this host: more clients would reach `tcp_mem`.
-const STALLED: usize = 10;
+/// Clients that take nothing, each of a file of [`BIG`] bytes. Without credit the kernel kept up to 70 MB for each in the
+/// sockets of a chain of two paths with one relay each, and fifty filled `tcp_mem` for everybody on the host.
+const STALLED: usize = 100;
 /// What a downstream may take for them: 4 MiB each, and 100 MiB for itself.
 const RESIDENT_BYTES_MAX: u64 = (100 << 20) + (STALLED as u64) * (4 << 20);
 
