@@ -5,7 +5,7 @@
 //! out; every wait here has a deadline.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::poll_fn,
     pin::pin,
     rc::Rc,
@@ -19,6 +19,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::{Either, select};
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::Barrier;
 
 use super::{
@@ -46,7 +47,7 @@ const TRIES: usize = 2;
 /// Which cores the lanes of a transfer live on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Placement {
-    /// Spread while other cores are idle, local when they are busy.
+    /// Local; spread over idle cores when the transfer before has saturated the client's core.
     #[default]
     Auto,
     /// All lanes on the core that serves the client.
@@ -118,34 +119,60 @@ impl Load {
 
     fn enter(&self, core: Core) -> Busy {
         self.running[core.0].fetch_add(1, Ordering::Relaxed);
-        Busy { load: self.clone(), core }
+        Busy { load: self.clone(), core, began: Instant::now(), cpu_began: thread_cpu_time() }
     }
 
-    /// The cores for the lanes of a transfer whose client is on `here`; the first is `here`.
-    fn place(&self, placement: Placement, here: Core) -> Vec<Core> {
+    /// The cores for the lanes of a transfer whose client is on `here`; the first is `here`. `saturated` says that the
+    /// transfer before this one left this core no time.
+    fn place(&self, placement: Placement, here: Core, saturated: bool) -> Vec<Core> {
         let others = (1..self.running.len()).map(|step| Core((here.0 + step) % self.running.len()));
         let idle = |core: &Core| self.running[core.0].load(Ordering::Relaxed) == 0;
         let mut cores = vec![here];
         match placement {
             Placement::Local => {}
             Placement::Spread => cores.extend(others),
-            Placement::Auto if idle(&here) => cores.extend(others.filter(idle)),
+            // Handing frames to another core costs half as much again: only a core that is the bottleneck gains by it.
+            Placement::Auto if saturated && idle(&here) => cores.extend(others.filter(idle)),
             Placement::Auto => {}
         }
         cores
     }
 }
 
+/// A transfer shorter than this says nothing of its core's load.
+const LOAD_TIME_MIN: Duration = Duration::from_millis(20);
+/// A core that ran for this share of a transfer's time was its bottleneck.
+const SATURATED: f64 = 0.85;
+
+/// A transfer that runs, and what this core's thread has spent since it began.
 #[derive(Debug)]
 struct Busy {
     load: Load,
     core: Core,
+    began: Instant,
+    cpu_began: Duration,
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
         self.load.running[self.core.0].fetch_sub(1, Ordering::Relaxed);
+        let time = self.began.elapsed();
+        if time >= LOAD_TIME_MIN {
+            let cpu_time = thread_cpu_time().saturating_sub(self.cpu_began);
+            CORE_SATURATED.set(cpu_time.as_secs_f64() > time.as_secs_f64() * SATURATED);
+        }
     }
+}
+
+/// CPU time of this core's thread, clock_gettime(2).
+fn thread_cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+thread_local! {
+    /// Whether the last transfer of this core left it no time.
+    static CORE_SATURATED: Cell<bool> = const { Cell::new(false) };
 }
 
 thread_local! {
@@ -208,7 +235,7 @@ impl Manager {
         let (ring, parcels) = MpQueue::new(WINDOW_FRAMES)?;
         let taps = Rc::new(RefCell::new(Vec::new()));
         let here = exec::core();
-        let cores = self.load.place(self.placement, here);
+        let cores = self.load.place(self.placement, here, CORE_SATURATED.get());
         let busy = self.load.enter(here);
         for lane in 0..self.lanes_per_path * self.pools.len() {
             let path = lane % self.pools.len();
@@ -346,8 +373,9 @@ mod tests {
     #[test]
     fn placement_follows_the_load() {
         let load = Load::new(4);
-        let cores =
-            |placement, here| load.place(placement, Core(here)).iter().map(|core| core.0).collect::<Vec<_>>();
+        let cores = |placement, here| {
+            load.place(placement, Core(here), true).iter().map(|core| core.0).collect::<Vec<_>>()
+        };
         assert_eq!(cores(Placement::Local, 2), [2]);
         assert_eq!(cores(Placement::Spread, 2), [2, 3, 0, 1]);
         assert_eq!(cores(Placement::Auto, 2), [2, 3, 0, 1]);
@@ -356,5 +384,6 @@ mod tests {
         assert_eq!(cores(Placement::Auto, 3), [3]);
         drop(busy);
         assert_eq!(cores(Placement::Auto, 3), [3, 0, 1, 2]);
+        assert_eq!(load.place(Placement::Auto, Core(3), false), [Core(3)], "a core with time to spare");
     }
 }

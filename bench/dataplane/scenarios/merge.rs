@@ -6,7 +6,7 @@
 use super::relay::RelayPeer;
 use super::{Bench, Contest, Findings, all_cores};
 use crate::Outcome;
-use crate::load::{Answer, LARGE_BYTES, LARGE_NAME, Library, MB, VIDEO_BYTES, VIDEO_NAME, timed_get};
+use crate::load::{Answer, LARGE_BYTES, LARGE_NAME, Library, MB, VIDEO_BYTES, VIDEO_NAME, timed_get_aside};
 use crate::namespace::Network;
 use crate::peers::{Executor, Plait, Role, Setting};
 use crate::report::{Goal, Sample, Target, print_cells};
@@ -19,12 +19,12 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Starts both; the upstream, which is not measured, may use every core, as the source of the relay scenario does.
+    /// Starts both; the upstream, which is not measured, stands aside on the last CPU, as the relay's source does.
     pub fn start(setting: Setting<'_>, library: &Library) -> Outcome<Self> {
         let plait = Plait::new(library.dir())?;
-        let all_cores = all_cores();
-        let unpinned = Setting { cores: &all_cores, ..setting };
-        let upstream = plait.upstream(unpinned, &library.dir().display().to_string())?;
+        let last = all_cores();
+        let last = last.rsplit(['-', ',']).next().unwrap_or("0");
+        let upstream = plait.upstream(Setting { cores: last, ..setting }, &library.dir().display().to_string())?;
         let path = upstream.address.to_string();
         let downstream = plait.downstream(setting, &[path.clone(), path])?;
         Ok(Self { downstream, _upstream: upstream })
@@ -32,7 +32,7 @@ impl Pair {
 
     fn transfer(&self, name: &str, bytes: u64) -> Outcome<Sample> {
         let before_ns = self.downstream.process.cpu_ns()?;
-        let taken = timed_get(self.downstream.address, name, bytes)?;
+        let taken = timed_get_aside(self.downstream.address, name, bytes)?;
         Ok(Sample { taken, cpu_ns: Some(self.downstream.process.cpu_ns()? - before_ns) })
     }
 }
