@@ -21,9 +21,8 @@ use socket2::{Domain, Protocol, SockRef, Type};
 use super::{Congestion, Shared, TcpInfo, discard::discard, splice_probe};
 use crate::exec::{self, Interest, Watch};
 
-/// Bytes accepted for sending before they can be sent. Small, so that the decision which lane carries a frame is made
-/// as late as possible; 16 KiB or 128 KiB made little difference on long paths, and 128 KiB costs fewer wake-ups.
-const LANE_NOT_SENT_BYTES_MAX: u32 = 128 << 10;
+/// Bytes that a lane may always accept before it can send them; fewer made no difference on long paths.
+const LANE_NOT_SENT_BYTES_MIN: u32 = 128 << 10;
 
 /// Why a connection could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -146,9 +145,11 @@ impl Socket {
         congestion.apply(&SockRef::from(&self.fd), peer);
     }
 
-    /// Keeps what is not sent yet small (TCP_NOTSENT_LOWAT, tcp(7)), so that frames bind to lanes late.
-    pub fn bind_late(&self) {
-        if let Err(error) = SockRef::from(&self.fd).set_tcp_notsent_lowat(LANE_NOT_SENT_BYTES_MAX) {
+    /// Keeps what is accepted and not sent yet below `bytes` (TCP_NOTSENT_LOWAT, tcp(7)), so that frames bind to lanes
+    /// late; never below 128 KiB.
+    pub fn bind_late(&self, bytes: usize) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).max(LANE_NOT_SENT_BYTES_MIN);
+        if let Err(error) = SockRef::from(&self.fd).set_tcp_notsent_lowat(bytes) {
             tracing::debug!(%error, "TCP_NOTSENT_LOWAT is not available: frames are bound to lanes earlier");
         }
     }

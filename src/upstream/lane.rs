@@ -101,9 +101,9 @@ pub(super) async fn run(
     socket: &Socket,
     shutdown: &mut watch::Receiver<bool>,
 ) -> Result<(), LaneError> {
-    socket.bind_late();
     let mut headers = Headers::default();
     let mut sizer = FrameSizer::default();
+    socket.bind_late(sizer.size());
     loop {
         let frame = {
             let (next, stop) = (headers.next(socket).fuse(), stopped(shutdown).fuse());
@@ -219,6 +219,7 @@ async fn write(socket: &Socket, sizer: &mut FrameSizer, lane: &Membership<'_>) -
         send(socket, &message, false).await?;
     }
     let mut intake = Intake::default();
+    let mut unsent_max = 0;
     let mut turn = 0;
     // Bytes of the frame before, and since when the lane has been busy with them.
     let mut carried: Option<(usize, Instant)> = None;
@@ -239,6 +240,11 @@ async fn write(socket: &Socket, sizer: &mut FrameSizer, lane: &Membership<'_>) -
         }
         if let Some((bytes, since)) = carried.take() {
             sizer.carried(bytes, since.elapsed());
+            // A fast lane sends what it accepts within a frame's time anyway, and sleeps less often with more.
+            if sizer.size() >= 2 * unsent_max || sizer.size() <= unsent_max / 2 {
+                unsent_max = sizer.size();
+                socket.bind_late(unsent_max);
+            }
         }
         if turn >= TURN_BYTES_MAX {
             turn = 0;
