@@ -102,13 +102,23 @@ impl Line {
         Ok(Self { source, sink })
     }
 
-    /// Moves `bytes` bytes and says how long it took, first send to last receive.
+    /// Moves `bytes` bytes from memory and says how long it took.
     pub fn blast(&self, bytes: u64) -> Outcome<Duration> {
+        self.timed(bytes, || send_block(&self.source, bytes))
+    }
+
+    /// The same with the video's bytes by sendfile, again and again: what an upstream sends. A page of a file is a
+    /// fragment of its own, eight times as many as a block of memory has, and splice pays by the fragment.
+    pub fn blast_video(&self, bytes: u64, library: &Library) -> Outcome<Duration> {
+        self.timed(bytes, || (0..bytes / VIDEO_BYTES).try_for_each(|_| send_video(&self.source, library)))
+    }
+
+    fn timed(&self, bytes: u64, send: impl Fn() -> Outcome<()> + Sync) -> Outcome<Duration> {
         thread::scope(|scope| {
             // Threads of their own, both of them: what is started later must not inherit their CPU.
             let source = scope.spawn(|| {
                 leave_cpu_to_proxy();
-                send_block(&self.source, bytes)
+                send()
             });
             let sink = scope.spawn(|| {
                 leave_cpu_to_proxy();

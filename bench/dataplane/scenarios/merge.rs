@@ -60,13 +60,13 @@ pub fn run(bench: &Bench, network: &Network, findings: &mut Findings) -> Outcome
     for &(bytes, name) in if bench.quick { &sizes[..1] } else { &sizes[..] } {
         let mut contest = Contest::of(bytes);
         for (label, relay) in &relays {
-            contest.enter(label, relay, move |relay| relay.transfer(bytes));
+            contest.enter(label, relay, move |relay| relay.transfer_of_file(bytes, library));
         }
         for (label, _, pair) in &pairs {
             contest.enter(label, pair, move |pair| pair.transfer(name, bytes));
         }
         let cells = contest.run(bench.rounds);
-        let notes = [format!("Network: {}. One client, one request at a time.", network.describe())];
+        let notes = [format!("Network: {}. One client, one request at a time; all bytes come from files by sendfile.", network.describe())];
         let title = format!("reassembly of two lanes, {} MB", bytes / MB);
         print_cells(&title, &notes, &cells.iter().collect::<Vec<_>>())?;
         let (relay_cells, pair_cells) = cells.split_at(relays.len());

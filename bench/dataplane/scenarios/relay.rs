@@ -82,6 +82,15 @@ impl RelayPeer {
         Ok(Sample { taken, cpu_ns })
     }
 
+    /// The same from a file, as an upstream sends it.
+    pub fn transfer_of_file(&self, bytes: u64, library: &Library) -> Outcome<Sample> {
+        let line = self.connect()?;
+        let before_ns = self.cpu_ns()?;
+        let taken = line.blast_video(bytes, library)?;
+        let cpu_ns = self.cpu_ns()?.zip(before_ns).map(|(after_ns, before_ns)| after_ns - before_ns);
+        Ok(Sample { taken, cpu_ns })
+    }
+
     fn cpu_ns(&self) -> Outcome<Option<u64>> {
         match &self.via {
             Via::Nothing => Ok(None),
