@@ -289,7 +289,8 @@ impl Pool {
 
     /// Takes back a lane that is in step: to who waits longest, else to the shelf.
     fn shelve(&self, lane: Lane) {
-        if self.closing.get() {
+        // The other side may have closed behind its last frame; it waits for us to do the same.
+        if self.closing.get() || !lane.is_quiet() {
             drop(lane);
             return self.lane_gone();
         }

@@ -135,6 +135,8 @@ pub struct Consumer {
     next: u64,
     bytes: u64,
     window: Window,
+    /// Length of the body by its head, if known.
+    announced: Option<u64>,
     turn: usize,
     seen: u32,
 }
@@ -166,6 +168,7 @@ impl Consumer {
             next: 0,
             bytes: 0,
             window: Window::new(Instant::now()),
+            announced: None,
             turn: 0,
             seen: 0,
         }
@@ -192,6 +195,7 @@ impl Consumer {
     /// [`TransferError`] when the body could not be completed.
     pub async fn run(&mut self, mut sink: Sink<'_>, announced: Option<u64>) -> Result<u64, TransferError> {
         self.progress.moved();
+        self.announced = announced;
         loop {
             match self.next_parcel().await? {
                 Next::End(end) => {
@@ -390,9 +394,9 @@ impl Consumer {
         };
         self.progress.moved();
         self.turn += moved;
-        if let Some(limit) =
-            self.window.taken(moved as u64, self.transfer.round_trip(), self.progress.moved_at())
-        {
+        let limit = self.window.taken(moved as u64, self.transfer.round_trip(), self.progress.moved_at());
+        // Once all of the body may come there is nothing to add, and the upstream may close the lanes behind it.
+        if let Some(limit) = limit.filter(|_| self.announced.is_none_or(|len| self.transfer.credit() < len)) {
             self.transfer.grant(limit);
         }
         Ok(moved)

@@ -160,7 +160,8 @@ impl Producer {
             let credit = self.transfer.credit();
             if credit > self.credit {
                 self.credit = credit;
-                self.lane.credit(self.transfer.id(), credit).await?;
+                // The upstream may have sent all and closed behind it: what has come can still be read, and says more.
+                let _ = self.lane.credit(self.transfer.id(), credit).await;
             }
             let credited = pin!(self.transfer.credited_beyond(self.credit));
             let over = pin!(self.transfer.over());

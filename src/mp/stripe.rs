@@ -8,8 +8,9 @@ use std::time::Duration;
 
 /// 16 KiB: with 32 bytes of header and a handful of system calls each, smaller frames would cost more than they carry.
 pub const FRAME_BYTES_MIN: usize = 16 << 10;
-/// 1 MiB, the size of a pipe: a larger frame would not fit the store it passes through.
-pub const FRAME_BYTES_MAX: usize = 1 << 20;
+/// 960 KiB: 240 pages of a file, which fill a slot of a 1 MiB pipe's 256 each, with some to spare for a header and pages
+/// cut at both ends. With 1 MiB every frame took two fills and two drains, the second ones of 60 KiB.
+pub const FRAME_BYTES_MAX: usize = 960 << 10;
 /// 64 KiB: 20 ms of a 26 Mbit/s lane, and half of what a lane holds unsent, so that the first frames of a body spread
 /// over all its lanes.
 const FRAME_BYTES_FIRST: usize = 64 << 10;
@@ -92,7 +93,10 @@ mod tests {
         let mut sizer = FrameSizer::default();
         assert_eq!(run(&mut sizer, 50e3, 256e3, 100)[99], FRAME_BYTES_MIN);
         let mut sizer = FrameSizer::default();
-        assert_eq!(run(&mut sizer, 5e9, 256e3, 5), [64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20]);
+        assert_eq!(
+            run(&mut sizer, 5e9, 256e3, 5),
+            [64 << 10, 128 << 10, 256 << 10, 512 << 10, FRAME_BYTES_MAX]
+        );
     }
 
     #[test]

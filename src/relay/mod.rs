@@ -35,6 +35,11 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(6);
 /// Lanes that still carry a transfer get this long after SIGTERM.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long a side that has been told the end may still say something before its connection is closed.
+const LINGER: Duration = Duration::from_secs(3);
+/// Thrown away at once then: it says no more than a few credits.
+const LINGER_BYTES: usize = 4 << 10;
+
 /// A rule of `--allow`: `HOST:PORT`, where either may be `*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllowRule {
@@ -233,7 +238,13 @@ async fn carry(near: &Socket, far: &Socket, shutdown: &mut watch::Receiver<bool>
         select(lane, idle_at_shutdown).await.factor_first().0
     };
     match ended {
-        Ok(()) => {}
+        // What was sent last may still be on its way to the near side. A word from there to a closed socket would be
+        // answered by a reset, which destroys it.
+        Ok(()) => {
+            near.finish();
+            let gone = async { while near.discard(LINGER_BYTES).await.is_ok_and(|bytes| bytes > 0) {} };
+            let _ = exec::timeout(LINGER, gone).await;
+        }
         // The other side must not take a broken lane for a finished one.
         Err(error) => {
             near.abort();

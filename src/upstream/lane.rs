@@ -37,6 +37,8 @@ use crate::{
 /// A lane that takes nothing for so long is closed. The downstream gives up a client that takes nothing for 120 s, so
 /// this fires only where the downstream itself hangs or is gone without a word.
 const STALL_MAX: Duration = Duration::from_secs(180);
+/// How long a lane that is closed at the end of the process may still be told something.
+const LINGER: Duration = Duration::from_secs(3);
 /// A request's head follows its frame header at once; this bounds a downstream that stops in between.
 const OPEN_DEADLINE: Duration = Duration::from_secs(10);
 /// Moved without once waiting before other tasks get their turn, so that the lanes of one core share a fast root.
@@ -104,13 +106,19 @@ pub(super) async fn run(
     let mut headers = Headers::default();
     let mut sizer = FrameSizer::default();
     socket.bind_late(sizer.size());
+    let mut has_carried = false;
     loop {
         let frame = {
             let (next, stop) = (headers.next(socket).fuse(), stopped(shutdown).fuse());
             pin_mut!(next, stop);
             select_biased! {
                 frame = next => frame?,
-                () = stop => return Ok(()),
+                () = stop => {
+                    if has_carried {
+                        linger(socket).await;
+                    }
+                    return Ok(());
+                }
             }
         };
         match frame {
@@ -120,6 +128,7 @@ pub(super) async fn run(
                 exec::timeout(OPEN_DEADLINE, socket.recv_exact(&mut head))
                     .await
                     .map_err(|exec::Elapsed| LaneError::OpenDeadline)??;
+                has_carried = true;
                 open(upstream, socket, &mut headers, &mut sizer, transfer, head).await?;
             }
             Some(Frame::Ping { token }) => send(socket, &Frame::Pong { token }.encode(), false).await?,
@@ -128,6 +137,13 @@ pub(super) async fn run(
             Some(other) => return Err(LaneError::Protocol { kind: other.kind(), state: "is idle" }),
         }
     }
+}
+
+/// Lets the last frames arrive: a credit that met a closed socket would be answered by a reset, which destroys them.
+async fn linger(socket: &Socket) {
+    socket.finish();
+    let gone = async { while socket.discard(HEADER_BYTES).await.is_ok_and(|bytes| bytes > 0) {} };
+    let _ = exec::timeout(LINGER, gone).await;
 }
 
 /// Resolves when the process is to end.
