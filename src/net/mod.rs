@@ -23,7 +23,7 @@ mod tcp_info;
 pub use conduit::{Conduit, Drained, Filled};
 pub use congestion::{Congestion, Leg, Legs};
 pub use listener::Listener;
-pub use pipe::{pipes_idle, set_descriptor_budget};
+pub use pipe::set_descriptor_budget;
 pub use pump::pump;
 pub use resolve::{ResolveError, resolve};
 pub use sendfile::sendfile;

@@ -64,11 +64,6 @@ pub fn set_descriptor_budget(descriptors: usize) {
     stores().pipes_open_max.store(descriptors / 4, Ordering::Relaxed);
 }
 
-/// How many empty pipes wait in the pool.
-pub fn pipes_idle() -> usize {
-    stores().pipes.len()
-}
-
 /// An empty pipe, or none when the budget, the process's descriptors or the user's pipe pages are used up.
 pub(super) fn take_pipe() -> Option<Pipe> {
     let stores = stores();
