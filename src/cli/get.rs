@@ -8,6 +8,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -193,7 +194,7 @@ fn request(target: &str, host: &str, partial: &Partial) -> Result<RequestHead, G
 /// # Errors
 /// [`GetError`]; the partial file stays for the next try.
 pub(super) async fn get(
-    manager: &Manager,
+    manager: &Rc<Manager>,
     paths: &[Arc<PathStatus>],
     target: &str,
     output: &Path,
@@ -212,7 +213,7 @@ pub(super) async fn get(
 
 /// Brings what is missing of the file and returns its whole length.
 async fn fetch(
-    manager: &Manager,
+    manager: &Rc<Manager>,
     paths: &[Arc<PathStatus>],
     target: &str,
     host: &str,

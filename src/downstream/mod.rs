@@ -45,7 +45,11 @@ pub async fn serve(manager: Rc<Manager>, listener: Listener, legs: Legs, stoppin
 }
 
 /// Sends one whole answer; an error says that it could not be completed.
-async fn answer(manager: &Manager, connection: &mut HttpConnection, request: &RequestHead) -> io::Result<()> {
+async fn answer(
+    manager: &Rc<Manager>,
+    connection: &mut HttpConnection,
+    request: &RequestHead,
+) -> io::Result<()> {
     let mut towards_root = Vec::new();
     match forward::request_to_root(request, default_host(connection, request).as_ref()) {
         Ok(head) => head.write_head(&mut towards_root),

@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::Notify;
+
 use super::PathStatus;
 use crate::{
     exec,
@@ -70,6 +72,12 @@ pub struct Lane {
     /// A header that has arrived in part; survives a read that is cancelled.
     partial: RefCell<([u8; HEADER_BYTES], usize)>,
     quiet_since: Cell<Instant>,
+    /// A transfer whose END has not come yet, although nobody waits for it, and the payload of its current frame that is
+    /// still in the socket.
+    stale: Cell<Option<TransferId>>,
+    stale_payload: Cell<usize>,
+    /// Leased again before that END has come.
+    pub(super) taken: Notify,
 }
 
 impl Lane {
@@ -82,6 +90,9 @@ impl Lane {
             instance,
             partial: RefCell::new(([0; HEADER_BYTES], 0)),
             quiet_since: Cell::new(Instant::now()),
+            stale: Cell::new(None),
+            stale_payload: Cell::new(0),
+            taken: Notify::new(),
         }
     }
 
@@ -128,27 +139,86 @@ impl Lane {
         LaneError::Protocol { path: self.path.name().to_owned(), what: what.to_string() }
     }
 
-    /// The next frame's header. May be dropped and called again: no byte is lost.
+    /// The next frame's header, behind what is left of the transfer before. May be dropped and called again: no byte is
+    /// lost.
     ///
     /// # Errors
     /// [`LaneError`]: the lane must not be used any more.
     pub async fn next_frame(&self) -> Result<Frame, LaneError> {
+        self.catch_up().await?;
+        self.read_frame().await
+    }
+
+    /// The next frame's header if it has come; never waits.
+    ///
+    /// # Errors
+    /// [`LaneError`]: the lane must not be used any more.
+    pub fn try_next_frame(&self) -> Result<Option<Frame>, LaneError> {
+        if self.is_stale() { Ok(None) } else { self.try_read_frame() }
+    }
+
+    fn try_read_frame(&self) -> Result<Option<Frame>, LaneError> {
+        let (header, have) = &mut *self.partial.borrow_mut();
+        match self.socket.try_recv(&mut header[*have..]) {
+            Ok(0) => return Err(LaneError::Closed { path: self.path.name().to_owned() }),
+            Ok(n) => *have += n,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(self.lost(error)),
+        }
+        if *have < HEADER_BYTES {
+            return Ok(None);
+        }
+        *have = 0;
+        Frame::decode(header)
+            .map(Some)
+            .map_err(|source| LaneError::Frame { path: self.path.name().to_owned(), source })
+    }
+
+    async fn read_frame(&self) -> Result<Frame, LaneError> {
         loop {
-            {
-                let (header, have) = &mut *self.partial.borrow_mut();
-                match self.socket.try_recv(&mut header[*have..]) {
-                    Ok(0) => return Err(LaneError::Closed { path: self.path.name().to_owned() }),
-                    Ok(n) => *have += n,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) => return Err(self.lost(error)),
-                }
-                if *have == HEADER_BYTES {
-                    *have = 0;
-                    return Frame::decode(header)
-                        .map_err(|source| LaneError::Frame { path: self.path.name().to_owned(), source });
-                }
+            if let Some(frame) = self.try_read_frame()? {
+                return Ok(frame);
             }
             self.socket.ready(exec::Interest::Read).await.map_err(|error| self.lost(error))?;
+        }
+    }
+
+    /// Nobody waits for the rest of `transfer` any more; `unread` bytes of its current frame are still in the socket. The
+    /// upstream is told, and the lane may carry the next transfer at once: what is left of this one is thrown away when it
+    /// comes. False if the lane cannot take even that: it is to be closed.
+    pub fn abandon(&self, transfer: TransferId, unread: usize) -> bool {
+        self.stale.set(Some(transfer));
+        self.stale_payload.set(unread);
+        self.try_send_frame(&Frame::Cancel { transfer })
+    }
+
+    /// Whether something of a transfer before is still to come.
+    pub fn is_stale(&self) -> bool {
+        self.stale.get().is_some() || self.stale_payload.get() > 0
+    }
+
+    /// Throws away what is left of the transfer before. May be dropped and called again.
+    ///
+    /// # Errors
+    /// [`LaneError`]: the lane must not be used any more.
+    pub(super) async fn catch_up(&self) -> Result<(), LaneError> {
+        loop {
+            while self.stale_payload.get() > 0 {
+                let len = self.stale_payload.get();
+                match self.socket.discard(len).await.map_err(|error| self.lost(error))? {
+                    0 => return Err(LaneError::Closed { path: self.path.name().to_owned() }),
+                    n => self.stale_payload.set(len - n),
+                }
+            }
+            let Some(transfer) = self.stale.get() else { return Ok(()) };
+            let frame = self.read_frame().await?;
+            if frame.transfer() != Some(transfer) {
+                return Err(self.protocol(format_args!("{} before the END of a transfer", frame.kind())));
+            }
+            self.stale_payload.set(frame.payload_len().as_usize());
+            if let Frame::End { .. } = frame {
+                self.stale.set(None);
+            }
         }
     }
 
@@ -189,24 +259,16 @@ impl Lane {
         self.socket.send_all(&message, false).await.map_err(|error| self.lost(error))
     }
 
-    /// Sends CANCEL; END still has to come.
-    ///
-    /// # Errors
-    /// [`LaneError`]: the lane must not be used any more.
-    pub async fn cancel(&self, transfer: TransferId) -> Result<(), LaneError> {
-        self.socket
-            .send_all(&Frame::Cancel { transfer }.encode(), false)
-            .await
-            .map_err(|error| self.lost(error))
+    /// Sends CREDIT: `frames` have arrived on this lane, and the bytes of the transfer's body below `limit` may come;
+    /// `paused` says that the lane is left unread on purpose. False if the socket has no room for it now.
+    pub fn credit(&self, transfer: TransferId, frames: u64, paused: bool, limit: u64) -> bool {
+        self.try_send_frame(&Frame::Credit { transfer, frames, paused, limit: Offset(limit) })
     }
 
-    /// Sends CREDIT: the bytes of the transfer's body below `limit` may come.
-    ///
-    /// # Errors
-    /// [`LaneError`]: the lane must not be used any more.
-    pub async fn credit(&self, transfer: TransferId, limit: u64) -> Result<(), LaneError> {
-        let credit = Frame::Credit { transfer, limit: Offset(limit) };
-        self.socket.send_all(&credit.encode(), false).await.map_err(|error| self.lost(error))
+    /// Sends a frame without payload if the socket has room, which then takes all of it.
+    fn try_send_frame(&self, frame: &Frame) -> bool {
+        let has_room = self.socket.has_room().unwrap_or(false);
+        has_room && matches!(self.socket.try_send(&frame.encode(), false), Ok(HEADER_BYTES))
     }
 
     /// Sends PING and waits for its PONG; the path learns the round-trip time.

@@ -7,11 +7,13 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
+    pin::pin,
     rc::{Rc, Weak},
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use futures_util::future::{Either, select};
 use tokio::sync::{Notify, oneshot};
 
 use super::{Lane, LaneError, PathStatus, handshake};
@@ -37,6 +39,9 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(8);
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 /// A path that comes back is used again at most this much later.
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
+/// Once nobody waits for a transfer any more, its END must come within this time or the lane is closed: a round trip of
+/// the longest path and the time that what is in flight needs on a slow one.
+const END_DEADLINE: Duration = Duration::from_secs(5);
 /// Requests waiting for a lane of one path on one core; more would not be served before their deadline.
 const WAITING_MAX: usize = 4096;
 
@@ -94,7 +99,9 @@ pub enum DialError {
 pub struct Pool {
     path: Arc<PathStatus>,
     config: PoolConfig,
-    idle: RefCell<Vec<Lane>>,
+    idle: RefCell<Vec<Rc<Lane>>>,
+    /// Lanes that still bring the rest of a transfer nobody waits for; they may be leased again already.
+    draining: RefCell<Vec<Rc<Lane>>>,
     /// Lanes that stand or are being dialled.
     open: Cell<usize>,
     /// Lanes that are being dialled.
@@ -142,7 +149,7 @@ impl Drop for Place {
 
 /// A lane on loan. Giving it back warm is [`Lease::give_back`]; dropping it closes the lane.
 pub struct Lease {
-    lane: Option<Lane>,
+    lane: Option<Rc<Lane>>,
     pool: Weak<Pool>,
 }
 
@@ -184,6 +191,7 @@ impl Pool {
             path,
             config,
             idle: RefCell::default(),
+            draining: RefCell::default(),
             open: Cell::new(0),
             dialling: Cell::new(0),
             waiting: RefCell::default(),
@@ -198,21 +206,22 @@ impl Pool {
         &self.path
     }
 
-    fn lease(&self, lane: Lane) -> Lease {
+    fn lease(&self, lane: Rc<Lane>) -> Lease {
         lane.path().lease_began();
         Lease { lane: Some(lane), pool: self.this.clone() }
     }
 
     /// An idle lane, the most recently used one (its congestion window is the freshest), if one stands that leads to
     /// `instance` (to any, if none is named).
+    ///
+    /// Rather than none it is one that still has to bring the rest of the transfer before: it is in order, and as warm as
+    /// any.
     pub fn lease_idle(&self, instance: Option<u64>) -> Option<Lease> {
+        let fits = |lane: &Rc<Lane>| instance.is_none_or(|wanted| wanted == lane.instance());
         loop {
-            let lane = {
-                let mut idle = self.idle.borrow_mut();
-                let found =
-                    idle.iter().rposition(|lane| instance.is_none_or(|wanted| wanted == lane.instance()))?;
-                idle.remove(found)
-            };
+            let found = self.idle.borrow().iter().rposition(fits);
+            let Some(found) = found else { break };
+            let lane = self.idle.borrow_mut().remove(found);
             if lane.is_quiet() {
                 return Some(self.lease(lane));
             }
@@ -220,6 +229,13 @@ impl Pool {
             drop(lane);
             self.lane_gone();
         }
+        let lane = {
+            let mut draining = self.draining.borrow_mut();
+            let found = draining.iter().position(fits)?;
+            draining.remove(found)
+        };
+        lane.taken.notify_one();
+        Some(self.lease(lane))
     }
 
     /// Closes idle lanes that were not used since `moment`.
@@ -259,7 +275,7 @@ impl Pool {
         let place = Place::take(&pool);
         let dial = async move {
             match pool.dial(place).await {
-                Ok(lane) => pool.shelve(lane),
+                Ok(lane) => pool.shelve(Rc::new(lane)),
                 Err(error) => pool.dial_failed(error),
             }
         };
@@ -288,17 +304,51 @@ impl Pool {
     }
 
     /// Takes back a lane that is in step: to who waits longest, else to the shelf.
-    fn shelve(&self, lane: Lane) {
+    fn shelve(&self, lane: Rc<Lane>) {
         // The other side may have closed behind its last frame; it waits for us to do the same.
-        if self.closing.get() || !lane.is_quiet() {
+        if self.closing.get() || (!lane.is_stale() && !lane.is_quiet()) {
             drop(lane);
             return self.lane_gone();
         }
         match self.next_waiter() {
             // A waiter that gives up in this instant drops the lease, which closes the lane.
             Some(waiter) => drop(waiter.send(Ok(self.lease(lane)))),
+            None if lane.is_stale() => self.drain(lane),
             None => self.idle.borrow_mut().push(lane),
         }
+    }
+
+    /// Waits for the END of the transfer before, unless the lane is leased meanwhile.
+    fn drain(&self, lane: Rc<Lane>) {
+        let Some(pool) = self.this.upgrade() else { return };
+        self.draining.borrow_mut().push(lane.clone());
+        exec::spawn(async move {
+            let outcome = {
+                let caught_up = pin!(exec::timeout(END_DEADLINE, lane.catch_up()));
+                match select(pin!(lane.taken.notified()), caught_up).await {
+                    Either::Left(_) => return,
+                    Either::Right((outcome, _)) => outcome,
+                }
+            };
+            let is_ours = {
+                let mut draining = pool.draining.borrow_mut();
+                let found = draining.iter().position(|other| Rc::ptr_eq(other, &lane));
+                found.map(|found| draining.swap_remove(found)).is_some()
+            };
+            if !is_ours {
+                return;
+            }
+            match outcome {
+                Ok(Ok(())) => return pool.shelve(lane),
+                Ok(Err(error)) => tracing::debug!("{error}"),
+                Err(exec::Elapsed) => tracing::debug!(
+                    path = pool.path.name(),
+                    "a transfer that nobody waits for was not ended in time; its lane is closed"
+                ),
+            }
+            drop(lane);
+            pool.lane_gone();
+        });
     }
 
     fn lane_gone(&self) {
@@ -392,7 +442,7 @@ impl Pool {
         }
         match pings {
             Ok(()) => {
-                self.shelve(lane);
+                self.shelve(Rc::new(lane));
                 Ok(())
             }
             Err(error) => {
@@ -444,7 +494,9 @@ impl Pool {
     pub fn close(&self) {
         self.closing.set(true);
         let idle = std::mem::take(&mut *self.idle.borrow_mut());
-        self.open.set(self.open.get() - idle.len());
+        let draining = std::mem::take(&mut *self.draining.borrow_mut());
+        self.open.set(self.open.get() - idle.len() - draining.len());
+        draining.iter().for_each(|lane| lane.taken.notify_one());
         self.waiting.borrow_mut().clear();
         self.disturbed.notify_one();
     }

@@ -7,10 +7,11 @@
 
 use std::{
     cell::{Cell, RefCell},
-    future::poll_fn,
+    future::{Future, poll_fn},
     io,
     num::NonZeroU64,
     os::fd::OwnedFd,
+    pin::pin,
     rc::Rc,
     sync::Arc,
     task::Poll,
@@ -20,7 +21,7 @@ use std::{
 use super::{
     queue,
     tap::{Front, Tap},
-    transfer::{End, Parcel, Transfer},
+    transfer::{End, HandedFrame, Parcel, Transfer},
     window::Window,
 };
 use crate::{
@@ -149,7 +150,18 @@ impl Drop for Consumer {
 
 enum Next {
     Parcel(Parcel),
-    End(End),
+    /// Nothing: the body has so many bytes.
+    End {
+        bytes: u64,
+    },
+}
+
+/// How reading a frame from its lane ended.
+enum FromSocket {
+    /// With its last byte.
+    Whole,
+    /// The rest came over another lane: here is all of it.
+    Superseded(HandedFrame),
 }
 
 impl Consumer {
@@ -198,9 +210,9 @@ impl Consumer {
         self.announced = announced;
         loop {
             match self.next_parcel().await? {
-                Next::End(end) => {
-                    if end.bytes != self.bytes {
-                        return Err(TransferError::Totals { got: self.bytes, announced: end.bytes });
+                Next::End { bytes } => {
+                    if bytes != self.bytes {
+                        return Err(TransferError::Totals { got: self.bytes, announced: bytes });
                     }
                     if let Some(announced) = announced.filter(|&announced| announced != self.bytes) {
                         return Err(TransferError::Length { got: self.bytes, announced });
@@ -249,30 +261,33 @@ impl Consumer {
 
     /// No frame is there: is it the end, a failure, or still to come?
     fn judge(&self, live: usize) -> Poll<Result<Next, TransferError>> {
-        if let Some(reason) = self.transfer.failure() {
-            return Poll::Ready(Err(TransferError::Protocol { reason }));
+        match self.transfer.total() {
+            Some((frames, bytes)) if frames == self.next => return Poll::Ready(Ok(Next::End { bytes })),
+            _ => {}
         }
-        let end = self.transfer.end();
-        match &end {
-            Some(End { outcome: Outcome::Complete, frames, .. }) if *frames == self.next => {}
-            Some(End { outcome: Outcome::Aborted, reason, .. }) => {
-                return Poll::Ready(Err(TransferError::Aborted { reason: reason.clone() }));
-            }
-            Some(End { outcome: Outcome::Cancelled, .. }) => {
-                return Poll::Ready(Err(TransferError::Aborted {
-                    reason: "the transfer was cancelled".into(),
-                }));
-            }
-            _ if live > 0 => return Poll::Pending,
-            _ => {
-                let reason = self.transfer.last_loss().unwrap_or_else(|| "each ended early".into());
-                return Poll::Ready(Err(TransferError::LanesLost { reason }));
-            }
-        }
-        match end {
-            Some(end) => Poll::Ready(Ok(Next::End(end))),
+        match self.hopeless(live) {
+            Some(error) => Poll::Ready(Err(error)),
             None => Poll::Pending,
         }
+    }
+
+    /// Why what is missing will not come, if it will not.
+    fn hopeless(&self, live: usize) -> Option<TransferError> {
+        if let Some(reason) = self.transfer.failure() {
+            return Some(TransferError::Protocol { reason });
+        }
+        match self.transfer.end() {
+            Some(End { outcome: Outcome::Aborted, reason, .. }) => {
+                return Some(TransferError::Aborted { reason });
+            }
+            Some(End { outcome: Outcome::Cancelled, .. }) => {
+                return Some(TransferError::Aborted { reason: "the transfer was cancelled".into() });
+            }
+            _ if live > 0 => return None,
+            _ => {}
+        }
+        let reason = self.transfer.last_loss().unwrap_or_else(|| "each ended early".into());
+        Some(TransferError::LanesLost { reason })
     }
 
     /// The lanes are waited for: let them park what is not next.
@@ -291,15 +306,17 @@ impl Consumer {
         sink: &mut Sink<'_>,
         announced: Option<u64>,
     ) -> Result<usize, TransferError> {
-        let tap = match &parcel {
-            Parcel::Tapped { tap } => Some(self.taps.borrow()[*tap].clone()),
-            Parcel::Handed(_) => None,
+        let (offset, len) = match &parcel {
+            Parcel::Handed(frame) => (frame.offset, frame.len),
+            Parcel::Tapped { tap } => {
+                let tap = self.taps.borrow()[*tap].clone();
+                tap.place(self.next).unwrap_or_default()
+            }
         };
-        let len = match (&parcel, &tap) {
-            (Parcel::Handed(frame), _) => frame.len,
-            (_, Some(tap)) => tap.front_len(),
-            (Parcel::Tapped { .. }, None) => 0,
-        };
+        if offset != self.bytes {
+            let reason = format!("frame {} begins at {offset}, where {} follows", self.next, self.bytes);
+            return Err(TransferError::Protocol { reason });
+        }
         // Not one byte more than the head announced: it would be taken for the next response.
         if let Some(announced) = announced.filter(|&announced| self.bytes + len as u64 > announced) {
             return Err(TransferError::Length { got: self.bytes + len as u64, announced });
@@ -316,11 +333,13 @@ impl Consumer {
                     self.emit_parked(conduit, sink).await?;
                 }
             }
-            Parcel::Tapped { .. } => {
-                if let Some(tap) = tap {
-                    self.emit_tapped(&tap, sink).await?;
-                }
+            Parcel::Tapped { tap } => {
+                let tap = self.taps.borrow()[tap].clone();
+                self.emit_tapped(&tap, len, sink).await?;
             }
+        }
+        if let Some(spare) = self.transfer.take_spare(self.next) {
+            self.transfer.unpark(spare.len);
         }
         if let Sink::Chunked(client) = sink {
             client.send_all(chunked::CHUNK_END, false).await.map_err(TransferError::Client)?;
@@ -328,17 +347,53 @@ impl Consumer {
         Ok(len)
     }
 
-    async fn emit_tapped(&mut self, tap: &Tap, sink: &mut Sink<'_>) -> Result<(), TransferError> {
+    async fn emit_tapped(&mut self, tap: &Tap, len: usize, sink: &mut Sink<'_>) -> Result<(), TransferError> {
+        let seq = self.next;
+        let mut emitted = 0;
         loop {
-            match tap.front() {
-                Front::Parked(mut conduit) => self.emit_parked(&mut conduit, sink).await?,
-                Front::InSocket => self.emit_from_socket(tap, sink).await?,
-                Front::Finished => {
-                    tap.finish_front();
-                    return Ok(());
+            match tap.front(seq) {
+                Front::Parked(mut conduit) => {
+                    emitted += conduit.len();
+                    self.emit_parked(&mut conduit, sink).await?;
                 }
+                Front::InSocket => match self.emit_from_socket(tap, &mut emitted, sink).await? {
+                    FromSocket::Whole => {}
+                    FromSocket::Superseded(spare) => {
+                        self.emit_rest(spare, emitted, len, sink).await?;
+                        break;
+                    }
+                },
+                Front::Finished => break,
             }
         }
+        let in_vain = tap.finish(seq);
+        if in_vain > 0 {
+            self.transfer.unpark(in_vain);
+        }
+        Ok(())
+    }
+
+    /// What follows the first `emitted` bytes of a frame of `len`, from its other copy.
+    async fn emit_rest(
+        &mut self,
+        spare: HandedFrame,
+        emitted: usize,
+        len: usize,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), TransferError> {
+        if (spare.offset, spare.len) != (self.bytes, len) {
+            let reason = format!("frame {} came twice and differed", self.next);
+            return Err(TransferError::Protocol { reason });
+        }
+        let mut skip = emitted;
+        for mut conduit in spare.conduits {
+            let skipped = skip.min(conduit.len());
+            conduit.skip(skipped);
+            self.transfer.unpark(skipped);
+            skip -= skipped;
+            self.emit_parked(&mut conduit, sink).await?;
+        }
+        Ok(())
     }
 
     async fn emit_parked(&mut self, conduit: &mut Conduit, sink: &mut Sink<'_>) -> Result<(), TransferError> {
@@ -349,27 +404,66 @@ impl Consumer {
         Ok(())
     }
 
-    /// The short cut: lane socket → one pipe → client.
-    async fn emit_from_socket(&mut self, tap: &Tap, sink: &mut Sink<'_>) -> Result<(), TransferError> {
+    /// The short cut: lane socket → one pipe → client. Where the lane is lost, or slow, and another brings the frame as
+    /// well, that one's copy is taken. `emitted` counts what has left.
+    async fn emit_from_socket(
+        &mut self,
+        tap: &Tap,
+        emitted: &mut usize,
+        sink: &mut Sink<'_>,
+    ) -> Result<FromSocket, TransferError> {
         tap.take_over();
-        let lost = |error: io::Error| TransferError::LanesLost { reason: error.to_string() };
         let mut conduit = std::mem::take(&mut self.conduit);
         while tap.unread() > 0 {
-            match conduit.fill(tap.socket(), tap.unread()).map_err(lost)? {
-                Filled::Bytes(n) => tap.read(n),
-                Filled::Full => {}
-                Filled::SourceEmpty => {
-                    self.starve();
-                    tap.readable().await.map_err(lost)?;
+            if let Some(spare) = self.transfer.take_spare(self.next) {
+                self.conduit = conduit;
+                return Ok(FromSocket::Superseded(spare));
+            }
+            let filled = if tap.is_dead() {
+                Ok(Filled::SourceEmpty)
+            } else {
+                conduit.fill(tap.socket(), tap.unread())
+            };
+            match filled {
+                Ok(Filled::Bytes(n)) => {
+                    tap.read(n);
+                    *emitted += n;
                 }
-                Filled::EndOfFile => return Err(lost(io::ErrorKind::UnexpectedEof.into())),
+                Ok(Filled::Full) => {}
+                Ok(Filled::SourceEmpty) => {
+                    self.starve();
+                    self.more_of_frame(tap).await?;
+                }
+                Ok(Filled::EndOfFile) => tap.lose(io::ErrorKind::UnexpectedEof.into()),
+                Err(error) => tap.lose(error),
             }
             while !conduit.is_empty() {
                 self.drain(&mut conduit, sink).await?;
             }
         }
         self.conduit = conduit;
-        Ok(())
+        Ok(FromSocket::Whole)
+    }
+
+    /// Waits for more of the frame that is next: in the tap's socket, or over another lane.
+    async fn more_of_frame(&self, tap: &Tap) -> Result<(), TransferError> {
+        let mut readable = pin!(tap.readable());
+        poll_fn(|cx| {
+            self.transfer.register(cx);
+            let live = self.transfer.live();
+            if self.transfer.has_spare(self.next) {
+                return Poll::Ready(Ok(()));
+            }
+            if !tap.is_dead() && readable.as_mut().poll(cx).is_ready() {
+                // An error shows again when the socket is read.
+                return Poll::Ready(Ok(()));
+            }
+            match self.hopeless(live) {
+                Some(error) => Poll::Ready(Err(error)),
+                None => Poll::Pending,
+            }
+        })
+        .await
     }
 
     /// Moves what the sink takes of `conduit`, at least one byte.

@@ -11,7 +11,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::Poll,
     time::{Duration, Instant},
@@ -212,7 +212,7 @@ impl Manager {
     ///
     /// # Errors
     /// [`FetchError`]; nothing was given to the client yet.
-    pub async fn fetch(&self, request: Bytes) -> Result<Incoming, FetchError> {
+    pub async fn fetch(self: &Rc<Self>, request: Bytes) -> Result<Incoming, FetchError> {
         let mut outcome = Err(FetchError::Busy);
         let started = Instant::now();
         for attempt in 0..TRIES {
@@ -228,7 +228,11 @@ impl Manager {
     }
 
     /// Idle lanes that were not used since `suspect_before` are not trusted, if that is given.
-    async fn open(&self, request: Bytes, suspect_before: Option<Instant>) -> Result<Incoming, FetchError> {
+    async fn open(
+        self: &Rc<Self>,
+        request: Bytes,
+        suspect_before: Option<Instant>,
+    ) -> Result<Incoming, FetchError> {
         let mut id = [0; 8];
         getrandom::fill(&mut id)?;
         let transfer = Transfer::new(TransferId(u64::from_be_bytes(id)), request);
@@ -237,25 +241,31 @@ impl Manager {
         let here = exec::core();
         let cores = self.load.place(self.placement, here, CORE_SATURATED.get());
         let busy = self.load.enter(here);
+        let places: Places = self.pools.iter().map(|_| Arc::default()).collect();
         for lane in 0..self.lanes_per_path * self.pools.len() {
             let path = lane % self.pools.len();
-            let core = cores[lane % cores.len()];
-            transfer.lane_expected();
-            if core == here {
-                let (transfer, ring, taps) = (transfer.clone(), ring.clone(), Some(taps.clone()));
-                let seat = Seat { transfer, ring, taps, suspect_before };
-                seat.take(&self.pools[path]);
-            } else {
-                let (transfer, ring) = (transfer.clone(), ring.clone());
-                let seat = Seat { transfer, ring, taps: None, suspect_before };
-                invite(core, path, seat);
-            }
+            let (transfer, ring, taps) = (transfer.clone(), ring.clone(), Some(taps.clone()));
+            let place = Taken::new(&places[path]);
+            self.seat(&cores, lane, path, Seat { transfer, ring, taps, place, suspect_before });
         }
-        let mut consumer = Consumer::new(transfer.clone(), parcels, taps);
+        let mut consumer = Consumer::new(transfer.clone(), parcels, taps.clone());
         let head = exec::timeout(HEAD_DEADLINE, consumer.head())
             .await
             .map_err(|exec::Elapsed| FetchError::Deadline)??;
+        let crew = Crew { manager: self.clone(), transfer, ring, taps, places, cores };
+        crew.start();
         Ok(Incoming { head, consumer, _busy: busy })
+    }
+
+    /// Seats one more lane of path number `path`, on the core that lane number `lane` belongs to.
+    fn seat(&self, cores: &[Core], lane: usize, path: usize, seat: Seat) {
+        let core = cores[lane % cores.len()];
+        seat.transfer.lane_expected();
+        if core == exec::core() {
+            seat.take(&self.pools[path]);
+        } else {
+            invite(core, path, Seat { taps: None, ..seat });
+        }
     }
 }
 
@@ -290,24 +300,125 @@ impl Consumer {
     }
 }
 
+/// What a transfer has of one path.
+#[derive(Debug, Default)]
+pub(super) struct Place {
+    /// Lanes, and dials that may become lanes.
+    taken: AtomicUsize,
+    /// Lanes.
+    lanes: AtomicUsize,
+    /// Payload that has come.
+    pub(super) bytes: Arc<AtomicU64>,
+}
+
+type Places = Vec<Arc<Place>>;
+
+/// One lane's, or dial's, part of a [`Place`].
+struct Taken(Arc<Place>);
+
+impl Taken {
+    fn new(place: &Arc<Place>) -> Self {
+        place.taken.fetch_add(1, Ordering::SeqCst);
+        Self(place.clone())
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Replaces the lanes that a running transfer loses.
+struct Crew {
+    manager: Rc<Manager>,
+    transfer: Arc<Transfer>,
+    ring: queue::Producer<Parcel>,
+    taps: Rc<RefCell<Vec<Rc<Tap>>>>,
+    places: Places,
+    cores: Vec<Core>,
+}
+
+/// Between two looks at the lanes of a transfer: a lost one is missed by nobody sooner, since the others carry its frames.
+const CREW_PAUSE: Duration = Duration::from_millis(250);
+/// A path whose lanes are lost or cannot be dialled is tried again after one pause, then after two and so on up to this
+/// many: it is used again at most a second after it is back.
+const CREW_PAUSES_MAX: u32 = 4;
+/// How long a transfer without lanes is kept: as long as the upstream keeps it.
+const DESERTED_MAX: Duration = Duration::from_secs(30);
+
+impl Crew {
+    /// Runs until nobody waits for the transfer, or until it has had no lane for too long. While it runs, that no lane is
+    /// left does not mean that none will come.
+    fn start(self) {
+        self.transfer.lane_expected();
+        exec::spawn(async move {
+            self.work().await;
+            self.transfer.lane_done(None);
+        });
+    }
+
+    async fn work(&self) {
+        let mut rests = vec![(0, 0); self.places.len()];
+        let mut had_lane_at = Instant::now();
+        while exec::timeout(CREW_PAUSE, self.transfer.over()).await.is_err() {
+            if self.places.iter().any(|place| place.lanes.load(Ordering::SeqCst) > 0) {
+                had_lane_at = Instant::now();
+            } else if had_lane_at.elapsed() > DESERTED_MAX {
+                return;
+            }
+            for (path, (rest, rest_next)) in rests.iter_mut().enumerate() {
+                let missing = self
+                    .manager
+                    .lanes_per_path
+                    .saturating_sub(self.places[path].taken.load(Ordering::SeqCst));
+                if missing == 0 {
+                    (*rest, *rest_next) = (0, 0);
+                } else if *rest > 0 {
+                    *rest -= 1;
+                } else {
+                    *rest = *rest_next;
+                    *rest_next = (*rest_next + 1).min(CREW_PAUSES_MAX - 1);
+                    (0..missing).for_each(|lane| self.seat(path, lane));
+                }
+            }
+        }
+    }
+
+    fn seat(&self, path: usize, lane: usize) {
+        let (transfer, ring) = (self.transfer.clone(), self.ring.clone());
+        let (taps, place) = (Some(self.taps.clone()), Taken::new(&self.places[path]));
+        let lane = lane * self.places.len() + path;
+        self.manager.seat(
+            &self.cores,
+            lane,
+            path,
+            Seat { transfer, ring, taps, place, suspect_before: None },
+        );
+    }
+}
+
 /// A place in a transfer for one lane.
 struct Seat {
     transfer: Arc<Transfer>,
     ring: queue::Producer<Parcel>,
     /// The consumer's taps, if it is on this core.
     taps: Option<Rc<RefCell<Vec<Rc<Tap>>>>>,
+    place: Taken,
     /// Idle lanes that were not used since then are closed instead of leased.
     suspect_before: Option<Instant>,
 }
 
 /// Asks `core` to take a seat for a lane of path number `path`.
 fn invite(core: Core, path: usize, seat: Seat) {
-    let Seat { transfer, ring, suspect_before, .. } = seat;
+    let Seat { transfer, ring, place, suspect_before, .. } = seat;
     let told = transfer.clone();
     let letter = move || {
         let manager = HERE.with(|here| here.borrow().clone());
         match manager {
-            Some(manager) => Seat { transfer, ring, taps: None, suspect_before }.take(&manager.pools[path]),
+            Some(manager) => {
+                Seat { transfer, ring, taps: None, place, suspect_before }.take(&manager.pools[path]);
+            }
             // The core has not started or has ended.
             None => transfer.lane_done(None),
         }
@@ -347,7 +458,8 @@ impl Seat {
     }
 
     fn seat(self, lane: Lease) {
-        let Self { transfer, ring, taps, .. } = self;
+        let Self { transfer, ring, taps, place, .. } = self;
+        let carried = place.0.bytes.clone();
         if transfer.is_over() || !transfer.claim_instance(lane.instance()) {
             lane.give_back();
             return transfer.lane_done(None);
@@ -356,13 +468,30 @@ impl Seat {
         let delivery = match taps {
             None => Delivery::Handed,
             Some(taps) => {
-                let tap = Tap::new(lane.socket().clone(), lane.path().clone());
-                let mut taps = taps.borrow_mut();
-                taps.push(tap.clone());
-                Delivery::Tapped { tap, index: taps.len() - 1 }
+                let tap = Tap::new(lane.socket().clone(), lane.path().clone(), carried.clone());
+                let index = {
+                    let mut taps = taps.borrow_mut();
+                    // In the place of a lost lane's, which would hold its descriptor to the end.
+                    match taps.iter().position(|old| old.is_spent()) {
+                        Some(index) => {
+                            taps[index] = tap.clone();
+                            index
+                        }
+                        None => {
+                            taps.push(tap.clone());
+                            taps.len() - 1
+                        }
+                    }
+                };
+                Delivery::Tapped { tap, index, taps }
             }
         };
-        exec::spawn(Producer::new(lane, transfer, ring, delivery).run());
+        let producer = Producer::new(lane, transfer, ring, delivery, carried);
+        exec::spawn(async move {
+            place.0.lanes.fetch_add(1, Ordering::SeqCst);
+            producer.run().await;
+            place.0.lanes.fetch_sub(1, Ordering::SeqCst);
+        });
     }
 }
 

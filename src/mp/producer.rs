@@ -1,17 +1,22 @@
 //! A producer: takes the frames of one transfer off one leased lane and puts them into the MPQueue.
 //!
-//! In: a leased lane and the shared transfer. Out: parcels in the ring, the head and the end in the transfer; the lane
-//! goes back to its pool when its END has come, also after a cancel. Runs as a task on the lane's core.
+//! In: a leased lane and the shared transfer. Out: parcels in the ring, second copies, the head, the totals and the end in
+//! the transfer; the lane goes back to its pool when its END has come or nobody waits for it. Tells the upstream what has
+//! arrived. Runs as a task on the lane's core.
 //!
-//! Invariants: one OPEN is sent and exactly one END awaited; a frame is published whole or tapped, never in part;
-//! whatever happens, `lane_done` is told once.
+//! Invariants: a frame is published whole or tapped, never in part; one that came before over another lane is kept only
+//! while the other copy is incomplete; whatever happens, `lane_done` is told once.
 
 use std::{
+    cell::RefCell,
     future::{Future, poll_fn},
     io,
     pin::pin,
     rc::Rc,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::Poll,
     time::Duration,
 };
@@ -36,9 +41,14 @@ use crate::{
     },
 };
 
-/// After a cancel, or once the body is whole, END must come within this time or the lane is closed: a round trip of the
-/// longest path and the time that what is in flight needs on a slow one.
-const END_DEADLINE: Duration = Duration::from_secs(5);
+/// The request goes into an empty socket; this bounds a lane that has died silently.
+const OPEN_DEADLINE: Duration = Duration::from_secs(10);
+/// On a short path so many frames are acknowledged at once, unless the lane falls idle: a system call for each would cost a
+/// fast network 2 % of its CPU time, and the upstream waits for none of them.
+const FRAMES_UNTOLD_MAX: u64 = 16;
+/// A lane that is left unread for the client's sake for so long tells the upstream, which would take it for silent after
+/// 200 ms.
+const HELD_BACK_MAX: Duration = Duration::from_millis(50);
 /// On a short path a frame that is not next stays in the socket this long before it is parked: the frame before it is
 /// about to come, and merging from the sockets costs a third less.
 const PARK_PATIENCE: Duration = Duration::from_millis(1);
@@ -47,8 +57,8 @@ const SHORT_ROUND_TRIP: Duration = Duration::from_millis(5);
 
 /// How frames reach the consumer.
 pub(super) enum Delivery {
-    /// The consumer is on this core and reads from the lane's socket itself: `tap` is number `index` of its taps.
-    Tapped { tap: Rc<Tap>, index: usize },
+    /// The consumer is on this core and reads from the lane's socket itself: `tap` is number `index` of its `taps`.
+    Tapped { tap: Rc<Tap>, index: usize, taps: Rc<RefCell<Vec<Rc<Tap>>>> },
     /// The consumer is on another core: whole frames are handed over in pipes.
     Handed,
 }
@@ -60,16 +70,28 @@ pub(super) struct Producer {
     delivery: Delivery,
     check: FrameCheck,
     opened: bool,
-    /// The limit that this lane has told the upstream.
-    credit: u64,
-    /// Payload of the current frame that is still in the socket (handed delivery; a tap counts for itself).
+    /// DATA frames that have left the socket.
+    frames: u64,
+    /// Frames and limit that this lane has told the upstream.
+    told: (u64, u64),
+    /// Payload of the current frame that is still in the socket, unless it is a tap's, which counts for itself.
     unread: usize,
+    /// Where received bytes are counted, beside the path.
+    carried: Arc<AtomicU64>,
 }
 
 /// What ended the normal course.
 enum Stop {
-    Cancelled,
+    /// Nobody waits for more: the body is whole, or the transfer was given up.
+    Over,
     Lane(LaneError),
+}
+
+/// What became of a frame's claim to its slot.
+enum Claim {
+    Ours,
+    /// Another lane brought it before.
+    Duplicate(Parcel),
 }
 
 impl From<LaneError> for Stop {
@@ -79,9 +101,17 @@ impl From<LaneError> for Stop {
 }
 
 impl Producer {
-    pub(super) fn new(lane: Lease, transfer: Arc<Transfer>, ring: Ring<Parcel>, delivery: Delivery) -> Self {
+    /// `carried` counts the payload that comes.
+    pub(super) fn new(
+        lane: Lease,
+        transfer: Arc<Transfer>,
+        ring: Ring<Parcel>,
+        delivery: Delivery,
+        carried: Arc<AtomicU64>,
+    ) -> Self {
         let check = FrameCheck::new(transfer.id());
-        Self { lane, transfer, ring, delivery, check, opened: false, credit: FIRST_CREDIT_BYTES, unread: 0 }
+        let told = (0, FIRST_CREDIT_BYTES);
+        Self { lane, transfer, ring, delivery, check, opened: false, frames: 0, told, unread: 0, carried }
     }
 
     /// Runs to the lane's END. The transfer was told of the lane by `lane_expected`.
@@ -98,16 +128,9 @@ impl Producer {
                 self.lane.give_back();
                 transfer.lane_done(None);
             }
-            Err(Stop::Cancelled) => {
+            Err(Stop::Over) => {
+                self.let_go();
                 transfer.lane_done(None);
-                match exec::timeout(END_DEADLINE, self.wind_up()).await {
-                    Ok(Ok(())) => self.lane.give_back(),
-                    Ok(Err(error)) => tracing::debug!("{error}"),
-                    Err(exec::Elapsed) => tracing::debug!(
-                        path = self.lane.path().name(),
-                        "a cancelled transfer was not ended in time; its lane is closed"
-                    ),
-                }
             }
             Err(Stop::Lane(error)) => {
                 tracing::info!(transfer = %transfer.id(), "{error}");
@@ -120,12 +143,30 @@ impl Producer {
         }
     }
 
+    /// Gives the lane back before its END: what still comes is thrown away.
+    fn let_go(self) {
+        let unread = self.unread
+            + match &self.delivery {
+                Delivery::Tapped { tap, .. } => tap.unread(),
+                Delivery::Handed => 0,
+            };
+        // A lane that cannot take the word is dropped, which closes it.
+        if !self.opened || self.lane.abandon(self.transfer.id(), unread) {
+            self.lane.give_back();
+        }
+    }
+
     async fn carry(&mut self) -> Result<(), Stop> {
-        if self.transfer.is_cancelled() {
-            return Err(Stop::Cancelled);
+        if self.transfer.is_over() {
+            return Err(Stop::Over);
+        }
+        {
+            let open = self.lane.open(self.transfer.id(), self.transfer.request());
+            let deadline =
+                LaneError::Deadline { path: self.lane.path().name().to_owned(), deadline: OPEN_DEADLINE };
+            exec::timeout(OPEN_DEADLINE, open).await.map_err(|exec::Elapsed| deadline)??;
         }
         self.opened = true;
-        self.lane.open(self.transfer.id(), self.transfer.request()).await?;
         loop {
             let frame = self.next_frame().await?;
             self.check
@@ -133,13 +174,15 @@ impl Producer {
                 .map_err(|error| self.lane.protocol(error))?;
             match frame {
                 Frame::Head { head_len, .. } => {
-                    let head = self.lane.payload(head_len.as_usize()).await?;
+                    let head = self.payload(head_len).await?;
                     self.transfer.set_head(Bytes::from(head));
                 }
-                Frame::Data { seq, len, .. } => {
+                Frame::Data { seq, offset, len, .. } => {
                     self.lane.path().frame();
-                    self.deliver(seq.0, len.as_usize()).await?;
+                    self.deliver(seq.0, offset.0, len.as_usize()).await?;
+                    self.frames += 1;
                 }
+                Frame::Total { frames, bytes, .. } => self.transfer.set_total(frames, bytes),
                 Frame::End { outcome, frames, bytes, reason_len, .. } => {
                     let reason = self.reason(reason_len).await?;
                     self.transfer.set_end(End { outcome, frames, bytes, reason });
@@ -152,93 +195,148 @@ impl Producer {
         }
     }
 
-    /// The next frame, unless the transfer is given up; while it is waited for, the upstream hears of every new credit.
-    /// Of a body that is whole only END can be missing, and a lane that has died silently would be waited for without
-    /// end.
+    /// The next frame, unless nobody waits for it any more. The upstream hears what has arrived before this waits, and of
+    /// every new credit while it does.
     async fn next_frame(&mut self) -> Result<Frame, Stop> {
         loop {
-            let credit = self.transfer.credit();
-            if credit > self.credit {
-                self.credit = credit;
-                // The upstream may have sent all and closed behind it: what has come can still be read, and says more.
-                let _ = self.lane.credit(self.transfer.id(), credit).await;
+            let is_short = self.lane.path().round_trip() < SHORT_ROUND_TRIP;
+            if !is_short || self.frames - self.told.0 >= FRAMES_UNTOLD_MAX {
+                self.tell(false);
             }
-            let credited = pin!(self.transfer.credited_beyond(self.credit));
+            if self.transfer.is_over() {
+                return Err(Stop::Over);
+            }
+            if let Some(frame) = self.lane.try_next_frame()? {
+                return Ok(frame);
+            }
+            self.tell(false);
+            let credited = pin!(self.transfer.credited_beyond(self.told.1));
             let over = pin!(self.transfer.over());
             match select(pin!(self.lane.next_frame()), select(credited, over)).await {
                 Either::Left((frame, _)) => return Ok(frame?),
                 Either::Right((Either::Left(_), _)) => {}
-                Either::Right((Either::Right(_), _)) if self.transfer.is_cancelled() => {
-                    return Err(Stop::Cancelled);
-                }
-                Either::Right((Either::Right(_), _)) => break,
+                Either::Right((Either::Right(_), _)) => return Err(Stop::Over),
             }
         }
-        match exec::timeout(END_DEADLINE, self.lane.next_frame()).await {
-            Ok(frame) => Ok(frame?),
-            Err(exec::Elapsed) => {
-                let path = self.lane.path().name().to_owned();
-                Err(LaneError::Deadline { path, deadline: END_DEADLINE }.into())
-            }
+    }
+
+    /// Tells the upstream what it does not know. `paused`: this lane is left unread for the client's sake.
+    fn tell(&mut self, paused: bool) {
+        let news = (self.frames, self.transfer.credit());
+        // A socket without room takes it the next time.
+        if (paused || news != self.told) && self.lane.credit(self.transfer.id(), news.0, paused, news.1) {
+            self.told = news;
+        }
+    }
+
+    /// A payload that follows its header at once; one that does not, and that nobody waits for, costs the lane.
+    async fn payload(&self, len: FrameLen) -> Result<Vec<u8>, LaneError> {
+        let payload = pin!(self.lane.payload(len.as_usize()));
+        match select(payload, pin!(self.transfer.over())).await {
+            Either::Left((payload, _)) => payload,
+            Either::Right(_) => Err(self.lane.lost(io::ErrorKind::TimedOut.into())),
         }
     }
 
     async fn reason(&self, len: FrameLen) -> Result<String, LaneError> {
-        let bytes = self.lane.payload(len.as_usize()).await?;
+        let bytes = self.payload(len).await?;
         let reason = Reason::decode(&bytes).map_err(|error| self.lane.protocol(error))?;
         Ok(reason.as_str().to_owned())
     }
 
-    async fn deliver(&mut self, seq: u64, len: usize) -> Result<(), Stop> {
-        match &self.delivery {
-            Delivery::Tapped { tap, index } => {
-                let (tap, index) = (Rc::clone(tap), *index);
-                tap.offer(len);
-                self.publish(seq, Parcel::Tapped { tap: index }).await?;
-                self.attend(&tap).await
+    async fn deliver(&mut self, seq: u64, offset: u64, len: usize) -> Result<(), Stop> {
+        self.unread = len;
+        if seq < self.transfer.next() {
+            return self.throw_away().await;
+        }
+        let Delivery::Tapped { tap, index, taps } = &self.delivery else {
+            return self.hand_over(seq, offset, len).await;
+        };
+        let (tap, index, taps) = (Rc::clone(tap), *index, Rc::clone(taps));
+        match self.publish(seq, Parcel::Tapped { tap: index }).await? {
+            Claim::Ours => {
+                // The consumer is on this core and cannot have looked yet.
+                tap.offer(seq, offset, self.unread);
+                self.unread = 0;
+                self.attend(seq, &tap).await
             }
-            Delivery::Handed => {
-                self.unread = len;
-                self.hand_over(seq, len).await
+            // A whole copy stands in the ring; of one that is incomplete the lane may be dying.
+            Claim::Duplicate(_) if !taps.borrow().iter().any(|tap| tap.is_incomplete(seq)) => {
+                self.throw_away().await
+            }
+            Claim::Duplicate(_) => {
+                let frame = self.gather(seq, offset, len).await?;
+                self.transfer.add_spare(seq, frame);
+                Ok(())
             }
         }
     }
 
+    /// Takes the rest of a frame that nobody wants off the socket.
+    async fn throw_away(&mut self) -> Result<(), Stop> {
+        while self.unread > 0 {
+            let discard = self.lane.socket().discard(self.unread);
+            match or_over(&self.transfer, discard).await?.map_err(|error| self.lane.lost(error))? {
+                0 => return Err(self.lane.lost(io::ErrorKind::UnexpectedEof.into()).into()),
+                n => self.unread -= n,
+            }
+        }
+        Ok(())
+    }
+
     /// Puts a parcel in its slot; waits while the slot belongs to a frame of an earlier lap.
-    async fn publish(&mut self, seq: u64, mut parcel: Parcel) -> Result<(), Stop> {
+    async fn publish(&mut self, seq: u64, mut parcel: Parcel) -> Result<Claim, Stop> {
         loop {
             parcel = match self.ring.publish(seq, parcel) {
-                Publish::Published => return Ok(()),
+                Publish::Published => return Ok(Claim::Ours),
                 Publish::WindowFull(parcel) => parcel,
-                Publish::Duplicate(_) => {
-                    return Err(self.lane.protocol(format_args!("frame {seq} came twice")).into());
-                }
+                Publish::Duplicate(parcel) => return Ok(Claim::Duplicate(parcel)),
                 // The consumer is gone, and says why in the transfer.
-                Publish::Closed(_) => return Err(Stop::Cancelled),
+                Publish::Closed(_) => return Err(Stop::Over),
             };
             // An error says that the consumer is gone, which publishing again finds out.
-            let _ = or_cancelled(&self.transfer, self.ring.room(seq)).await?;
+            let _ = or_over(&self.transfer, self.ring.room(seq)).await?;
         }
     }
 
     /// Stays with a tapped frame until its bytes have left the socket: taken by the consumer, or parked by us so that
-    /// the lane keeps flowing.
-    async fn attend(&self, tap: &Tap) -> Result<(), Stop> {
+    /// the lane keeps flowing, or thrown away because another lane was faster.
+    async fn attend(&mut self, seq: u64, tap: &Tap) -> Result<(), Stop> {
         let patience =
             if self.lane.path().round_trip() < SHORT_ROUND_TRIP { PARK_PATIENCE } else { Duration::ZERO };
         if !patience.is_zero() {
             let gone = pin!(left_socket(tap));
             let wait = pin!(exec::timeout(patience, gone));
-            if or_cancelled(&self.transfer, wait).await?.is_ok() {
+            if or_over(&self.transfer, wait).await?.is_ok() {
                 return Ok(());
             }
         }
         while tap.unread() > 0 || tap.is_taken() {
-            if !or_cancelled(&self.transfer, self.may_park(tap))
-                .await?
-                .map_err(|error| self.lane.lost(error))?
-            {
-                break;
+            if let Some(error) = tap.take_loss() {
+                return Err(self.lane.lost(error).into());
+            }
+            if tap.is_unwanted(seq) {
+                let discard = self.lane.socket().discard(tap.unread());
+                match or_over(&self.transfer, discard).await?.map_err(|error| self.lane.lost(error))? {
+                    0 => return Err(self.lane.lost(io::ErrorKind::UnexpectedEof.into()).into()),
+                    n => tap.read(n),
+                }
+                continue;
+            }
+            let wait = async { exec::timeout(HELD_BACK_MAX, self.may_park(seq, tap)).await };
+            let waited = or_over(&self.transfer, wait).await?;
+            match waited {
+                Ok(may_park) => {
+                    if !may_park.map_err(|error| self.lane.lost(error))? {
+                        continue;
+                    }
+                }
+                Err(exec::Elapsed) => {
+                    if self.is_held_back(tap) {
+                        self.tell(true);
+                    }
+                    continue;
+                }
             }
             if let Some(bytes) = tap.park().map_err(|error| self.lane.lost(error))? {
                 self.transfer.park(bytes);
@@ -247,8 +345,13 @@ impl Producer {
         Ok(())
     }
 
-    /// Resolves with true when bytes can be parked, with false when none are left in the socket.
-    async fn may_park(&self, tap: &Tap) -> io::Result<bool> {
+    /// With a slow client the lanes are not the bottleneck: their own back-pressure is the flow control.
+    fn is_held_back(&self, tap: &Tap) -> bool {
+        self.transfer.is_client_blocked() || !self.transfer.has_window(tap.unread())
+    }
+
+    /// Resolves with true when bytes can be parked, with false when something else is to be done.
+    async fn may_park(&self, seq: u64, tap: &Tap) -> io::Result<bool> {
         let mut readable = pin!(tap.socket().ready(Interest::Read));
         poll_fn(|cx| {
             tap.register_producer(cx);
@@ -256,11 +359,10 @@ impl Producer {
                 // The socket is the consumer's now, and so is its readiness.
                 return Poll::Pending;
             }
-            if tap.unread() == 0 {
+            if tap.unread() == 0 || tap.is_dead() || tap.is_unwanted(seq) {
                 return Poll::Ready(Ok(false));
             }
-            // With a slow client the lanes are not the bottleneck: their own back-pressure is the flow control.
-            if self.transfer.is_client_blocked() || !self.transfer.has_window(tap.unread()) {
+            if self.is_held_back(tap) {
                 return Poll::Pending;
             }
             readable.as_mut().poll(cx).map_ok(|()| true)
@@ -269,8 +371,26 @@ impl Producer {
     }
 
     /// Takes a whole frame off the socket and publishes it for another core.
-    async fn hand_over(&mut self, seq: u64, len: usize) -> Result<(), Stop> {
-        or_cancelled(&self.transfer, self.transfer.room_to_hand_over(seq, len)).await?;
+    async fn hand_over(&mut self, seq: u64, offset: u64, len: usize) -> Result<(), Stop> {
+        let frame = self.gather(seq, offset, len).await?;
+        match self.publish(seq, Parcel::Handed(Box::new(frame))).await? {
+            Claim::Ours => {}
+            Claim::Duplicate(Parcel::Handed(frame)) => self.transfer.add_spare(seq, *frame),
+            Claim::Duplicate(Parcel::Tapped { .. }) => {}
+        }
+        Ok(())
+    }
+
+    /// Takes a whole frame off the socket; its bytes count as parked then.
+    async fn gather(&mut self, seq: u64, offset: u64, len: usize) -> Result<HandedFrame, Stop> {
+        loop {
+            let wait = exec::timeout(HELD_BACK_MAX, self.transfer.room_to_hand_over(seq, len));
+            match or_over(&self.transfer, wait).await? {
+                Ok(()) => break,
+                Err(exec::Elapsed) => {}
+            }
+            self.tell(true);
+        }
         let mut conduits = vec![Conduit::new()];
         while self.unread > 0 {
             let last = conduits.len() - 1;
@@ -281,39 +401,18 @@ impl Producer {
                 Filled::Bytes(n) => {
                     self.unread -= n;
                     self.lane.path().received(n);
+                    self.carried.fetch_add(n as u64, Relaxed);
                 }
                 Filled::Full => conduits.push(Conduit::new()),
                 Filled::SourceEmpty => {
                     let ready = self.lane.socket().ready(Interest::Read);
-                    or_cancelled(&self.transfer, ready).await?.map_err(|error| self.lane.lost(error))?;
+                    or_over(&self.transfer, ready).await?.map_err(|error| self.lane.lost(error))?;
                 }
                 Filled::EndOfFile => return Err(self.lane.lost(io::ErrorKind::UnexpectedEof.into()).into()),
             }
         }
         self.transfer.park(len);
-        self.publish(seq, Parcel::Handed(Box::new(HandedFrame { conduits, len }))).await
-    }
-
-    /// Cancels upstream and throws everything away up to END.
-    async fn wind_up(&mut self) -> Result<(), LaneError> {
-        if !self.opened || self.check.is_ended() {
-            return Ok(());
-        }
-        self.lane.cancel(self.transfer.id()).await?;
-        let unread = match &self.delivery {
-            Delivery::Tapped { tap, .. } => tap.unread(),
-            Delivery::Handed => self.unread,
-        };
-        self.lane.discard(unread).await?;
-        loop {
-            let frame = self.lane.next_frame().await?;
-            self.lane.discard(frame.payload_len().as_usize()).await?;
-            match frame {
-                Frame::End { transfer, .. } if transfer == self.transfer.id() => return Ok(()),
-                frame if frame.transfer() == Some(self.transfer.id()) => {}
-                other => return Err(self.lane.protocol(format_args!("{} while winding up", other.kind()))),
-            }
-        }
+        Ok(HandedFrame { offset, conduits, len })
     }
 }
 
@@ -326,10 +425,10 @@ async fn left_socket(tap: &Tap) {
     .await;
 }
 
-/// Waits for `future`, unless the transfer is given up first.
-async fn or_cancelled<T>(transfer: &Transfer, future: impl Future<Output = T>) -> Result<T, Stop> {
-    match select(pin!(future), pin!(transfer.cancelled())).await {
+/// Waits for `future`, unless nobody waits for more of the transfer first.
+async fn or_over<T>(transfer: &Transfer, future: impl Future<Output = T>) -> Result<T, Stop> {
+    match select(pin!(future), pin!(transfer.over())).await {
         Either::Left((value, _)) => Ok(value),
-        Either::Right(((), _)) => Err(Stop::Cancelled),
+        Either::Right(((), _)) => Err(Stop::Over),
     }
 }

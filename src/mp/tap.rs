@@ -1,9 +1,9 @@
 //! A lane's socket shared by its producer and the consumer of the same core.
 //!
 //! In: the length of each frame whose header the producer has read. Out: its bytes, either straight from the socket
-//! (when the consumer wants that frame already) or from the conduits in which the producer parked them. Invariants:
-//! frames are taken in the order they were offered; only the newest one can have bytes left in the socket; while the
-//! consumer reads the socket the producer does not touch it.
+//! (when the consumer wants that frame already) or from the conduits in which the producer parked them. Invariants: only
+//! the newest frame can have bytes left in the socket; while the consumer reads the socket the producer does not touch it;
+//! of a frame that is abandoned, because another lane brought it sooner, the producer throws the rest away.
 
 use std::{
     cell::{Cell, RefCell},
@@ -11,7 +11,10 @@ use std::{
     future::{Future, poll_fn},
     io,
     rc::Rc,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll, Waker},
 };
 
@@ -22,6 +25,8 @@ use crate::{
 };
 
 struct TappedFrame {
+    seq: u64,
+    offset: u64,
     len: usize,
     parked: VecDeque<Conduit>,
 }
@@ -30,6 +35,7 @@ struct TappedFrame {
 pub struct Tap {
     socket: Rc<Socket>,
     path: Arc<PathStatus>,
+    carried: Arc<AtomicU64>,
     frames: RefCell<VecDeque<TappedFrame>>,
     /// Bytes of the newest frame that are still in the socket.
     unread: Cell<usize>,
@@ -37,20 +43,24 @@ pub struct Tap {
     taken: Cell<bool>,
     /// The lane is lost: what is unread will never come.
     dead: Cell<bool>,
+    /// Why, if the consumer was the one to see it.
+    lost: Cell<Option<io::Error>>,
     producer: Cell<Option<Waker>>,
     consumer: Cell<Option<Waker>>,
 }
 
 impl Tap {
-    /// A tap on `socket` without frames.
-    pub fn new(socket: Rc<Socket>, path: Arc<PathStatus>) -> Rc<Self> {
+    /// A tap on `socket` without frames; what is read is counted in `path` and `carried`.
+    pub fn new(socket: Rc<Socket>, path: Arc<PathStatus>, carried: Arc<AtomicU64>) -> Rc<Self> {
         Rc::new(Self {
             socket,
             path,
+            carried,
             frames: RefCell::default(),
             unread: Cell::new(0),
             taken: Cell::new(false),
             dead: Cell::new(false),
+            lost: Cell::new(None),
             producer: Cell::new(None),
             consumer: Cell::new(None),
         })
@@ -70,15 +80,27 @@ impl Tap {
     pub fn read(&self, bytes: usize) {
         self.unread.set(self.unread.get() - bytes);
         self.path.received(bytes);
+        self.carried.fetch_add(bytes as u64, Relaxed);
     }
 
     // The producer's side.
 
-    /// A frame of `len` bytes stands at the front of the socket. The frame before it has been read to its end.
-    pub fn offer(&self, len: usize) {
+    /// Frame `seq` of `len` bytes at `offset` stands at the front of the socket. The frame before it has been read to its
+    /// end.
+    pub fn offer(&self, seq: u64, offset: u64, len: usize) {
         debug_assert_eq!(self.unread.get(), 0, "a frame is offered while the one before it is in the socket");
-        self.frames.borrow_mut().push_back(TappedFrame { len, parked: VecDeque::new() });
+        self.frames.borrow_mut().push_back(TappedFrame { seq, offset, len, parked: VecDeque::new() });
         self.unread.set(len);
+    }
+
+    /// Nobody wants what the socket still has of the newest frame: it was abandoned.
+    pub fn is_unwanted(&self, seq: u64) -> bool {
+        self.unread.get() > 0 && self.frames.borrow().back().is_none_or(|frame| frame.seq != seq)
+    }
+
+    /// What the consumer met when it read the socket.
+    pub fn take_loss(&self) -> Option<io::Error> {
+        self.lost.take()
     }
 
     /// The consumer reads the socket itself.
@@ -143,16 +165,21 @@ impl Tap {
         }
     }
 
-    /// Length of the oldest frame.
-    pub fn front_len(&self) -> usize {
-        self.frames.borrow().front().map_or(0, |frame| frame.len)
+    /// Offset and length of frame `seq`.
+    pub fn place(&self, seq: u64) -> Option<(u64, usize)> {
+        self.frames.borrow().iter().find(|frame| frame.seq == seq).map(|frame| (frame.offset, frame.len))
     }
 
-    /// The next bytes of the oldest frame.
-    pub fn front(&self) -> Front {
+    /// Whether frame `seq` is here and not all of it has come.
+    pub fn is_incomplete(&self, seq: u64) -> bool {
+        self.unread.get() > 0 && self.frames.borrow().back().is_some_and(|frame| frame.seq == seq)
+    }
+
+    /// The next bytes of frame `seq`.
+    pub fn front(&self, seq: u64) -> Front {
         let mut frames = self.frames.borrow_mut();
-        let newest = frames.len() == 1;
-        match frames.front_mut() {
+        let newest = frames.back().is_some_and(|frame| frame.seq == seq);
+        match frames.iter_mut().find(|frame| frame.seq == seq) {
             None => Front::Finished,
             Some(frame) => match frame.parked.pop_front() {
                 Some(conduit) => Front::Parked(conduit),
@@ -167,9 +194,36 @@ impl Tap {
         self.taken.set(true);
     }
 
-    /// The oldest frame is emitted to its end.
-    pub fn finish_front(&self) {
-        self.frames.borrow_mut().pop_front();
+    /// Frame `seq` is emitted to its end, or the rest of it came over another lane. Returns the bytes that had been parked
+    /// in vain.
+    pub fn finish(&self, seq: u64) -> usize {
+        let mut frames = self.frames.borrow_mut();
+        let mut in_vain = 0;
+        if let Some(at) = frames.iter().position(|frame| frame.seq == seq)
+            && let Some(frame) = frames.remove(at)
+        {
+            in_vain = frame.parked.iter().map(Conduit::len).sum();
+        }
+        drop(frames);
+        self.taken.set(false);
+        self.wake_producer();
+        in_vain
+    }
+
+    /// Whether the lane is lost.
+    pub fn is_dead(&self) -> bool {
+        self.dead.get()
+    }
+
+    /// Whether the lane is lost and nothing of it is waited for.
+    pub fn is_spent(&self) -> bool {
+        self.dead.get() && self.frames.borrow().is_empty()
+    }
+
+    /// The consumer found the lane lost.
+    pub fn lose(&self, error: io::Error) {
+        self.lost.set(Some(error));
+        self.dead.set(true);
         self.taken.set(false);
         self.wake_producer();
     }

@@ -161,7 +161,7 @@ fn request() -> Bytes {
 }
 
 /// Fetches a body to a client: how it ended, and what the client has.
-async fn fetch(manager: &Manager, announced: Option<u64>) -> (Result<u64, Failure>, Vec<u8>) {
+async fn fetch(manager: &Rc<Manager>, announced: Option<u64>) -> (Result<u64, Failure>, Vec<u8>) {
     let mut incoming = match manager.fetch(request()).await {
         Ok(incoming) => incoming,
         Err(error) => return (Err(Failure::Fetch(error)), Vec::new()),
@@ -173,7 +173,7 @@ async fn fetch(manager: &Manager, announced: Option<u64>) -> (Result<u64, Failur
 }
 
 /// Fetches a body that must come whole.
-async fn fetch_whole(manager: &Manager, body: &[u8]) {
+async fn fetch_whole(manager: &Rc<Manager>, body: &[u8]) {
     let (outcome, got) = fetch(manager, Some(body.len() as u64)).await;
     assert_eq!(outcome.expect("the transfer fails"), body.len() as u64);
     assert_same(&got, body);

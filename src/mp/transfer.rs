@@ -6,6 +6,7 @@
 //! window of the transfer and the budget of the process.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
@@ -61,7 +62,7 @@ pub struct End {
 /// What stands in a slot of the ring.
 #[derive(Debug)]
 pub enum Parcel {
-    /// The oldest frame not yet taken from this tap of the consumer's core; its bytes may still be in the socket.
+    /// A frame of this tap of the consumer's core; its bytes may still be in the socket.
     Tapped {
         /// Index of the tap.
         tap: usize,
@@ -73,6 +74,8 @@ pub enum Parcel {
 /// A whole frame, off its lane.
 #[derive(Debug)]
 pub struct HandedFrame {
+    /// Where in the body it begins.
+    pub offset: u64,
     /// Its bytes, in order.
     pub conduits: Vec<Conduit>,
     /// Their sum.
@@ -82,6 +85,7 @@ pub struct HandedFrame {
 #[derive(Debug, Default)]
 struct State {
     head: Option<Bytes>,
+    total: Option<(u64, u64)>,
     end: Option<End>,
     failure: Option<String>,
     last_loss: Option<String>,
@@ -110,6 +114,10 @@ pub struct Transfer {
     credited: Notify,
     /// Longest round trip of its lanes.
     round_trip_us: AtomicU64,
+    /// Whole second copies of frames whose first copy had not all come. There are at most as many as lanes and frames in
+    /// the ring, and their bytes count as parked.
+    spares: Mutex<BTreeMap<u64, HandedFrame>>,
+    spares_len: AtomicUsize,
     /// Producers on other cores that wait for room.
     held_back: AtomicUsize,
     room: Notify,
@@ -135,6 +143,8 @@ impl Transfer {
             credit: AtomicU64::new(FIRST_CREDIT_BYTES),
             credited: Notify::new(),
             round_trip_us: AtomicU64::new(0),
+            spares: Mutex::default(),
+            spares_len: AtomicUsize::new(0),
             held_back: AtomicUsize::new(0),
             room: Notify::new(),
         })
@@ -188,6 +198,12 @@ impl Transfer {
         self.changed();
     }
 
+    /// TOTAL has come on some lane: the body has so many frames and bytes.
+    pub fn set_total(&self, frames: u64, bytes: u64) {
+        self.state().total.get_or_insert((frames, bytes));
+        self.changed();
+    }
+
     /// END has come on some lane.
     pub fn set_end(&self, end: End) {
         self.state().end.get_or_insert(end);
@@ -201,6 +217,28 @@ impl Transfer {
         }
         self.live.fetch_sub(1, Ordering::SeqCst);
         self.changed();
+    }
+
+    /// A whole second copy of frame `seq`, whose bytes were counted as parked. The first one that comes is kept.
+    pub fn add_spare(&self, seq: u64, frame: HandedFrame) {
+        let unwanted = {
+            let mut spares = self.spares();
+            if seq < self.next() || spares.contains_key(&seq) {
+                Some(frame)
+            } else {
+                spares.insert(seq, frame);
+                self.spares_len.store(spares.len(), Ordering::SeqCst);
+                None
+            }
+        };
+        match unwanted {
+            Some(frame) => self.unpark(frame.len),
+            None => self.changed(),
+        }
+    }
+
+    fn spares(&self) -> MutexGuard<'_, BTreeMap<u64, HandedFrame>> {
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A peer broke the protocol: the transfer cannot be trusted any more.
@@ -338,6 +376,22 @@ impl Transfer {
         Duration::from_micros(self.round_trip_us.load(Ordering::Relaxed))
     }
 
+    /// Takes the second copy of frame `seq`, if there is one.
+    pub fn take_spare(&self, seq: u64) -> Option<HandedFrame> {
+        if self.spares_len.load(Ordering::SeqCst) == 0 {
+            return None;
+        }
+        let mut spares = self.spares();
+        let spare = spares.remove(&seq);
+        self.spares_len.store(spares.len(), Ordering::SeqCst);
+        spare
+    }
+
+    /// Whether there is a second copy of frame `seq`.
+    pub fn has_spare(&self, seq: u64) -> bool {
+        self.spares_len.load(Ordering::SeqCst) > 0 && self.spares().contains_key(&seq)
+    }
+
     /// Raises the limit of what may be sent.
     pub fn grant(&self, limit: u64) {
         self.credit.store(limit, Ordering::SeqCst);
@@ -364,6 +418,13 @@ impl Transfer {
         self.state().head.clone()
     }
 
+    /// Frames and bytes of the whole body, once they are known.
+    pub fn total(&self) -> Option<(u64, u64)> {
+        let state = self.state();
+        let complete = state.end.as_ref().filter(|end| end.outcome == Outcome::Complete);
+        state.total.or(complete.map(|end| (end.frames, end.bytes)))
+    }
+
     /// The end, once it is known.
     pub fn end(&self) -> Option<End> {
         self.state().end.clone()
@@ -386,8 +447,10 @@ impl Transfer {
 
     /// Parked bytes have left their conduits.
     pub fn unpark(&self, bytes: usize) {
-        self.parked.fetch_sub(bytes, Ordering::SeqCst);
-        PROCESS_PARKED_BYTES.fetch_sub(bytes, Ordering::Relaxed);
+        // After the end they may have been taken out of the count already.
+        let less = |parked: usize| Some(parked.saturating_sub(bytes));
+        let counted = self.parked.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).unwrap_or(0);
+        PROCESS_PARKED_BYTES.fetch_sub(counted.min(bytes), Ordering::Relaxed);
         self.wake_held_back();
     }
 

@@ -7,13 +7,15 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::OnceLock,
 };
 
 use bytes::{Buf, BufMut, BytesMut};
 use rustix::{
+    fs::{Mode, OFlags},
     io::ioctl_fionread,
-    pipe::{SpliceFlags, splice},
+    pipe::{SpliceFlags, splice, tee},
 };
 
 use super::{
@@ -185,6 +187,73 @@ impl Conduit {
         Ok(offset)
     }
 
+    /// A second conduit with the same bytes. Pages are shared by tee(2); where no pipe is to be had, both are in memory
+    /// afterwards.
+    ///
+    /// # Errors
+    /// Those of tee(2) and read(2).
+    pub fn duplicate(&mut self) -> io::Result<Self> {
+        if let Store::Pipe(pipe) = &self.store
+            && let Some(second) = take_pipe()
+        {
+            let shared = match tee(&pipe.read, &second.write, self.len, SpliceFlags::NONBLOCK) {
+                Err(rustix::io::Errno::AGAIN) => 0,
+                shared => shared?,
+            };
+            let copy = Self { store: Store::Pipe(second), len: shared };
+            // A smaller pipe has fewer slots than the bytes take.
+            if shared == self.len {
+                return Ok(copy);
+            }
+        }
+        self.move_to_memory()?;
+        let Store::Buffer(bytes) = &self.store else { return Ok(Self::new()) };
+        Ok(Self { store: Store::Buffer(bytes.clone()), len: self.len })
+    }
+
+    fn move_to_memory(&mut self) -> io::Result<()> {
+        let Store::Pipe(pipe) = &self.store else { return Ok(()) };
+        let mut bytes = BytesMut::zeroed(self.len);
+        let mut filled = 0;
+        while filled < self.len {
+            match rustix::io::read(&pipe.read, &mut bytes[filled..])? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                n => filled += n,
+            }
+        }
+        if let Store::Pipe(pipe) = std::mem::replace(&mut self.store, Store::Buffer(bytes)) {
+            give_pipe(pipe);
+        }
+        Ok(())
+    }
+
+    /// Throws the first `bytes` away, or all if there are fewer.
+    pub fn skip(&mut self, bytes: usize) {
+        let mut left = bytes.min(self.len);
+        while left > 0 {
+            let moved = match &mut self.store {
+                Store::Pipe(pipe) => {
+                    let Some(nowhere) = nowhere() else { return };
+                    let flags = SpliceFlags::NONBLOCK;
+                    splice(&pipe.read, None, nowhere, None, left, flags).unwrap_or(0)
+                }
+                Store::Buffer(buffer) => {
+                    buffer.advance(left);
+                    left
+                }
+                Store::None => 0,
+            };
+            if moved == 0 {
+                return;
+            }
+            left -= moved;
+            self.len -= moved;
+        }
+        if self.len == 0 {
+            self.close();
+        }
+    }
+
     /// Accounts for `moved` bytes that left.
     fn left(&mut self, moved: usize) -> io::Result<usize> {
         if moved == 0 {
@@ -211,11 +280,20 @@ impl Conduit {
 
 impl Drop for Conduit {
     fn drop(&mut self) {
+        // Emptying a pipe costs less than making a new one.
+        self.skip(self.len);
         // A pipe with bytes in it is closed, never pooled.
         if self.len == 0 {
             self.close();
         }
     }
+}
+
+/// Where bytes go that nobody wants: null(4) frees the pages of a pipe without reading them.
+fn nowhere() -> Option<BorrowedFd<'static>> {
+    static NOWHERE: OnceLock<Option<OwnedFd>> = OnceLock::new();
+    let open = || rustix::fs::open("/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).ok();
+    NOWHERE.get_or_init(open).as_ref().map(AsFd::as_fd)
 }
 
 fn fill_pipe(pipe: &Pipe, empty: bool, source: BorrowedFd<'_>, max: usize) -> io::Result<Filled> {

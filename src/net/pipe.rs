@@ -99,6 +99,10 @@ pub(super) fn take_buffer() -> BytesMut {
 /// Returns a buffer; its content is dropped.
 pub(super) fn give_buffer(mut buffer: BytesMut) {
     buffer.clear();
+    // One that held a whole frame for want of pipes is not worth keeping.
+    if buffer.capacity() > 2 * BUFFER_BYTES {
+        return;
+    }
     // Splitting may have left it with less room; such a one is not worth keeping.
     if buffer.try_reclaim(BUFFER_BYTES) {
         let _ = stores().buffers.push(buffer);

@@ -5,7 +5,6 @@
 //! frame that was begun is finished or the lane is closed.
 
 use std::{
-    cell::Cell,
     future::Future,
     io,
     os::fd::AsFd,
@@ -20,13 +19,13 @@ use super::{
     Upstream,
     fetch::fetch,
     registry::Opened,
-    source::Intake,
-    transfer::{Ending, Piece, Transfer},
+    source::View,
+    transfer::{Ending, Payload, Transfer},
 };
 use crate::{
     exec,
-    mp::stripe::FrameSizer,
-    net::{Conduit, Drained, Socket, sendfile},
+    mp::stripe::{FrameSizer, LaneId, LaneModel, Overcount, Piece, Turn},
+    net::{Drained, Socket, sendfile},
     wire::{
         frame::{Frame, FrameError, HEADER_BYTES, Kind, Outcome},
         reason::Reason,
@@ -67,6 +66,9 @@ pub(super) enum LaneError {
     /// A request that stops in the middle.
     #[error("the downstream's request did not arrive within {} s", OPEN_DEADLINE.as_secs())]
     OpenDeadline,
+    /// An acknowledgement of what was never sent.
+    #[error("the downstream broke the protocol: {0}")]
+    Overcount(#[from] Overcount),
     /// The frame that was begun cannot be completed.
     #[error("upstream: a file became shorter while it was sent")]
     FileShrank,
@@ -104,7 +106,7 @@ pub(super) async fn run(
     shutdown: &mut watch::Receiver<bool>,
 ) -> Result<(), LaneError> {
     let mut headers = Headers::default();
-    let mut sizer = FrameSizer::default();
+    let (mut sizer, mut model) = (FrameSizer::default(), LaneModel::default());
     socket.bind_late(sizer.size());
     let mut has_carried = false;
     loop {
@@ -129,7 +131,7 @@ pub(super) async fn run(
                     .await
                     .map_err(|exec::Elapsed| LaneError::OpenDeadline)??;
                 has_carried = true;
-                open(upstream, socket, &mut headers, &mut sizer, transfer, head).await?;
+                open(upstream, socket, &mut headers, (&mut sizer, &mut model), transfer, head).await?;
             }
             Some(Frame::Ping { token }) => send(socket, &Frame::Pong { token }.encode(), false).await?,
             // It crossed the END.
@@ -154,12 +156,12 @@ async fn stopped(shutdown: &mut watch::Receiver<bool>) {
     }
 }
 
-/// Answers one OPEN.
+/// Answers one OPEN. `sizer` and `model` are what the lane learned so far.
 async fn open(
     upstream: &Arc<Upstream>,
     socket: &Socket,
     headers: &mut Headers,
-    sizer: &mut FrameSizer,
+    (sizer, model): (&mut FrameSizer, &mut LaneModel),
     id: TransferId,
     head: Vec<u8>,
 ) -> Result<(), LaneError> {
@@ -172,13 +174,18 @@ async fn open(
         }
         Opened::Started(transfer) => {
             exec::spawn(fetch(upstream.clone(), transfer.clone(), head));
+            let guarded = transfer.clone();
+            exec::spawn(async move { guarded.guard().await });
             transfer
         }
         Opened::Joined(transfer) => transfer,
     };
-    let membership = Membership { upstream, transfer: &transfer, has_pulled: Cell::new(false) };
-    let (listener, writer) =
-        (listen(socket, headers, &transfer).fuse(), write(socket, sizer, &membership).fuse());
+    let lane = transfer.join(model.clone());
+    let membership = Membership { upstream, transfer: &transfer, lane, model };
+    let (listener, writer) = (
+        listen(socket, headers, &transfer, membership.lane).fuse(),
+        write(socket, sizer, &transfer, membership.lane).fuse(),
+    );
     pin_mut!(listener, writer);
     select_biased! {
         lost = listener => Err(lost),
@@ -186,27 +193,35 @@ async fn open(
     }
 }
 
-/// A lane's part in a transfer. Dropped before the transfer has ended, the lane counts as lost.
+/// A lane's part in a transfer. What a lane that is lost has carried is sent again by the others.
 struct Membership<'a> {
     upstream: &'a Upstream,
     transfer: &'a Transfer,
-    has_pulled: Cell<bool>,
+    lane: LaneId,
+    model: &'a mut LaneModel,
 }
 
 impl Drop for Membership<'_> {
     fn drop(&mut self) {
-        self.upstream.registry.leave(self.transfer, self.has_pulled.get());
+        let is_last = self.upstream.registry.leave(self.transfer);
+        *self.model = self.transfer.leave(self.lane, is_last);
     }
 }
 
 /// What the downstream says while a transfer is on the lane; returns when the lane is lost.
-async fn listen(socket: &Socket, headers: &mut Headers, transfer: &Transfer) -> LaneError {
+async fn listen(socket: &Socket, headers: &mut Headers, transfer: &Transfer, lane: LaneId) -> LaneError {
     loop {
         match headers.next(socket).await {
             Ok(Some(Frame::Cancel { transfer: id })) if id == transfer.id() => {
                 transfer.end(Outcome::Cancelled, "");
+                // What follows belongs to the next transfer.
+                std::future::pending::<()>().await;
             }
-            Ok(Some(Frame::Credit { transfer: id, limit })) if id == transfer.id() => transfer.grant(limit.0),
+            Ok(Some(Frame::Credit { transfer: id, frames, paused, limit })) if id == transfer.id() => {
+                if let Err(error) = transfer.received(lane, frames, paused, limit.0) {
+                    return error.into();
+                }
+            }
             // Of a transfer before this one.
             Ok(Some(Frame::Cancel { .. } | Frame::Credit { .. })) => {}
             Ok(Some(other)) => {
@@ -219,12 +234,16 @@ async fn listen(socket: &Socket, headers: &mut Headers, transfer: &Transfer) -> 
 }
 
 /// Sends head, frames and end.
-async fn write(socket: &Socket, sizer: &mut FrameSizer, lane: &Membership<'_>) -> Result<(), LaneError> {
-    let transfer = lane.transfer;
+async fn write(
+    socket: &Socket,
+    sizer: &mut FrameSizer,
+    transfer: &Transfer,
+    lane: LaneId,
+) -> Result<(), LaneError> {
     let head = {
         let mut watch = transfer.watch();
         let known = watch.wait_for(|state| state.head.is_some() || state.ending.is_some()).await;
-        // The wait fails only when the transfer is gone, which `lane` holds.
+        // The wait fails only when the transfer is gone, which the caller holds.
         known.ok().and_then(|state| state.head.clone())
     };
     if let Some(head) = head {
@@ -234,17 +253,22 @@ async fn write(socket: &Socket, sizer: &mut FrameSizer, lane: &Membership<'_>) -
         message.extend_from_slice(&head);
         send(socket, &message, false).await?;
     }
-    let mut intake = Intake::default();
+    let mut view = View::default();
+    let mut has_total = false;
     let mut unsent_max = 0;
-    let mut turn = 0;
+    let mut turn_bytes = 0;
     // Bytes of the frame before, and since when the lane has been busy with them.
     let mut carried: Option<(usize, Instant)> = None;
     loop {
         if let Some(ending) = transfer.ending() {
             return send_end(socket, transfer.id(), &ending).await;
         }
+        if !has_total && let Some((frames, bytes)) = transfer.totals_if_final() {
+            has_total = true;
+            send(socket, &Frame::Total { transfer: transfer.id(), frames, bytes }.encode(), false).await?;
+        }
         if !socket.has_room()? {
-            turn = 0;
+            turn_bytes = 0;
             match unless_ended(transfer, socket.writable_within(STALL_MAX)).await {
                 Some(room) => room?,
                 None => continue,
@@ -262,31 +286,75 @@ async fn write(socket: &Socket, sizer: &mut FrameSizer, lane: &Membership<'_>) -
                 socket.bind_late(unsent_max);
             }
         }
-        if turn >= TURN_BYTES_MAX {
-            turn = 0;
+        if turn_bytes >= TURN_BYTES_MAX {
+            turn_bytes = 0;
             exec::yield_now().await;
         }
-        let left = transfer.credit_left();
-        if left == 0 {
-            // The client takes less than comes: what it has not taken must not pile up on the way.
-            unless_ended(transfer, transfer.credited()).await;
-            carried = None;
-            turn = 0;
-            continue;
-        }
-        let want = usize::try_from(left).unwrap_or(usize::MAX).min(sizer.size());
-        let pulled = unless_ended(transfer, transfer.pull(want, &mut intake)).await;
-        lane.has_pulled.set(lane.has_pulled.get() || !intake.conduit.is_empty());
-        let Some(Some(piece)) = pulled else {
-            // About to end on another core.
-            exec::yield_now().await;
+        let Some(next) = next_piece(transfer, lane, sizer.size(), &mut view).await else {
+            // The time spent here is not the lane's.
+            turn_bytes = 0;
             continue;
         };
-        lane.has_pulled.set(true);
         let since = Instant::now();
-        send_piece(socket, transfer, piece, &mut intake.conduit).await?;
-        carried = Some((piece.len.as_usize(), since));
-        turn += u64::from(piece.len.0);
+        let len = next.piece.len;
+        send_piece(socket, transfer, next).await?;
+        carried = Some((len.as_usize(), since));
+        turn_bytes += u64::from(len.0);
+    }
+}
+
+/// A frame for a lane.
+struct Next {
+    piece: Piece,
+    payload: Payload,
+    /// Another lane has carried it.
+    again: bool,
+}
+
+/// What a lane with room is to send; `None` after a wait, when everything may be different.
+async fn next_piece(transfer: &Transfer, lane: LaneId, size: usize, view: &mut View) -> Option<Next> {
+    let (stirred, urgent) = (transfer.stirred(), transfer.urgent());
+    pin_mut!(stirred, urgent);
+    // Registered before the turn is asked for, so that no change falls between.
+    stirred.as_mut().enable();
+    urgent.as_mut().enable();
+    match transfer.turn(lane, size) {
+        Turn::Again { seq } => {
+            transfer.again(lane, seq).map(|(piece, payload)| Next { piece, payload, again: true })
+        }
+        Turn::Fresh { want } => {
+            let (fresh, urgent) = (transfer.fresh(lane, want, view).fuse(), urgent.fuse());
+            let ended = transfer.ended().fuse();
+            pin_mut!(fresh, ended, urgent);
+            let piece = select_biased! {
+                piece = fresh => piece,
+                () = ended => None,
+                () = urgent => return None,
+            };
+            if piece.is_none() {
+                // About to end on another core.
+                exec::yield_now().await;
+            }
+            piece.map(|(piece, payload)| Next { piece, payload, again: false })
+        }
+        Turn::Wait { until } => {
+            let stirred = stirred.fuse();
+            let ended = transfer.ended().fuse();
+            let elapsed = async {
+                match until {
+                    Some(until) => exec::sleep(until.saturating_sub(transfer.now())).await,
+                    None => std::future::pending().await,
+                }
+            }
+            .fuse();
+            pin_mut!(stirred, ended, elapsed);
+            select_biased! {
+                () = ended => {}
+                () = stirred => {}
+                () = elapsed => {}
+            }
+            None
+        }
     }
 }
 
@@ -303,20 +371,23 @@ async fn unless_ended<T>(transfer: &Transfer, work: impl Future<Output = T>) -> 
 async fn send_piece(
     socket: &Socket,
     transfer: &Transfer,
-    piece: Piece,
-    conduit: &mut Conduit,
+    Next { piece, payload, again }: Next,
 ) -> Result<(), LaneError> {
     let Piece { seq, offset, len } = piece;
-    send(socket, &Frame::Data { transfer: transfer.id(), seq, offset, len }.encode(), true).await?;
-    if let Some(body) = transfer.file() {
-        let len = u64::from(len.0);
-        let sent = sendfile(socket, body.file.as_fd(), body.start + offset.0, len, STALL_MAX).await?;
-        if sent < len {
-            transfer.end(Outcome::Aborted, &LaneError::FileShrank.to_string());
-            return Err(LaneError::FileShrank);
+    send(socket, &Frame::Data { transfer: transfer.id(), seq, offset, len, again }.encode(), true).await?;
+    let mut conduit = match (payload, transfer.file()) {
+        (Payload::Conduit(conduit), _) => conduit,
+        (Payload::File, None) => return Ok(()),
+        (Payload::File, Some(body)) => {
+            let len = u64::from(len.0);
+            let sent = sendfile(socket, body.file.as_fd(), body.start + offset.0, len, STALL_MAX).await?;
+            if sent < len {
+                transfer.end(Outcome::Aborted, &LaneError::FileShrank.to_string());
+                return Err(LaneError::FileShrank);
+            }
+            return Ok(());
         }
-        return Ok(());
-    }
+    };
     while !conduit.is_empty() {
         if let Drained::Blocked = conduit.drain(socket, usize::MAX)? {
             socket.writable_within(STALL_MAX).await?;

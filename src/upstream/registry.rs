@@ -94,15 +94,14 @@ impl Registry {
         lists.ended_in_order.push_back(id);
     }
 
-    /// A lane was lost while it carried `transfer`. What it had pulled may not have arrived, and without any lane nobody
-    /// waits for the rest.
-    pub(super) fn leave(&self, transfer: &Transfer, has_pulled: bool) {
+    /// A lane has left `transfer`; returns whether it was the last.
+    pub(super) fn leave(&self, transfer: &Transfer) -> bool {
         let is_last = {
             let mut lists = self.lists();
             if !lists.runs(transfer) {
-                return;
+                return false;
             }
-            let Some((_, lanes)) = lists.running.get_mut(&transfer.id()) else { return };
+            let Some((_, lanes)) = lists.running.get_mut(&transfer.id()) else { return false };
             *lanes = lanes.saturating_sub(1);
             let is_last = *lanes == 0;
             if is_last && !transfer.has_frames() {
@@ -111,10 +110,9 @@ impl Registry {
             }
             is_last
         };
-        if has_pulled {
-            transfer.end(Outcome::Aborted, "upstream: a lane was lost in the middle of the body");
-        } else if is_last {
+        if is_last && !transfer.has_frames() {
             transfer.end(Outcome::Aborted, "upstream: all lanes of the transfer were lost");
         }
+        is_last
     }
 }

@@ -1,8 +1,8 @@
 //! Where a transfer's body comes from when it passes through a pipe: the root's connection, or a few bytes in memory.
 //!
-//! In: a connection whose response head was read to its last byte. Out: body bytes in a lane's conduit. Called by
-//! `transfer`, one lane at a time, from whatever core the lane lives on. Invariant: never a byte beyond the body, and
-//! `taken` is true while bytes that no frame accounts for have left the connection.
+//! In: a connection whose response head was read to its last byte. Out: body bytes in a conduit. Called by `transfer`, for
+//! one lane at a time, from whatever core the lane lives on. Invariants: never a byte beyond the body; a pull that is given
+//! up leaves what it had gathered for the next one.
 
 use std::{
     io,
@@ -90,20 +90,13 @@ pub(super) struct RootBody {
     pub(super) keep_alive: bool,
     /// `HOST:PORT`, for errors.
     pub(super) root: Arc<str>,
-    /// Bytes have left the connection for a frame that does not exist yet.
-    pub(super) taken: bool,
     /// What went wrong behind bytes that still had to be sent; the kernel says it only once.
     failed: Option<BodyError>,
 }
 
-/// A lane's own part in pulling; kept from frame to frame.
+/// The root's connection with readiness on a lane's core; kept from frame to frame.
 #[derive(Default)]
-pub(super) struct Intake {
-    /// What was pulled and has not been sent.
-    pub(super) conduit: Conduit,
-    /// The root's connection with readiness on this lane's core.
-    view: Option<Socket>,
-}
+pub(super) struct View(Option<Socket>);
 
 enum Step {
     Bytes,
@@ -113,19 +106,24 @@ enum Step {
 }
 
 impl Source {
-    /// Moves up to `want` bytes into the empty conduit of `intake`: what is there, at least one byte unless the body has
-    /// ended. Returns whether it has.
+    /// Moves bytes into `gathered` until it has `want`: what is there, at least one byte unless the body has ended. Returns
+    /// whether it has.
     ///
     /// # Errors
     /// [`BodyError`]; the body cannot be completed then.
-    pub(super) async fn pull(&mut self, want: usize, intake: &mut Intake) -> Result<bool, BodyError> {
+    pub(super) async fn pull(
+        &mut self,
+        want: usize,
+        gathered: &mut Conduit,
+        view: &mut View,
+    ) -> Result<bool, BodyError> {
         match self {
             Source::Memory(bytes) => {
-                let moved = intake.conduit.put(&bytes[..bytes.len().min(want)])?;
+                let moved = gathered.put(&bytes[..bytes.len().min(want)])?;
                 bytes.advance(moved);
                 Ok(bytes.is_empty())
             }
-            Source::Root(body) => body.pull(want, intake).await,
+            Source::Root(body) => body.pull(want, gathered, view).await,
             Source::Spent => Ok(true),
         }
     }
@@ -134,7 +132,15 @@ impl Source {
 impl RootBody {
     /// A body that begins with the next byte of `connection`.
     pub(super) fn new(connection: Shared, remaining: Remaining, keep_alive: bool, root: Arc<str>) -> Self {
-        Self { connection, remaining, keep_alive, root, taken: false, failed: None }
+        Self { connection, remaining, keep_alive, root, failed: None }
+    }
+
+    /// Length of the whole body, if it is known before it has come.
+    pub(super) fn length(&self) -> Option<u64> {
+        match &self.remaining {
+            Remaining::Fixed(bytes) => Some(*bytes),
+            Remaining::Chunked(_) | Remaining::UntilClose => None,
+        }
     }
 
     /// Nothing of the body is left to come.
@@ -146,12 +152,17 @@ impl RootBody {
         }
     }
 
-    async fn pull(&mut self, want: usize, intake: &mut Intake) -> Result<bool, BodyError> {
-        let Intake { conduit, view } = intake;
-        if let Some(error) = self.failed.take() {
+    async fn pull(&mut self, want: usize, conduit: &mut Conduit, view: &mut View) -> Result<bool, BodyError> {
+        if self.is_complete() {
+            // A pull that was given up had gathered the rest.
+            return Ok(true);
+        }
+        if conduit.is_empty()
+            && let Some(error) = self.failed.take()
+        {
             return Err(error);
         }
-        let connection = view.get_or_insert_with(|| Socket::on_this_core(self.connection.clone()));
+        let connection = view.0.get_or_insert_with(|| Socket::on_this_core(self.connection.clone()));
         let mut gathering_until = None;
         while conduit.len() < want {
             let step = match self.step(want - conduit.len(), conduit, connection) {
@@ -211,7 +222,6 @@ impl RootBody {
                 };
             }
         };
-        self.taken = true;
         match &mut self.remaining {
             Remaining::Fixed(remaining) => *remaining -= moved,
             Remaining::Chunked(chunks) => chunks.content -= moved,

@@ -1,27 +1,33 @@
 //! One response on its way from the root into the lanes that joined it.
 //!
-//! In: the response's head and body from `fetch`, demands for the next frame from the lanes, on whatever core each lives.
-//! Out: the head, numbered frames, and how it all ended. Invariants: the frames handed out cut the body without gap or
-//! overlap; a transfer ends once, and no frame is handed out afterwards.
+//! In: the response's head and body from `fetch`, demands for the next frame and acknowledgements from the lanes, on
+//! whatever core each lives. Out: the head, numbered frames, and how it all ended. Invariants: the frames handed out cut the
+//! body without gap or overlap; a frame's bytes are kept until the downstream has them; a transfer ends once, and no frame
+//! is handed out afterwards.
 
 use std::{
+    collections::HashMap,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::{Duration, Instant},
 };
 
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use futures_util::{FutureExt, pin_mut, select_biased};
+use tokio::sync::{Mutex as AsyncMutex, Notify, futures::Notified, watch};
 
 use super::{
     registry::Registry,
     root_pool::RootPool,
-    source::{Intake, Source},
+    source::{Source, View},
 };
 use crate::{
-    net::Shared,
+    exec,
+    mp::stripe::{LaneId, LaneModel, Overcount, Piece, Striper, Turn},
+    net::{Conduit, Shared},
     wire::{
-        frame::{FIRST_CREDIT_BYTES, Outcome},
+        frame::Outcome,
         reason::Reason,
-        units::{FrameLen, Offset, Seq, TransferId},
+        units::{FrameLen, Seq, TransferId},
     },
 };
 
@@ -56,25 +62,46 @@ pub(super) struct FileBody {
     pub(super) len: u64,
 }
 
-/// The next frame, whose bytes are in the lane's conduit, or in the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Piece {
-    pub(super) seq: Seq,
-    pub(super) offset: Offset,
-    pub(super) len: FrameLen,
-}
-
 #[derive(Debug)]
 enum Body {
-    Stream(AsyncMutex<Source>),
+    Stream(AsyncMutex<Stream>),
     File(FileBody),
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-struct Totals {
-    frames: u64,
-    bytes: u64,
+/// A body that is pulled through conduits.
+#[derive(Debug)]
+struct Stream {
+    source: Source,
+    /// Pulled, and in no frame yet.
+    gathered: Conduit,
 }
+
+/// Where the bytes of a frame are that a lane is to send.
+#[derive(Debug)]
+pub(super) enum Payload {
+    /// In the transfer's file.
+    File,
+    /// In here.
+    Conduit(Conduit),
+}
+
+/// What lanes, acknowledgements and losses change.
+#[derive(Debug)]
+struct Board {
+    striper: Striper,
+    /// Frames of a stream that nobody has acknowledged. Their number is bounded by the striper's, their bytes by the credit.
+    kept: HashMap<Seq, Conduit>,
+    /// When the last lane left.
+    deserted_since: Option<Instant>,
+}
+
+/// How long a transfer that has begun waits for a lane when it has none: paths that vanish together come back together,
+/// after the seconds that a router needs to start again.
+const DESERTED_MAX: Duration = Duration::from_secs(30);
+/// Bounds of the pauses between two looks for lanes that have gone silent: a tenth of what a viewer notices, and often
+/// enough to see that the last lane has left.
+const WATCH_PAUSE_MIN: Duration = Duration::from_millis(20);
+const WATCH_PAUSE_MAX: Duration = Duration::from_millis(200);
 
 /// See the module's description.
 #[derive(Debug)]
@@ -86,9 +113,12 @@ pub(super) struct Transfer {
     body: OnceLock<Body>,
     /// Closed at once when the transfer fails, whatever core reads it.
     root: OnceLock<Shared>,
-    totals: Mutex<Totals>,
-    /// Bytes of the body that may be handed out: what the client has taken, and a window.
-    credit: watch::Sender<u64>,
+    board: Mutex<Board>,
+    began: Instant,
+    /// Some lane's turn may have changed.
+    stirred: Notify,
+    /// Frames are to be sent again: lanes that wait for the root have something better to do.
+    urgent: Notify,
 }
 
 impl Transfer {
@@ -100,8 +130,10 @@ impl Transfer {
             state: watch::Sender::default(),
             body: OnceLock::new(),
             root: OnceLock::new(),
-            totals: Mutex::default(),
-            credit: watch::Sender::new(FIRST_CREDIT_BYTES),
+            board: Mutex::new(Board { striper: Striper::new(), kept: HashMap::new(), deserted_since: None }),
+            began: Instant::now(),
+            stirred: Notify::new(),
+            urgent: Notify::new(),
         }
     }
 
@@ -109,24 +141,81 @@ impl Transfer {
         self.id
     }
 
-    /// The downstream lets the body's bytes below `limit` go; credit is never taken back.
-    pub(super) fn grant(&self, limit: u64) {
-        self.credit.send_if_modified(|credit| {
-            let more = limit > *credit;
-            *credit = limit.max(*credit);
-            more
-        });
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many more bytes may be handed out now. Lanes that ask at once may exceed it by a frame each.
-    pub(super) fn credit_left(&self) -> u64 {
-        self.credit.borrow().saturating_sub(self.totals().bytes)
+    /// Time since the transfer began, as its decisions count it.
+    pub(super) fn now(&self) -> Duration {
+        self.began.elapsed()
     }
 
-    /// Resolves when there is credit.
-    pub(super) async fn credited(&self) {
-        // The sender is `self`, so the wait cannot fail.
-        let _ = self.credit.subscribe().wait_for(|credit| *credit > self.totals().bytes).await;
+    /// A lane takes part from now on; `model` is what it learned in transfers before.
+    pub(super) fn join(&self, model: LaneModel) -> LaneId {
+        let mut board = self.board();
+        board.deserted_since = None;
+        board.striper.join(model, self.now())
+    }
+
+    /// A lane is lost or done: what it carried and nobody has is for the others. Returns what it learned.
+    pub(super) fn leave(&self, lane: LaneId, is_last: bool) -> LaneModel {
+        let model = {
+            let mut board = self.board();
+            board.deserted_since = is_last.then(Instant::now);
+            board.striper.leave(lane, self.now())
+        };
+        self.urgent.notify_waiters();
+        self.stirred.notify_waiters();
+        model
+    }
+
+    /// The downstream has `frames` of this lane, and lets the body's bytes below `limit` go.
+    ///
+    /// # Errors
+    /// The downstream claims more than was sent.
+    pub(super) fn received(
+        &self,
+        lane: LaneId,
+        frames: u64,
+        paused: bool,
+        limit: u64,
+    ) -> Result<(), Overcount> {
+        let (released, is_delivered) = {
+            let mut board = self.board();
+            board.striper.grant(limit);
+            let seqs = board.striper.received(lane, frames, paused, self.now())?;
+            let released: Vec<_> = seqs.iter().filter_map(|seq| board.kept.remove(seq)).collect();
+            (released, board.striper.is_delivered())
+        };
+        // Emptying pipes takes a system call each: not with the lock held.
+        drop(released);
+        if is_delivered {
+            self.end(Outcome::Complete, "");
+        }
+        self.stirred.notify_waiters();
+        Ok(())
+    }
+
+    /// What `lane`, which has room, is to do; `size` is the size that its frames should have.
+    pub(super) fn turn(&self, lane: LaneId, size: usize) -> Turn {
+        self.board().striper.turn(lane, size, self.now())
+    }
+
+    /// Resolves when the outcome of [`Transfer::turn`] may have changed. To be [enabled](Notified::enable) before that is
+    /// called.
+    pub(super) fn stirred(&self) -> Notified<'_> {
+        self.stirred.notified()
+    }
+
+    /// Resolves when frames are to be sent again.
+    pub(super) fn urgent(&self) -> Notified<'_> {
+        self.urgent.notified()
+    }
+
+    /// Frames and bytes in all, once nothing fresh remains.
+    pub(super) fn totals_if_final(&self) -> Option<(u64, u64)> {
+        let board = self.board();
+        board.striper.is_body_ended().then(|| board.striper.totals())
     }
 
     /// A view of head and ending that can be waited on.
@@ -147,31 +236,34 @@ impl Transfer {
 
     /// Publishes the head; the lanes may pull from `source`.
     pub(super) fn begin(&self, head: Vec<u8>, source: Source) {
-        if let Source::Root(body) = &source {
-            let _ = self.root.set(body.connection.clone());
-        }
-        let is_empty = match &source {
-            Source::Memory(bytes) => bytes.is_empty(),
-            Source::Root(body) => body.is_complete(),
-            Source::Spent => true,
+        let length = match &source {
+            Source::Root(body) => {
+                let _ = self.root.set(body.connection.clone());
+                body.length()
+            }
+            Source::Memory(bytes) => Some(bytes.len() as u64),
+            Source::Spent => Some(0),
         };
-        let _ = self.body.set(Body::Stream(AsyncMutex::new(source)));
-        self.publish(head, is_empty);
-        if is_empty {
+        let stream = Stream { source, gathered: Conduit::new() };
+        let _ = self.body.set(Body::Stream(AsyncMutex::new(stream)));
+        self.publish(head, length);
+        if length == Some(0) {
             self.release();
         }
     }
 
     /// Publishes the head; the lanes send ranges of `file`.
     pub(super) fn begin_file(&self, head: Vec<u8>, file: FileBody) {
-        let is_empty = file.len == 0;
+        let len = file.len;
         let _ = self.body.set(Body::File(file));
-        self.publish(head, is_empty);
+        self.publish(head, Some(len));
     }
 
-    fn publish(&self, head: Vec<u8>, is_empty: bool) {
+    fn publish(&self, head: Vec<u8>, length: Option<u64>) {
+        self.board().striper.set_length(length);
         self.state.send_modify(|state| state.head = Some(head.into()));
-        if is_empty {
+        if length == Some(0) {
+            self.board().striper.end_of_body();
             self.end(Outcome::Complete, "");
         } else if self.ending().is_some() {
             // It was cancelled meanwhile, when there was no connection to close yet.
@@ -181,7 +273,7 @@ impl Transfer {
 
     /// Ends the transfer, unless it has ended already; returns whether this call did it.
     pub(super) fn end(&self, outcome: Outcome, reason: &str) -> bool {
-        let Totals { frames, bytes } = *self.totals();
+        let (frames, bytes) = self.board().striper.totals();
         let ending = Arc::new(Ending { outcome, frames, bytes, reason: Reason::new(reason) });
         let first = self.state.send_if_modified(|state| {
             let first = state.ending.is_none();
@@ -194,6 +286,8 @@ impl Transfer {
             return false;
         }
         self.registry.retire(self, ending);
+        let kept = std::mem::take(&mut self.board().kept);
+        drop(kept);
         if outcome == Outcome::Aborted {
             tracing::info!(transfer = %self.id, frames, bytes, "a transfer was aborted: {reason}");
         }
@@ -203,28 +297,27 @@ impl Transfer {
         true
     }
 
+    /// Closes the root's connection, unless its body was read to the end: then it is somebody else's already.
     fn close_root(&self) {
-        if let Some(root) = self.root.get() {
+        if let Some(root) = self.root.get()
+            && !self.board().striper.is_body_ended()
+        {
             root.close();
         }
     }
 
     /// Gives the root's connection back after a body that was read to its end.
     fn release(&self) {
-        if let Some(Body::Stream(source)) = self.body.get()
-            && let Ok(mut source) = source.try_lock()
+        if let Some(Body::Stream(stream)) = self.body.get()
+            && let Ok(mut stream) = stream.try_lock()
         {
-            keep_connection(&mut source, &self.pool);
+            keep_connection(&mut stream.source, &self.pool);
         }
-    }
-
-    fn totals(&self) -> std::sync::MutexGuard<'_, Totals> {
-        self.totals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a frame was handed out.
     pub(super) fn has_frames(&self) -> bool {
-        self.totals().frames > 0
+        self.board().striper.totals().0 > 0
     }
 
     /// The file that the frames' bytes are in, if they are not pulled through a conduit.
@@ -235,39 +328,38 @@ impl Transfer {
         }
     }
 
-    /// The next frame, of at most `want` bytes; `None` when there is none now, because the transfer has ended or is about
-    /// to. The bytes of a frame that is not of a file are in the conduit of `intake`.
-    ///
-    /// Dropping the future loses what it had taken; the next pull notices and aborts the transfer.
-    pub(super) async fn pull(&self, want: usize, intake: &mut Intake) -> Option<Piece> {
+    /// A fresh frame of about `want` bytes for `lane`; `None` when there is none now, because the transfer has ended or is
+    /// about to. May be dropped: nothing is lost.
+    pub(super) async fn fresh(&self, lane: LaneId, want: usize, view: &mut View) -> Option<(Piece, Payload)> {
         match self.body.get()? {
             Body::File(file) => {
-                let (piece, is_last) = {
-                    let mut totals = self.totals();
-                    let len = (file.len - totals.bytes).min(want as u64);
-                    let piece = if len == 0 { None } else { take(&mut totals, len) };
-                    (piece, totals.bytes == file.len)
-                };
-                if is_last {
-                    self.end(Outcome::Complete, "");
+                let mut board = self.board();
+                let len = (file.len - board.striper.totals().1).min(want as u64);
+                let len = FrameLen(u32::try_from(len).ok().filter(|&len| len > 0)?);
+                let piece = board.striper.cut(lane, len, self.now())?;
+                if board.striper.totals().1 == file.len {
+                    board.striper.end_of_body();
+                    drop(board);
+                    self.stirred.notify_waiters();
                 }
-                piece
+                Some((piece, Payload::File))
             }
-            Body::Stream(source) => self.pull_stream(&mut *source.lock().await, want, intake).await,
+            Body::Stream(stream) => self.pull(&mut *stream.lock().await, lane, want, view).await,
         }
     }
 
-    async fn pull_stream(&self, source: &mut Source, want: usize, intake: &mut Intake) -> Option<Piece> {
-        if self.ending().is_some() {
+    async fn pull(
+        &self,
+        stream: &mut Stream,
+        lane: LaneId,
+        want: usize,
+        view: &mut View,
+    ) -> Option<(Piece, Payload)> {
+        if self.ending().is_some() || self.board().striper.is_body_ended() {
             return None;
         }
-        if let Source::Root(body) = source
-            && body.taken
-        {
-            self.end(Outcome::Aborted, "upstream: a lane was lost with a part of the body");
-            return None;
-        }
-        let is_last = match source.pull(want, intake).await {
+        let Stream { source, gathered } = stream;
+        let is_last = match source.pull(want, gathered, view).await {
             Ok(is_last) => is_last,
             Err(error) => {
                 let name = match source {
@@ -278,30 +370,94 @@ impl Transfer {
                 return None;
             }
         };
-        let len = intake.conduit.len() as u64;
-        let piece = if len == 0 { None } else { Some(take(&mut self.totals(), len)) };
-        if let Some(None) = piece {
-            self.end(Outcome::Aborted, "root: the body is longer than a transfer can carry");
+        let frame = self.cut(std::mem::take(gathered), lane);
+        if frame.is_err() {
+            self.end(
+                Outcome::Aborted,
+                "upstream: a frame cannot be kept, or the body is longer than a transfer can be",
+            );
             return None;
         }
-        if let Source::Root(body) = source {
-            body.taken = false;
-        }
-        if is_last && self.end(Outcome::Complete, "") {
+        if is_last {
+            // First, so that nobody closes a connection that is the pool's.
+            let is_delivered = {
+                let mut board = self.board();
+                board.striper.end_of_body();
+                board.striper.is_delivered()
+            };
             keep_connection(source, &self.pool);
+            if is_delivered {
+                self.end(Outcome::Complete, "");
+            }
+            self.stirred.notify_waiters();
         }
-        piece.flatten()
+        frame.ok().flatten()
+    }
+
+    /// Makes a frame of all of `bytes` and keeps a copy; none of no bytes.
+    fn cut(&self, mut bytes: Conduit, lane: LaneId) -> Result<Option<(Piece, Payload)>, Unkept> {
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        let copy = bytes.duplicate().map_err(|_| Unkept)?;
+        let len = FrameLen(u32::try_from(bytes.len()).map_err(|_| Unkept)?);
+        let mut board = self.board();
+        let piece = board.striper.cut(lane, len, self.now()).ok_or(Unkept)?;
+        board.kept.insert(piece.seq, copy);
+        Ok(Some((piece, Payload::Conduit(bytes))))
+    }
+
+    /// Frame `seq` once more, for `lane`; `None` if somebody has it meanwhile.
+    pub(super) fn again(&self, lane: LaneId, seq: Seq) -> Option<(Piece, Payload)> {
+        let mut board = self.board();
+        if self.file().is_some() {
+            let piece = board.striper.again(lane, seq, self.now())?;
+            return Some((piece, Payload::File));
+        }
+        let copy = board.kept.get_mut(&seq)?.duplicate();
+        let piece = match copy {
+            Ok(copy) => {
+                board.striper.again(lane, seq, self.now()).map(|piece| (piece, Payload::Conduit(copy)))
+            }
+            Err(error) => {
+                drop(board);
+                self.end(Outcome::Aborted, &format!("upstream: a kept frame cannot be read: {error}"));
+                None
+            }
+        };
+        piece
+    }
+
+    /// Runs beside the lanes until the transfer has ended: finds lanes that have gone silent, and that none is left.
+    pub(super) async fn guard(&self) {
+        loop {
+            let pause = {
+                let mut board = self.board();
+                let deserted = board.deserted_since.is_some_and(|since| since.elapsed() > DESERTED_MAX);
+                let (changed, until) = board.striper.check(self.now());
+                drop(board);
+                if deserted {
+                    self.end(Outcome::Aborted, "upstream: all lanes of the transfer were lost");
+                }
+                if changed {
+                    self.urgent.notify_waiters();
+                    self.stirred.notify_waiters();
+                }
+                until.map_or(WATCH_PAUSE_MAX, |until| until.saturating_sub(self.now()))
+            };
+            let (pause, ended) =
+                (exec::sleep(pause.clamp(WATCH_PAUSE_MIN, WATCH_PAUSE_MAX)).fuse(), self.ended().fuse());
+            pin_mut!(pause, ended);
+            select_biased! {
+                () = ended => return,
+                () = pause => {}
+            }
+        }
     }
 }
 
-/// Numbers the next `len` bytes; `None` beyond what the numbers can express.
-fn take(totals: &mut Totals, len: u64) -> Option<Piece> {
-    let (seq, offset) = (Seq(totals.frames), Offset(totals.bytes));
-    let len = FrameLen(u32::try_from(len).ok()?);
-    let (next_seq, next_offset) = (seq.next()?, offset.next(len)?);
-    *totals = Totals { frames: next_seq.0, bytes: next_offset.0 };
-    Some(Piece { seq, offset, len })
-}
+/// A frame was pulled that cannot be sent.
+struct Unkept;
 
 fn keep_connection(source: &mut Source, pool: &RootPool) {
     if let Source::Root(body) = std::mem::replace(source, Source::Spent)

@@ -10,11 +10,11 @@
 //! | --- | --- | --- |
 //! | 0 | magic `P` | all |
 //! | 1 | kind | all |
-//! | 2 | flags | END: the outcome |
+//! | 2 | flags | END: the outcome; DATA: 1 if sent again; CREDIT: 1 if paused |
 //! | 3 | reserved, 0 | |
 //! | 4..8 | len: payload bytes behind the header | OPEN, HEAD, DATA, END |
-//! | 8..16 | seq | DATA; END: frames in total; PING, PONG: the token |
-//! | 16..24 | offset | DATA; END: bytes in total; CREDIT: the limit |
+//! | 8..16 | seq | DATA; TOTAL, END: frames in total; CREDIT: frames received; PING, PONG: the token |
+//! | 16..24 | offset | DATA; TOTAL, END: bytes in total; CREDIT: the limit |
 //! | 24..32 | transfer | all but PING, PONG |
 //!
 //! A field that a kind does not use is 0.
@@ -53,7 +53,7 @@ pub enum Kind {
     Cancel = 0x02,
     /// Are you there?
     Ping = 0x03,
-    /// More of a transfer may be sent.
+    /// So much has arrived, and so much may be sent.
     Credit = 0x04,
     /// The root's response head.
     Head = 0x81,
@@ -63,6 +63,8 @@ pub enum Kind {
     End = 0x83,
     /// Yes.
     Pong = 0x84,
+    /// All of a body has been handed out.
+    Total = 0x85,
 }
 
 /// Which way a frame travels.
@@ -101,11 +103,15 @@ pub enum Frame {
         /// The transfer to stop.
         transfer: TransferId,
     },
-    /// The upstream may hand out the body's bytes below `limit`; the highest limit of all lanes counts. Before the first
-    /// one it may hand out [`FIRST_CREDIT_BYTES`].
+    /// What the downstream has of a lane, and what it can take: the upstream may hand out the body's bytes below `limit`;
+    /// the highest limit of all lanes counts. Before the first one it may hand out [`FIRST_CREDIT_BYTES`].
     Credit {
         /// Whose body.
         transfer: TransferId,
+        /// DATA frames of the transfer that have arrived on this lane, at most [`MAX_SEQ`]; never goes back.
+        frames: u64,
+        /// The lane is left unread on purpose, because the client is slow: that nothing arrives says nothing of the path.
+        paused: bool,
         /// At most [`MAX_BODY_BYTES`].
         limit: Offset,
     },
@@ -131,6 +137,17 @@ pub enum Frame {
         offset: Offset,
         /// 1 to [`MAX_FRAME_BYTES`].
         len: FrameLen,
+        /// Another lane carried the same piece before; only such a one may have a lower number than its lane's last.
+        again: bool,
+    },
+    /// The whole body has been handed out to lanes. Pieces that were lost may still follow, until END.
+    Total {
+        /// Whose body.
+        transfer: TransferId,
+        /// DATA frames over all lanes, at most [`MAX_SEQ`].
+        frames: u64,
+        /// Body bytes over all lanes, at most [`MAX_BODY_BYTES`].
+        bytes: u64,
     },
     /// `transfer` is over, nothing of it follows on this lane. The payload is a [`super::reason::Reason`], only if aborted.
     End {
@@ -272,6 +289,7 @@ impl Frame {
             Self::Data { .. } => Kind::Data,
             Self::End { .. } => Kind::End,
             Self::Pong { .. } => Kind::Pong,
+            Self::Total { .. } => Kind::Total,
         }
     }
 
@@ -288,6 +306,7 @@ impl Frame {
             | Self::Credit { transfer, .. }
             | Self::Head { transfer, .. }
             | Self::Data { transfer, .. }
+            | Self::Total { transfer, .. }
             | Self::End { transfer, .. } => Some(transfer),
             Self::Ping { .. } | Self::Pong { .. } => None,
         }
@@ -299,7 +318,11 @@ impl Frame {
             Self::Open { head_len, .. } | Self::Head { head_len, .. } => head_len,
             Self::Data { len, .. } => len,
             Self::End { reason_len, .. } => reason_len,
-            Self::Cancel { .. } | Self::Credit { .. } | Self::Ping { .. } | Self::Pong { .. } => FrameLen(0),
+            Self::Cancel { .. }
+            | Self::Credit { .. }
+            | Self::Ping { .. }
+            | Self::Pong { .. }
+            | Self::Total { .. } => FrameLen(0),
         }
     }
 
@@ -308,9 +331,10 @@ impl Frame {
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
         let (flags, seq, offset) = match *self {
             Self::Open { .. } | Self::Cancel { .. } | Self::Head { .. } => (0, 0, 0),
-            Self::Credit { limit, .. } => (0, 0, limit.0),
+            Self::Credit { frames, limit, paused, .. } => (u8::from(paused), frames, limit.0),
             Self::Ping { token } | Self::Pong { token } => (0, token, 0),
-            Self::Data { seq, offset, .. } => (0, seq.0, offset.0),
+            Self::Data { seq, offset, again, .. } => (u8::from(again), seq.0, offset.0),
+            Self::Total { frames, bytes, .. } => (0, frames, bytes),
             Self::End { outcome, frames, bytes, .. } => (outcome as u8, frames, bytes),
         };
         let mut header = [0; HEADER_BYTES];
@@ -349,9 +373,9 @@ impl Frame {
                 Ok(Self::Cancel { transfer })
             }
             Kind::Credit => {
-                fields.require_unused(&[Field::Flags, Field::Len, Field::Seq])?;
+                fields.require_unused(&[Field::Len])?;
                 fields.require_place(FrameLen(0))?;
-                Ok(Self::Credit { transfer, limit: offset })
+                Ok(Self::Credit { transfer, frames: seq.0, paused: fields.flag()?, limit: offset })
             }
             Kind::Ping => {
                 fields.require_unused(&[Field::Flags, Field::Len, Field::Offset, Field::Transfer])?;
@@ -362,10 +386,14 @@ impl Frame {
                 Ok(Self::Pong { token: seq.0 })
             }
             Kind::Data => {
-                fields.require_unused(&[Field::Flags])?;
                 fields.require_payload(MAX_FRAME_BYTES)?;
                 fields.require_place(len)?;
-                Ok(Self::Data { transfer, seq, offset, len })
+                Ok(Self::Data { transfer, seq, offset, len, again: fields.flag()? })
+            }
+            Kind::Total => {
+                fields.require_unused(&[Field::Flags, Field::Len])?;
+                let (frames, bytes) = fields.totals()?;
+                Ok(Self::Total { transfer, frames, bytes })
             }
             Kind::End => {
                 let outcome = Outcome::from_wire(flags)?;
@@ -426,6 +454,17 @@ impl Fields {
         Ok(())
     }
 
+    /// The one flag of a kind that has one.
+    fn flag(&self) -> Result<bool, FrameError> {
+        match self.flags {
+            0 => Ok(false),
+            1 => Ok(true),
+            value => {
+                Err(FrameError::UnusedField { kind: self.kind, field: Field::Flags, value: u64::from(value) })
+            }
+        }
+    }
+
     fn require_len_at_most(&self, max: u32) -> Result<(), FrameError> {
         if self.len.0 > max {
             return Err(FrameError::TooLong { kind: self.kind, len: self.len, max });
@@ -468,7 +507,7 @@ fn read_u64(header: &[u8; HEADER_BYTES], at: usize) -> u64 {
 
 impl Kind {
     fn from_wire(kind: u8) -> Result<Self, FrameError> {
-        const ALL: [Kind; 8] = [
+        const ALL: [Kind; 9] = [
             Kind::Open,
             Kind::Cancel,
             Kind::Ping,
@@ -477,6 +516,7 @@ impl Kind {
             Kind::Data,
             Kind::End,
             Kind::Pong,
+            Kind::Total,
         ];
         ALL.into_iter().find(|&known| known as u8 == kind).ok_or(FrameError::UnknownKind { kind })
     }
@@ -506,6 +546,7 @@ impl fmt::Display for Kind {
             Self::Data => "DATA",
             Self::End => "END",
             Self::Pong => "PONG",
+            Self::Total => "TOTAL",
         })
     }
 }

@@ -33,7 +33,7 @@ enum Stage {
     Start,
     /// HEAD came.
     Head,
-    /// DATA came.
+    /// DATA or TOTAL came.
     Data,
     /// END came.
     End,
@@ -71,7 +71,7 @@ pub enum FrameCheckError {
     /// A HEAD behind DATA.
     #[error("a HEAD frame came after DATA")]
     HeadAfterData,
-    /// A number that this lane's frames have passed already.
+    /// A number that this lane's frames have passed already, and not sent again.
     #[error("DATA frame {found} came on a lane whose frames go on at {expected}")]
     SeqNotIncreasing {
         /// Its number.
@@ -142,6 +142,13 @@ impl FrameCheck {
                 Stage::Data => return Err(FrameCheckError::HeadAfterData),
                 Stage::Head | Stage::End => return Err(FrameCheckError::SecondHead),
             },
+            Frame::Data { seq, again: true, .. } => {
+                // Where it belongs is checked against its first copy, or when its turn comes.
+                if seq.0.saturating_sub(next_wanted.0) > MAX_SEQ_AHEAD {
+                    return Err(FrameCheckError::SeqTooFarAhead { found: seq, wanted: next_wanted });
+                }
+                self.stage = Stage::Data;
+            }
             Frame::Data { seq, offset, len, .. } => {
                 if seq < self.next_seq {
                     return Err(FrameCheckError::SeqNotIncreasing { found: seq, expected: self.next_seq });
@@ -157,14 +164,15 @@ impl FrameCheck {
                 self.next_offset = Offset(offset.0.saturating_add(u64::from(len.0)));
                 self.stage = Stage::Data;
             }
+            Frame::Total { frames, bytes, .. } => {
+                self.check_totals(frames, bytes)?;
+                self.stage = Stage::Data;
+            }
             Frame::End { outcome, frames, bytes, .. } => {
                 // A complete body ends where the frame after its last one would begin. The totals of a failed one only
                 // say how far the upstream came, which may be short of what it had handed to a lane.
-                let (min, max) = self.place_of(Seq(frames));
-                let fits = frames >= self.next_seq.0 && (min.0..=max.0).contains(&bytes);
-                if outcome == Outcome::Complete && !fits {
-                    let (next_seq, next_offset) = (self.next_seq, self.next_offset);
-                    return Err(FrameCheckError::TotalsMismatch { frames, bytes, next_seq, next_offset });
+                if outcome == Outcome::Complete {
+                    self.check_totals(frames, bytes)?;
                 }
                 self.stage = Stage::End;
             }
@@ -176,6 +184,15 @@ impl FrameCheck {
             | Frame::Pong { .. } => {}
         }
         Ok(())
+    }
+
+    fn check_totals(&self, frames: u64, bytes: u64) -> Result<(), FrameCheckError> {
+        let (min, max) = self.place_of(Seq(frames));
+        if frames >= self.next_seq.0 && (min.0..=max.0).contains(&bytes) {
+            return Ok(());
+        }
+        let (next_seq, next_offset) = (self.next_seq, self.next_offset);
+        Err(FrameCheckError::TotalsMismatch { frames, bytes, next_seq, next_offset })
     }
 
     /// Whether END came, so that the lane is free.

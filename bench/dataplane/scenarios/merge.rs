@@ -24,7 +24,8 @@ impl Pair {
         let plait = Plait::new(library.dir())?;
         let last = all_cores();
         let last = last.rsplit(['-', ',']).next().unwrap_or("0");
-        let upstream = plait.upstream(Setting { cores: last, ..setting }, &library.dir().display().to_string())?;
+        let upstream =
+            plait.upstream(Setting { cores: last, ..setting }, &library.dir().display().to_string())?;
         let path = upstream.address.to_string();
         let downstream = plait.downstream(setting, &[path.clone(), path])?;
         Ok(Self { downstream, _upstream: upstream })
@@ -66,7 +67,10 @@ pub fn run(bench: &Bench, network: &Network, findings: &mut Findings) -> Outcome
             contest.enter(label, pair, move |pair| pair.transfer(name, bytes));
         }
         let cells = contest.run(bench.rounds);
-        let notes = [format!("Network: {}. One client, one request at a time; all bytes come from files by sendfile.", network.describe())];
+        let notes = [format!(
+            "Network: {}. One client, one request at a time; all bytes come from files by sendfile.",
+            network.describe()
+        )];
         let title = format!("reassembly of two lanes, {} MB", bytes / MB);
         print_cells(&title, &notes, &cells.iter().collect::<Vec<_>>())?;
         let (relay_cells, pair_cells) = cells.split_at(relays.len());

@@ -141,7 +141,7 @@ impl FarLane {
 }
 
 pub(crate) fn data(transfer: TransferId, seq: u64, offset: u64, len: usize) -> Frame {
-    Frame::Data { transfer, seq: Seq(seq), offset: Offset(offset), len: FrameLen(len as u32) }
+    Frame::Data { transfer, seq: Seq(seq), offset: Offset(offset), len: FrameLen(len as u32), again: false }
 }
 
 /// One frame of a body.

@@ -91,7 +91,7 @@ fn a_lane_whose_end_never_comes_is_closed_although_the_body_is_whole() {
 }
 
 /// Fetches, and drops the transfer in the middle of its first body.
-async fn give_up(manager: &Manager) {
+async fn give_up(manager: &Rc<Manager>) {
     let mut incoming = manager.fetch(request()).await.unwrap();
     let client = Client::new();
     let run = incoming.consumer.run(Sink::Plain(&client.socket), Some(10));

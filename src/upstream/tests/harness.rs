@@ -104,6 +104,10 @@ pub(super) fn with_upstream_of(root: &str, drive: impl Fn(SocketAddr)) {
 pub(super) struct TestLane {
     pub(super) stream: TcpStream,
     pub(super) instance: u64,
+    /// DATA frames of the running transfer.
+    received: u64,
+    /// Does not say what it has.
+    pub(super) is_silent: bool,
 }
 
 /// All that came for one OPEN.
@@ -132,9 +136,10 @@ impl Answer {
     }
 }
 
-/// Puts frames in order and checks that they cut the body without gap or overlap.
+/// Puts frames in order and checks that they cut the body without gap or overlap; of those that were sent again one counts.
 pub(super) fn body_of(mut frames: Vec<(u64, u64, Vec<u8>)>) -> Vec<u8> {
     frames.sort();
+    frames.dedup();
     let mut body = Vec::new();
     for (expected, (seq, offset, payload)) in frames.into_iter().enumerate() {
         assert_eq!((seq, offset), (expected as u64, body.len() as u64));
@@ -154,7 +159,9 @@ impl TestLane {
         let mut bytes = Vec::new();
         loop {
             match awaiting.reply(&bytes)? {
-                Progress::Done(accepted) => return Ok(Self { stream, instance: accepted.instance }),
+                Progress::Done(accepted) => {
+                    return Ok(Self { stream, instance: accepted.instance, received: 0, is_silent: false });
+                }
                 Progress::NeedMore(more) => {
                     bytes.resize(more, 0);
                     stream.read_exact(&mut bytes).map_err(|_| awaiting.closed())?;
@@ -173,11 +180,20 @@ impl TestLane {
 
     pub(super) fn open(&mut self, transfer: u64, head: &str) {
         self.open_without_credit(transfer, head);
-        self.send(Frame::Credit { transfer: TransferId(transfer), limit: Offset(MAX_BODY_BYTES) });
+        self.credit(transfer, MAX_BODY_BYTES);
+    }
+
+    /// Acknowledges what has come, and lets the body below `limit` come.
+    pub(super) fn credit(&mut self, transfer: u64, limit: u64) {
+        let (transfer, frames) = (TransferId(transfer), self.received);
+        let credit = Frame::Credit { transfer, frames, paused: false, limit: Offset(limit) };
+        // An upstream that has ended needs none.
+        let _ = self.stream.write_all(&credit.encode());
     }
 
     pub(super) fn open_without_credit(&mut self, transfer: u64, head: &str) {
         let head_len = FrameLen(head.len() as u32);
+        self.received = 0;
         let mut message = Frame::Open { transfer: TransferId(transfer), head_len }.encode().to_vec();
         message.extend_from_slice(head.as_bytes());
         self.stream.write_all(&message).unwrap();
@@ -202,6 +218,12 @@ impl TestLane {
         let frame = Frame::decode(&header).unwrap();
         let mut payload = vec![0; frame.payload_len().as_usize()];
         self.stream.read_exact(&mut payload).unwrap();
+        if let Frame::Data { transfer, .. } = frame {
+            self.received += 1;
+            if !self.is_silent {
+                self.credit(transfer.0, 0);
+            }
+        }
         Some((frame, payload))
     }
 
@@ -219,6 +241,7 @@ impl TestLane {
                     let reason = String::from_utf8(payload).unwrap();
                     return Answer { head, frames, outcome, totals: (count, bytes), reason };
                 }
+                Frame::Total { .. } => {}
                 other => panic!("{other:?}"),
             }
         }

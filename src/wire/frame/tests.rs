@@ -9,7 +9,8 @@ pub(in crate::wire) type Draw = (u8, u64, u32, u64, u64);
 pub(in crate::wire) fn frame_in_bounds((kind, transfer, len, seq, offset): Draw) -> Frame {
     let transfer = TransferId(transfer);
     let head_len = FrameLen(1 + len % MAX_HEAD_BYTES);
-    match kind % 10 {
+    let flag = kind & 0x80 != 0;
+    match kind % 11 {
         0 => Frame::Open { transfer, head_len },
         1 => Frame::Cancel { transfer },
         2 => Frame::Ping { token: seq },
@@ -18,14 +19,22 @@ pub(in crate::wire) fn frame_in_bounds((kind, transfer, len, seq, offset): Draw)
         5 => {
             let len = 1 + len % MAX_FRAME_BYTES;
             let offset = Offset(offset % (MAX_BODY_BYTES - u64::from(len) + 1));
-            Frame::Data { transfer, seq: Seq(seq % (MAX_SEQ + 1)), offset, len: FrameLen(len) }
+            Frame::Data { transfer, seq: Seq(seq % (MAX_SEQ + 1)), offset, len: FrameLen(len), again: flag }
         }
-        9 => Frame::Credit { transfer, limit: Offset(offset % (MAX_BODY_BYTES + 1)) },
+        9 => Frame::Credit {
+            transfer,
+            frames: seq % (MAX_SEQ + 1),
+            paused: flag,
+            limit: Offset(offset % (MAX_BODY_BYTES + 1)),
+        },
         outcome => {
-            let outcome = [Outcome::Complete, Outcome::Aborted, Outcome::Cancelled][usize::from(outcome - 6)];
             let frames = seq % (MAX_SEQ + 1);
             let bytes_max = frames.saturating_mul(u64::from(MAX_FRAME_BYTES)).min(MAX_BODY_BYTES);
             let bytes = frames + offset % (bytes_max - frames + 1);
+            if outcome == 10 {
+                return Frame::Total { transfer, frames, bytes };
+            }
+            let outcome = [Outcome::Complete, Outcome::Aborted, Outcome::Cancelled][usize::from(outcome - 6)];
             let reason_len =
                 if outcome == Outcome::Aborted { len % (MAX_REASON_BYTES as u32 + 1) } else { 0 };
             Frame::End { transfer, outcome, frames, bytes, reason_len: FrameLen(reason_len) }
@@ -34,7 +43,14 @@ pub(in crate::wire) fn frame_in_bounds((kind, transfer, len, seq, offset): Draw)
 }
 
 fn data_header() -> [u8; HEADER_BYTES] {
-    Frame::Data { transfer: TransferId(9), seq: Seq(1), offset: Offset(1000), len: FrameLen(500) }.encode()
+    Frame::Data {
+        transfer: TransferId(9),
+        seq: Seq(1),
+        offset: Offset(1000),
+        len: FrameLen(500),
+        again: false,
+    }
+    .encode()
 }
 
 fn end_header(outcome: Outcome) -> [u8; HEADER_BYTES] {
@@ -87,6 +103,7 @@ fn the_layout_is_the_documented_one() {
         seq: Seq(0x010203040506),
         offset: Offset(0x2122232425262728),
         len: FrameLen(0x010203),
+        again: false,
     };
     #[rustfmt::skip]
     assert_eq!(frame.encode(), [

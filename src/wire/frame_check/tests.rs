@@ -12,7 +12,7 @@ fn head() -> Frame {
 }
 
 fn data(seq: u64, offset: u64, len: u32) -> Frame {
-    Frame::Data { transfer: ID, seq: Seq(seq), offset: Offset(offset), len: FrameLen(len) }
+    Frame::Data { transfer: ID, seq: Seq(seq), offset: Offset(offset), len: FrameLen(len), again: false }
 }
 
 fn end(outcome: Outcome, frames: u64, bytes: u64) -> Frame {
@@ -123,7 +123,7 @@ fn an_error_changes_nothing() {
 
 /// The rules again, over the whole history and with arithmetic that cannot overflow.
 fn oracle(history: &[Frame], frame: &Frame, next_wanted: u64) -> bool {
-    let is_data = |f: &&Frame| matches!(f, Frame::Data { .. });
+    let is_data = |f: &&Frame| matches!(f, Frame::Data { again: false, .. });
     let last = history.iter().rev().find(is_data);
     let (last_seq, last_end) = match last {
         Some(Frame::Data { seq, offset, len, .. }) => {
@@ -140,6 +140,11 @@ fn oracle(history: &[Frame], frame: &Frame, next_wanted: u64) -> bool {
     match *frame {
         Frame::Pong { .. } => true,
         Frame::Head { transfer, .. } => transfer == ID && history.is_empty(),
+        Frame::Total { transfer, frames, bytes } => transfer == ID && !ended && place_fits(frames, bytes),
+        Frame::Data { transfer, seq, again: true, .. } => {
+            let ahead = i128::from(seq.0) - i128::from(next_wanted);
+            transfer == ID && !ended && ahead <= i128::from(MAX_SEQ_AHEAD)
+        }
         Frame::Data { transfer, seq, offset, .. } => {
             let ahead = i128::from(seq.0) - i128::from(next_wanted);
             transfer == ID && !ended && ahead <= i128::from(MAX_SEQ_AHEAD) && place_fits(seq.0, offset.0)
@@ -169,7 +174,9 @@ fn next_frame(choice: u8, draw: Draw, seq: u64, offset: u64) -> Frame {
             seq: Seq(seq),
             offset: Offset(offset),
             len: FrameLen(len),
+            again: step % 5 == 0,
         },
+        9 => Frame::Total { transfer: ID, frames: seq + step % 2, bytes: offset + slack % 4 },
         _ => data(seq + step % 3, offset + step % 3 + slack % 2, len),
     }
 }
@@ -192,7 +199,7 @@ fn agrees_with_the_oracle() {
             if verdict.is_err() || matches!(frame, Frame::Pong { .. }) {
                 continue;
             }
-            if let Frame::Data { seq: s, offset: o, len, .. } = frame {
+            if let Frame::Data { seq: s, offset: o, len, again: false, .. } = frame {
                 (seq, offset) = (s.0 + 1, o.0 + u64::from(len.0));
             }
             history.push(frame);

@@ -1,0 +1,176 @@
+//! One lane of a striped transfer: what is on it, and what its acknowledgements teach.
+//!
+//! In: frames put on the lane, acknowledgements by count (a lane is first in, first out). Out: the frames that arrived,
+//! estimates of arrival. Called by `striper`. Invariant: `in_flight` is the sum of what `sent` holds.
+
+use std::collections::VecDeque;
+
+use super::model::{LaneModel, RateSample};
+
+/// A lane within one [`super::Striper`]; never reused there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LaneId(pub u32);
+
+/// A frame on its way.
+#[derive(Debug)]
+pub(super) struct Sent {
+    pub(super) seq: u64,
+    pub(super) len: u64,
+    /// Bytes the lane has carried with this frame's last one.
+    upto: u64,
+    at: f64,
+    /// When its acknowledgement was expected as it was sent.
+    due: f64,
+    /// Bytes acknowledged as it was sent, and when the last of them was; and when that one was sent.
+    acknowledged: u64,
+    acknowledged_at: f64,
+    acknowledged_sent_at: f64,
+    /// The lane had been without work.
+    after_idleness: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) id: LaneId,
+    pub(super) model: LaneModel,
+    pub(super) sent: VecDeque<Sent>,
+    /// Frames acknowledged: the number of the first in `sent`.
+    pub(super) frames_acknowledged: u64,
+    bytes_sent: u64,
+    bytes_acknowledged: u64,
+    /// When the last acknowledgement came, or the lane became busy again.
+    quiet_since: f64,
+    /// When the last frame acknowledged was sent.
+    acknowledged_sent_at: f64,
+    /// Samples of frames sent before this much was acknowledged do not show all the lane can carry.
+    idle_upto: u64,
+    pub(super) is_paused: bool,
+    pub(super) silent_since: Option<f64>,
+    /// When the lane was last told to bring fresh bytes.
+    pub(super) asked_at: f64,
+}
+
+impl Lane {
+    pub(super) fn new(id: LaneId, model: LaneModel, now: f64) -> Self {
+        Self {
+            id,
+            model,
+            sent: VecDeque::new(),
+            frames_acknowledged: 0,
+            bytes_sent: 0,
+            bytes_acknowledged: 0,
+            quiet_since: now,
+            acknowledged_sent_at: now,
+            idle_upto: 0,
+            is_paused: false,
+            silent_since: None,
+            asked_at: now,
+        }
+    }
+
+    pub(super) fn in_flight(&self) -> u64 {
+        self.bytes_sent - self.bytes_acknowledged
+    }
+
+    pub(super) fn is_silent(&self) -> bool {
+        self.silent_since.is_some()
+    }
+
+    pub(super) fn is_known(&self) -> bool {
+        self.model.rate().is_some()
+    }
+
+    /// Seconds until a frame given now would have arrived.
+    pub(super) fn arrival(&self, len: u64) -> Option<f64> {
+        self.model.arrival(self.in_flight() as f64, len as f64)
+    }
+
+    /// The lane could carry more than it is given.
+    pub(super) fn idles(&mut self) {
+        self.idle_upto = self.bytes_sent.max(1);
+    }
+
+    /// A frame goes on the lane; returns its number there.
+    pub(super) fn send(&mut self, seq: u64, len: u64, now: f64) -> u64 {
+        if self.sent.is_empty() {
+            self.quiet_since = now;
+            self.acknowledged_sent_at = now;
+        }
+        let round_trip = self.model.round_trip().unwrap_or(0.0);
+        let due = now + self.arrival(len).map_or(1.0, |arrival| arrival + round_trip / 2.0);
+        self.bytes_sent += len;
+        self.sent.push_back(Sent {
+            seq,
+            len,
+            upto: self.bytes_sent,
+            at: now,
+            due,
+            acknowledged: self.bytes_acknowledged,
+            acknowledged_at: self.quiet_since,
+            acknowledged_sent_at: self.acknowledged_sent_at,
+            after_idleness: self.bytes_acknowledged < self.idle_upto,
+        });
+        self.frames_acknowledged + self.sent.len() as u64 - 1
+    }
+
+    /// `count` more frames have arrived.
+    pub(super) fn acknowledge(&mut self, count: usize, now: f64) -> Vec<u64> {
+        let Some(oldest) = self.sent.front() else { return Vec::new() };
+        let late = (now - oldest.due).min(now - self.quiet_since);
+        let elapsed = now - self.quiet_since;
+        self.model.saw_stall(late.max(0.0), elapsed);
+        let acknowledged: Vec<Sent> = self.sent.drain(..count).collect();
+        self.frames_acknowledged += count as u64;
+        if let Some(last) = acknowledged.last() {
+            self.bytes_acknowledged = last.upto;
+            self.model.saw_round_trip(now - last.at, last.len as f64, elapsed);
+            let bytes = last.upto - last.acknowledged;
+            let spent = (now - last.acknowledged_at).max(last.at - last.acknowledged_sent_at);
+            self.model.saw_rate(RateSample {
+                bytes: bytes as f64,
+                seconds: spent,
+                since_last: elapsed,
+                is_floor: last.after_idleness,
+            });
+            self.acknowledged_sent_at = last.at;
+        }
+        self.quiet_since = now;
+        acknowledged.into_iter().map(|sent| sent.seq).collect()
+    }
+
+    /// The downstream reads the lane again: what was due meanwhile is due from now on.
+    pub(super) fn resumes(&mut self, now: f64) {
+        self.quiet_since = now;
+        self.idle_upto = self.bytes_sent.max(1);
+    }
+
+    /// When the lane is to be called silent if nothing is heard of it.
+    pub(super) fn silent_at(&self) -> Option<f64> {
+        if self.is_paused || self.is_silent() {
+            return None;
+        }
+        Some(self.sent.front()?.due.max(self.quiet_since) + self.model.patience())
+    }
+
+    /// Whether nothing speaks against the lane's health.
+    pub(super) fn is_healthy(&self, now: f64) -> bool {
+        let half_silent = |at: f64| now + self.model.patience() / 2.0 < at;
+        !self.is_silent() && self.silent_at().is_none_or(half_silent)
+    }
+
+    /// Seconds until the frame with this number on the lane has arrived; `None` if that is not known. What is overdue
+    /// is expected to take as long again.
+    pub(super) fn remaining(&self, number: u64, now: f64) -> Option<f64> {
+        let sent = self.sent.get((number - self.frames_acknowledged) as usize)?;
+        if self.is_paused {
+            return None;
+        }
+        let overdue = now - sent.due;
+        let (Some(rate), Some(round_trip)) = (self.model.rate(), self.model.round_trip()) else {
+            return Some(now - sent.at);
+        };
+        let ahead = (sent.upto - self.bytes_acknowledged) as f64 / rate - round_trip / 2.0;
+        let earliest = sent.at + round_trip / 2.0 + sent.len as f64 / rate - now;
+        Some(if overdue > 0.0 { ahead.max(overdue) } else { ahead.max(earliest) })
+    }
+}

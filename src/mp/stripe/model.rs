@@ -1,0 +1,107 @@
+//! What a lane has learned about itself: rate, round trip and how long it pauses without being lost.
+//!
+//! In: acknowledgements, with what was known when the acknowledged frame was sent. Out: when a frame given now would
+//! arrive, and how late an acknowledgement may be. Called by `lane`. Invariant: estimates are positive and finite; until
+//! the first acknowledgement of a lane's life there are none.
+
+/// The round trip's minimum forgets what is older than one to two of these: a path that got longer is noticed, and a
+/// queue of some seconds is not taken for the path.
+const ROUND_TRIP_MEMORY_SECONDS: f64 = 15.0;
+/// The rate follows within half of the time a sample spans, which is a round trip; shorter ones than this are noise of
+/// the acknowledgements' timing.
+const RATE_MEMORY_SECONDS_MIN: f64 = 0.1;
+/// A pause that was seen counts for a minute: lossy paths have several in that time.
+const STALL_MEMORY_SECONDS: f64 = 60.0;
+/// Longer pauses are faults, not a lane's habit.
+const STALL_SECONDS_MAX: f64 = 1.2;
+/// How much longer than the longest pause seen a lane may be silent: the next one is often somewhat longer.
+const STALL_FACTOR: f64 = 1.5;
+/// TCP's smallest retransmission timeout on Linux: one of these is part of any lossy path.
+const SILENCE_SECONDS_MIN: f64 = 0.2;
+/// Rates below this are as good as none; it keeps divisions finite.
+const RATE_MIN: f64 = 1.0;
+
+/// What a lane has learned; outlives transfers, so that a warm lane is judged from its first frame. The default knows
+/// nothing.
+#[derive(Clone, Debug, Default)]
+pub struct LaneModel {
+    /// Bytes per second, end to end.
+    rate: Option<f64>,
+    /// Smallest round trips of this and the last [`ROUND_TRIP_MEMORY_SECONDS`].
+    round_trip: Option<[f64; 2]>,
+    /// The longest pause, fading.
+    stall: f64,
+    /// Time since the halves of `round_trip` were shifted, and since the last sample: clocks restart with transfers.
+    round_trip_age: f64,
+}
+
+/// What one acknowledgement says of the rate.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RateSample {
+    pub(super) bytes: f64,
+    pub(super) seconds: f64,
+    /// Time since the sample before.
+    pub(super) since_last: f64,
+    /// The lane had less to send than it could: the rate is at least this.
+    pub(super) is_floor: bool,
+}
+
+impl LaneModel {
+    /// Bytes per second that arrive, once known.
+    pub fn rate(&self) -> Option<f64> {
+        self.rate
+    }
+
+    /// Seconds of a round trip without queues, once known.
+    pub fn round_trip(&self) -> Option<f64> {
+        self.round_trip.map(|[now, before]| now.min(before))
+    }
+
+    /// Seconds until the last of `len` bytes given now would be at the downstream, behind `in_flight` others whose
+    /// acknowledgement has not come.
+    pub(super) fn arrival(&self, in_flight: f64, len: f64) -> Option<f64> {
+        let (rate, round_trip) = (self.rate?, self.round_trip()?);
+        Some((in_flight.max(rate * round_trip) + len) / rate - round_trip / 2.0)
+    }
+
+    /// Seconds by which an acknowledgement may be late, and the lane quiet, before the lane counts as silent.
+    pub(super) fn patience(&self) -> f64 {
+        let round_trip = self.round_trip().unwrap_or(1.0);
+        round_trip.max(SILENCE_SECONDS_MIN).max(STALL_FACTOR * self.stall)
+    }
+
+    /// An acknowledgement came `seconds` after its frame of `len` bytes was sent, and `elapsed` after the one before.
+    pub(super) fn saw_round_trip(&mut self, seconds: f64, len: f64, elapsed: f64) {
+        let transmission = self.rate.map_or(0.0, |rate| len / rate);
+        let sample = (seconds - transmission).max(seconds / 4.0).max(1e-6);
+        self.round_trip_age += elapsed;
+        let [now, before] = self.round_trip.unwrap_or([sample; 2]);
+        self.round_trip = Some(if self.round_trip_age > ROUND_TRIP_MEMORY_SECONDS {
+            self.round_trip_age = 0.0;
+            [sample, now]
+        } else {
+            [now.min(sample), before]
+        });
+    }
+
+    /// So many bytes were acknowledged in so much time.
+    pub(super) fn saw_rate(&mut self, sample: RateSample) {
+        let measured = (sample.bytes / sample.seconds.max(1e-6)).max(RATE_MIN);
+        let Some(rate) = self.rate else {
+            self.rate = Some(measured);
+            return;
+        };
+        if sample.is_floor && measured < rate {
+            return;
+        }
+        let memory = (self.round_trip().unwrap_or(0.0) / 2.0).max(RATE_MEMORY_SECONDS_MIN);
+        let weight = 1.0 - (-sample.since_last / memory).exp();
+        self.rate = Some(rate + (measured - rate) * weight);
+    }
+
+    /// The lane was quiet for so long with an acknowledgement due, and then went on; `elapsed` since the time before.
+    pub(super) fn saw_stall(&mut self, seconds: f64, elapsed: f64) {
+        let faded = self.stall * (-elapsed / STALL_MEMORY_SECONDS).exp();
+        self.stall = faded.max(seconds.min(STALL_SECONDS_MAX));
+    }
+}

@@ -1,0 +1,53 @@
+use super::*;
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+fn fresh(striper: &mut Striper, lane: LaneId, len: u32, now: Duration) -> Piece {
+    match striper.turn(lane, len as usize, now) {
+        Turn::Fresh { want } => striper.cut(lane, FrameLen(want as u32), now).unwrap(),
+        other => panic!("{other:?} at {now:?}"),
+    }
+}
+
+#[test]
+fn one_lane_carries_all_in_order() {
+    let mut striper = Striper::new();
+    striper.set_length(Some(10_000));
+    let lane = striper.join(LaneModel::default(), ms(0));
+    assert_eq!(
+        fresh(&mut striper, lane, 6000, ms(0)),
+        Piece { seq: Seq(0), offset: Offset(0), len: FrameLen(6000) }
+    );
+    assert_eq!(
+        fresh(&mut striper, lane, 6000, ms(0)),
+        Piece { seq: Seq(1), offset: Offset(6000), len: FrameLen(4000) }
+    );
+    assert_eq!(striper.turn(lane, 6000, ms(0)), Turn::Wait { until: None });
+    assert_eq!(striper.received(lane, 1, false, ms(50)), Ok(vec![Seq(0)]));
+    assert_eq!(striper.received(lane, 3, false, ms(50)), Err(Overcount { claimed: 3, sent: 2 }));
+    striper.end_of_body();
+    assert!(!striper.is_delivered());
+    assert_eq!(striper.received(lane, 2, false, ms(60)), Ok(vec![Seq(1)]));
+    assert!(striper.is_delivered());
+    assert_eq!(striper.totals(), (2, 10_000));
+}
+
+#[test]
+fn a_lost_lanes_frames_come_first_and_in_order() {
+    let mut striper = Striper::new();
+    let (a, b) = (striper.join(LaneModel::default(), ms(0)), striper.join(LaneModel::default(), ms(0)));
+    for _ in 0..3 {
+        fresh(&mut striper, a, 1000, ms(0));
+    }
+    striper.received(a, 1, false, ms(40)).unwrap();
+    assert!(striper.leave(a, ms(50)).rate().is_some());
+    for seq in [1, 2] {
+        assert_eq!(striper.turn(b, 1000, ms(50)), Turn::Again { seq: Seq(seq) });
+        assert_eq!(striper.again(b, Seq(seq), ms(50)).unwrap().offset, Offset(1000 * seq));
+        assert_eq!(striper.again(b, Seq(seq), ms(50)), None, "twice on one lane");
+    }
+    assert!(matches!(striper.turn(b, 1000, ms(50)), Turn::Fresh { .. }));
+    assert_eq!(striper.resent().recovered_bytes, 2000);
+}
