@@ -189,7 +189,7 @@ async fn forward(
         }
     };
     tracing::debug!(%peer, "a lane stands");
-    carry(&near, &far, shutdown).await
+    carry(&near, far, shutdown).await
 }
 
 async fn connect_next(relay: &Relay, route: &Route) -> Result<(Socket, u64), RelayError> {
@@ -227,10 +227,10 @@ fn is_own(address: &SocketAddr) -> bool {
 }
 
 /// Forwards both ways until one side ends. A lane has no half-closed state: the end of one direction is its end.
-async fn carry(near: &Socket, far: &Socket, shutdown: &mut watch::Receiver<bool>) -> Result<(), RelayError> {
+async fn carry(near: &Socket, far: Socket, shutdown: &mut watch::Receiver<bool>) -> Result<(), RelayError> {
     let (up, down) = (Cell::new(0), Cell::new(0));
     let ended = {
-        let (upward, downward) = (pump(near, far, &up), pump(far, near, &down));
+        let (upward, downward) = (pump(near, &far, &up), pump(&far, near, &down));
         let idle_at_shutdown = drained(&up, &down, shutdown);
         pin_mut!(upward, downward, idle_at_shutdown);
         let lane = select(upward, downward).map(|either| either.factor_first().0);
@@ -241,6 +241,8 @@ async fn carry(near: &Socket, far: &Socket, shutdown: &mut watch::Receiver<bool>
         // What was sent last may still be on its way to the near side. A word from there to a closed socket would be
         // answered by a reset, which destroys it.
         Ok(()) => {
+            // Its bytes have all come; an upstream that stops waits for this.
+            drop(far);
             near.finish();
             let gone = async { while near.discard(LINGER_BYTES).await.is_ok_and(|bytes| bytes > 0) {} };
             let _ = exec::timeout(LINGER, gone).await;
