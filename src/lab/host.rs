@@ -26,7 +26,7 @@ use rustix::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{child, tun};
+use super::{child, contain, tun};
 
 /// The namespaces of one host.
 #[derive(Debug)]
@@ -115,6 +115,15 @@ impl Host {
         command
     }
 
+    /// The same, and whatever the command starts ends with it, in the background or not. The PID of the child is that
+    /// of a process that waits for the command.
+    pub fn contained(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.command(program);
+        // SAFETY: it makes system calls only.
+        unsafe { command.pre_exec(contain::contain) };
+        command
+    }
+
     /// Runs `work` in a forked child inside; see [`child::run`].
     ///
     /// # Errors
@@ -168,15 +177,25 @@ impl Host {
         self.make(|| tun::open(name))
     }
 
-    /// Writes the setting `key`, as sysctl(8) names it, of this host's network.
+    /// Writes settings of this host's network, keys as sysctl(8) names them. `optional` ones may be missing in a kernel.
     ///
     /// # Errors
     /// Those of open(2) and write(2), with the name of the key.
-    pub fn sysctl(&self, key: &str, value: &str) -> io::Result<()> {
-        let path = CString::new(format!("/proc/sys/{}", key.replace('.', "/")))?;
-        self.run(|| write(&path, value.as_bytes()).map(|()| [None, None])).map(drop).map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot set {key} of {} to {value}: {error}", self.name))
-        })
+    pub fn sysctl(&self, settings: &[(&str, &str)], optional: &[(&str, &str)]) -> io::Result<()> {
+        let path = |key: &str| CString::new(format!("/proc/sys/{}", key.replace('.', "/")));
+        for (is_optional, list) in [(false, settings), (true, optional)] {
+            for &(key, value) in list {
+                let path = path(key)?;
+                match self.run(|| write(&path, value.as_bytes()).map(|()| [None, None])) {
+                    Err(error) if !(is_optional && error.kind() == io::ErrorKind::NotFound) => {
+                        let text = format!("cannot set {key} of the lab's {} to {value}: {error}", self.name);
+                        return Err(io::Error::new(error.kind(), text));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
     }
 
     fn enter_user(&self) -> io::Result<()> {
@@ -210,13 +229,13 @@ fn enter_both(user: Option<&OwnedFd>, net: &OwnedFd) -> io::Result<()> {
 }
 
 /// Asks the kernel for SIGKILL when the parent ends. After the namespaces: a change of rights clears it.
-fn die_with(parent: Option<Pid>) -> io::Result<()> {
+pub(super) fn die_with(parent: Option<Pid>) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // It may have ended before that.
     if getppid() == parent { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
 }
 
-fn unshare(flags: UnshareFlags) -> io::Result<()> {
+pub(super) fn unshare(flags: UnshareFlags) -> io::Result<()> {
     // SAFETY: these flags give the process new namespaces; they close nothing and unshare no descriptor table.
     Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
 }

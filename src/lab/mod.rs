@@ -10,13 +10,18 @@
 pub mod calibrate;
 pub mod chain;
 pub mod child;
+mod contain;
 pub mod fetch;
 pub mod host;
+pub mod ip;
 pub mod link;
 pub mod scenario;
 pub mod shape;
+pub mod store;
+pub mod timeline;
 pub mod topology;
 pub mod tun;
+pub mod usage;
 
 pub use scenario::Scenario;
 pub use topology::{Lab, LabError};

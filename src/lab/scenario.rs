@@ -3,9 +3,11 @@
 //! In: TOML, as in `bench/scenarios/`. Out: a [`Scenario`] whose every number was checked, or an error that names the
 //! file, the key and the remedy. No I/O except [`Scenario::load`]. Called by the command line and the benchmark.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use serde::Deserialize;
+
+use super::shape::{Shape, ShapeError};
 
 /// Paths of a scenario: each costs a thread, a namespace and a third of a /16 of addresses is far away.
 pub const PATHS_MAX: usize = 8;
@@ -13,6 +15,9 @@ pub const PATHS_MAX: usize = 8;
 const EVENTS_MAX: usize = 64;
 /// A bottleneck's queue unless the file says otherwise, at least: a home router's smallest is a few dozen packets.
 const QUEUE_MS_MIN: f64 = 25.0;
+
+/// Four packets: less is no queue, and TCP cannot work with it.
+const QUEUE_BYTES_MIN: u64 = 4 * 1500;
 
 /// An emulated network and what runs on it.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -136,6 +141,16 @@ pub enum ScenarioError {
         value: String,
         /// What may stand there.
         rule: String,
+    },
+    /// The values are within bounds, but not all together.
+    #[error("{file}: {key}: {source}")]
+    Shape {
+        /// The file.
+        file: String,
+        /// The table, as `path[2]`.
+        key: String,
+        /// What the emulator says.
+        source: ShapeError,
     },
 }
 
@@ -267,6 +282,20 @@ impl EmulatedPath {
     /// Length of the bottleneck's queue in milliseconds at its rate.
     pub fn queue_ms(&self) -> f64 {
         self.queue_ms.unwrap_or(self.rtt_ms.max(QUEUE_MS_MIN))
+    }
+
+    /// What each direction of the emulated link does.
+    pub fn shape(&self) -> Shape {
+        let bytes_per_ms = self.rate_mbit * 1e3 / 8.0;
+        Shape {
+            rate_mbit: self.rate_mbit,
+            queue_bytes: ((bytes_per_ms * self.queue_ms()) as u64).max(QUEUE_BYTES_MIN),
+            delay: Duration::from_secs_f64(self.rtt_ms / 2e3),
+            jitter: Duration::from_secs_f64(self.jitter_ms / 1e3),
+            loss: self.loss,
+            burst: (self.burst > 1.0).then_some(self.burst),
+            flow_mbit: self.flow_mbit,
+        }
     }
 
     /// This path after `event`, except for outages, which are no quality of the path.
