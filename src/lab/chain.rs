@@ -223,7 +223,8 @@ impl Chain {
     /// # Errors
     /// A role does not start; the text has what it says.
     pub fn start(lab: &Lab, options: &ChainOptions) -> Result<Self, LabError> {
-        let in_memory = |source| LabError::System { what: "cannot keep the lab's files in memory".into(), source };
+        let in_memory =
+            |source| LabError::System { what: "cannot keep the lab's files in memory".into(), source };
         let store = Store::new(lab.server()).map_err(in_memory)?;
         if let Content::Generated(bytes) = &options.content {
             store.generate(SERVED, FILE_NAME, *bytes).map_err(in_memory)?;
@@ -251,13 +252,15 @@ impl Chain {
 
         if options.via == Via::Relays {
             for &path in &options.paths {
-                let mut relay = Starter::new(lab.relay(path), Role::Relay(path), "relay", RELAY_PORT, options);
+                let mut relay =
+                    Starter::new(lab.relay(path), Role::Relay(path), "relay", RELAY_PORT, options);
                 relay.key(&chain._store)?;
                 chain.add(relay)?;
             }
         }
 
-        let mut downstream = Starter::new(lab.client(), Role::Downstream, "downstream", DOWNSTREAM_PORT, options);
+        let mut downstream =
+            Starter::new(lab.client(), Role::Downstream, "downstream", DOWNSTREAM_PORT, options);
         for &path in &options.paths {
             downstream.command.arg("--path").arg(lane_path(lab, options.via, path));
         }

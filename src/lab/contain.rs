@@ -47,7 +47,9 @@ fn stay_behind(pid: i32) -> ! {
     }
     let status = loop {
         match waitpid(Pid::from_raw(pid), WaitOptions::empty()) {
-            Ok(Some((_, status))) => break status.exit_status().unwrap_or(128 + status.terminating_signal().unwrap_or(0)),
+            Ok(Some((_, status))) => {
+                break status.exit_status().unwrap_or(128 + status.terminating_signal().unwrap_or(0));
+            }
             Err(rustix::io::Errno::INTR) => {}
             _ => break 1,
         }

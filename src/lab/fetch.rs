@@ -111,7 +111,8 @@ fn read_head(stream: &mut TcpStream, began: Instant) -> io::Result<(u64, u64, Du
         if response.code != Some(200) {
             return Err(wrong(format!("the answer is {:?}", response.code.unwrap_or(0))));
         }
-        let length = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
+        let length =
+            response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
         let length = length.and_then(|header| str::from_utf8(header.value).ok()?.trim().parse().ok());
         let length = length.ok_or_else(|| wrong("the answer has no length".into()))?;
         return Ok((length, (head.len() - end) as u64, first_byte.unwrap_or_default()));

@@ -48,9 +48,7 @@ impl Batch {
             None => self.lines.clone(),
         };
         let mut child = command.spawn().map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => {
-                LabError::Program("the lab needs `ip`: install iproute2".to_owned())
-            }
+            io::ErrorKind::NotFound => LabError::Program("the lab needs `ip`: install iproute2".to_owned()),
             _ => failed(error),
         })?;
         // It reads all of standard input before it ends, unless a line fails; then its message is what counts.
@@ -58,7 +56,11 @@ impl Batch {
         let output = child.wait_with_output().map_err(failed)?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
-            return Err(LabError::Program(format!("ip in {}: {}; the lines were:\n{lines}", host.name(), said.trim())));
+            return Err(LabError::Program(format!(
+                "ip in {}: {}; the lines were:\n{lines}",
+                host.name(),
+                said.trim()
+            )));
         }
         written.map_err(failed)
     }

@@ -159,7 +159,8 @@ impl Lab {
             let limits = format!("mptcp limits set subflows {0} add_addr_accepted {0}", self.paths());
             client.line(&limits);
             for path in 0..self.paths() {
-                client.line(format!("mptcp endpoint add {} dev path{path} subflow", self.client_address(path)));
+                client
+                    .line(format!("mptcp endpoint add {} dev path{path} subflow", self.client_address(path)));
             }
             server.line(&limits);
             let mut relay = Batch::default();
