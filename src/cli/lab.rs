@@ -4,7 +4,7 @@
 //! started ends with this process.
 
 use std::{
-    io::IsTerminal,
+    io::{IsTerminal, Write},
     path::PathBuf,
     process::ExitStatus,
     sync::{
@@ -77,10 +77,12 @@ pub(super) fn run(global: &Global, command: LabCommand) -> Result<(), LabRunErro
 }
 
 fn list() -> Result<(), LabRunError> {
-    for scenario in Scenario::built_in()? {
-        println!("{:18} {}", scenario.name, scenario.stands_for);
-        print!("{}", describe(&scenario));
-    }
+    let scenarios = Scenario::built_in()?;
+    let texts = scenarios
+        .iter()
+        .map(|scenario| format!("{:18} {}\n{}", scenario.name, scenario.stands_for, describe(scenario)));
+    // `| head` closes the pipe: it has seen enough.
+    let _ = std::io::stdout().write_all(texts.collect::<String>().as_bytes());
     Ok(())
 }
 
