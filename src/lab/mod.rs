@@ -15,6 +15,7 @@ pub mod fetch;
 pub mod host;
 pub mod ip;
 pub mod link;
+mod punctual;
 pub mod scenario;
 pub mod segment;
 pub mod shape;
