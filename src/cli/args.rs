@@ -240,7 +240,7 @@ pub struct Paths {
     /// File with the pre-shared key (make one with `plait keygen FILE`)
     #[arg(long, value_name = "FILE", env = "PLAIT_KEY")]
     pub key: PathBuf,
-    /// Lanes per path and transfer [default: one, which BBR fills]
+    /// Lanes per path and transfer [default: one, and more, up to 32, where they bring more]
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=64))]
     pub lanes: Option<u16>,
     /// Lanes of a path that may stand on a core at once; requests beyond that wait in order

@@ -31,7 +31,11 @@ use crate::{
     downstream,
     exec::{self, Core},
     lanes::{PathStatus, Pool, PoolConfig},
-    mp::manager::{Load, Manager, Placement},
+    mp::manager::{Load, Manager, ManagerConfig, Placement},
+    mp::{
+        crew::{DESERTED_MAX, LaneCounts},
+        stripe::LANES_MAX,
+    },
     net::{self, Legs, Listener},
     relay,
     root::{self, Root},
@@ -157,7 +161,7 @@ fn open_upstream(root: &str, key: Arc<Key>, legs: Legs) -> Result<Arc<Upstream>,
 pub(super) struct Fabric {
     pub(super) paths: Vec<Arc<PathStatus>>,
     config: PoolConfig,
-    lanes_per_path: usize,
+    counts: Arc<LaneCounts>,
     placement: Placement,
     load: Load,
 }
@@ -168,21 +172,21 @@ impl Fabric {
         if let Some(path) = specs.iter().find(|path| path.transport() != Transport::Tcp) {
             return Err(RunError::Transport { path: path.clone() });
         }
-        let lanes =
-            Lanes { per_path: paths.lanes.map_or(LANES_PER_PATH, usize::from), max: paths.lanes_max.into() };
+        let lanes = Lanes { per_path: paths.lanes.map(usize::from), max: paths.lanes_max.into() };
         Ok(Self::of(specs, load_key(&paths.key)?, lanes, global))
     }
 
     pub(super) fn of(specs: Vec<PathSpec>, key: Arc<Key>, lanes: Lanes, global: &Global) -> Self {
+        let (least, most) = lanes.per_path.map_or((1, LANES_MAX.min(lanes.max)), |fixed| (fixed, fixed));
         Self {
+            counts: LaneCounts::new(specs.len(), least, most),
             paths: specs.into_iter().map(PathStatus::new).map(Arc::new).collect(),
             config: PoolConfig {
                 key,
                 congestion: legs(global).lane,
-                lanes_warm: lanes.per_path,
-                lanes_max: lanes.max.max(lanes.per_path),
+                lanes_warm: least,
+                lanes_max: lanes.max.max(least),
             },
-            lanes_per_path: lanes.per_path,
             placement: global.placement,
             load: Load::new(exec_config(global).cpus.len()),
         }
@@ -191,19 +195,19 @@ impl Fabric {
     /// The manager of this core, with its pools.
     pub(super) fn manager(&self) -> Rc<Manager> {
         let pools = self.paths.iter().map(|path| Pool::new(path.clone(), self.config.clone())).collect();
-        Manager::start(pools, self.lanes_per_path, self.placement, self.load.clone())
+        let config = ManagerConfig { placement: self.placement, deserted_max: DESERTED_MAX };
+        Manager::start(pools, self.counts.clone(), config, self.load.clone())
     }
 }
 
 /// How many lanes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lanes {
-    pub(super) per_path: usize,
+    /// Per path and transfer; found out by trying if not given.
+    pub(super) per_path: Option<usize>,
+    /// Per path and core.
     pub(super) max: usize,
 }
-
-/// Lanes per path and transfer unless `--lanes` says more: BBR fills a path with one.
-pub(super) const LANES_PER_PATH: usize = 1;
 
 fn run_get(global: &Global, args: Get) -> Result<(), RunError> {
     let mut config = exec_config(global);

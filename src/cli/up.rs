@@ -18,8 +18,8 @@ use tokio::sync::watch;
 use super::{
     args::{Global, Up},
     roles::{
-        Fabric, LANES_PER_PATH, Lanes, Listeners, RunError, exec_config, legs, open_root,
-        raise_descriptor_limit, shutdown_signal,
+        Fabric, Lanes, Listeners, RunError, exec_config, legs, open_root, raise_descriptor_limit,
+        shutdown_signal,
     },
     sample,
 };
@@ -69,7 +69,7 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
             PathSpec::new(Transport::Tcp, HopAddr::from(*at), rest)
         })
         .collect();
-    let lanes = Lanes { per_path: LANES_PER_PATH, max: LANES_MAX };
+    let lanes = Lanes { per_path: None, max: LANES_MAX };
     let fabric = Fabric::of(specs, key.clone(), lanes, global);
     let root = Arc::new(open_root(&dir)?);
     let legs = legs(global);

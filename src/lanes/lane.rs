@@ -15,7 +15,7 @@ use crate::{
     exec,
     net::Socket,
     wire::{
-        frame::{Frame, FrameError, HEADER_BYTES},
+        frame::{Frame, FrameError, HEADER_BYTES, Reading},
         units::{Offset, TransferId},
     },
 };
@@ -72,6 +72,8 @@ pub struct Lane {
     /// A header that has arrived in part; survives a read that is cancelled.
     partial: RefCell<([u8; HEADER_BYTES], usize)>,
     quiet_since: Cell<Instant>,
+    /// It has carried a transfer.
+    is_warm: Cell<bool>,
     /// A transfer whose END has not come yet, although nobody waits for it, and the payload of its current frame that is
     /// still in the socket.
     stale: Cell<Option<TransferId>>,
@@ -90,6 +92,7 @@ impl Lane {
             instance,
             partial: RefCell::new(([0; HEADER_BYTES], 0)),
             quiet_since: Cell::new(Instant::now()),
+            is_warm: Cell::new(false),
             stale: Cell::new(None),
             stale_payload: Cell::new(0),
             taken: Notify::new(),
@@ -123,6 +126,16 @@ impl Lane {
 
     pub(super) fn touch(&self) {
         self.quiet_since.set(Instant::now());
+    }
+
+    /// A transfer was on it.
+    pub(super) fn has_carried(&self) {
+        self.touch();
+        self.is_warm.set(true);
+    }
+
+    pub(super) fn is_warm(&self) -> bool {
+        self.is_warm.get()
     }
 
     /// Names the path in an error of the connection.
@@ -260,9 +273,9 @@ impl Lane {
     }
 
     /// Sends CREDIT: `frames` have arrived on this lane, and the bytes of the transfer's body below `limit` may come;
-    /// `paused` says that the lane is left unread on purpose. False if the socket has no room for it now.
-    pub fn credit(&self, transfer: TransferId, frames: u64, paused: bool, limit: u64) -> bool {
-        self.try_send_frame(&Frame::Credit { transfer, frames, paused, limit: Offset(limit) })
+    /// `reading` says how the lane is read. False if the socket has no room for it now.
+    pub fn credit(&self, transfer: TransferId, frames: u64, reading: Reading, limit: u64) -> bool {
+        self.try_send_frame(&Frame::Credit { transfer, frames, reading, limit: Offset(limit) })
     }
 
     /// Sends a frame without payload if the socket has room, which then takes all of it.

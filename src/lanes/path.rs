@@ -5,7 +5,15 @@ use std::{
     time::Duration,
 };
 
-use crate::wire::route::PathSpec;
+use crate::{exec::Core, wire::route::PathSpec};
+
+/// From this round trip on slow start takes longer than anything that happens between cores.
+const LONG_ROUND_TRIP: Duration = Duration::from_millis(5);
+
+/// None for a core beyond the 64th: its lanes serve it alone.
+fn bit(core: Core) -> u64 {
+    u32::try_from(core.0).ok().and_then(|core| 1u64.checked_shl(core)).unwrap_or(0)
+}
 
 /// A configured path and its figures. Counters are statistics: no decision needs them exact.
 #[derive(Debug)]
@@ -18,6 +26,8 @@ pub struct PathStatus {
     leased: AtomicUsize,
     round_trip_us: AtomicU64,
     down: AtomicBool,
+    /// A bit for each of the first 64 cores where an idle lane stands that has carried a transfer.
+    warm_cores: AtomicU64,
 }
 
 /// [`PathStatus`] at one moment.
@@ -51,6 +61,7 @@ impl PathStatus {
             leased: AtomicUsize::new(0),
             round_trip_us: AtomicU64::new(0),
             down: AtomicBool::new(false),
+            warm_cores: AtomicU64::new(0),
         }
     }
 
@@ -67,6 +78,25 @@ impl PathStatus {
     /// The last measured round trip; zero when unknown.
     pub fn round_trip(&self) -> Duration {
         Duration::from_micros(self.round_trip_us.load(Relaxed))
+    }
+
+    /// Where a client of core `here` should have its lane: on a long path a congestion window that has grown is worth more
+    /// than the hop to another core.
+    pub fn core_of_warm_lane(&self, here: Core) -> Core {
+        let warm = self.warm_cores.load(Relaxed);
+        if self.round_trip() < LONG_ROUND_TRIP || warm == 0 || warm & bit(here) != 0 {
+            return here;
+        }
+        Core(warm.trailing_zeros() as usize)
+    }
+
+    /// Whether an idle lane of core `here` has carried a transfer.
+    pub(super) fn set_warm(&self, here: Core, is_warm: bool) {
+        if is_warm {
+            self.warm_cores.fetch_or(bit(here), Relaxed);
+        } else {
+            self.warm_cores.fetch_and(!bit(here), Relaxed);
+        }
     }
 
     /// Counts payload that arrived.
@@ -129,6 +159,21 @@ impl PathStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_path_leads_to_the_core_with_a_warm_lane() {
+        let path = PathStatus::new("127.0.0.1:1".parse().unwrap());
+        path.set_warm(Core(2), true);
+        assert_eq!(path.core_of_warm_lane(Core(0)), Core(0), "the path is short");
+        path.measured(Duration::from_millis(100));
+        assert_eq!(path.core_of_warm_lane(Core(0)), Core(2));
+        path.set_warm(Core(0), true);
+        assert_eq!(path.core_of_warm_lane(Core(0)), Core(0));
+        path.set_warm(Core(0), false);
+        path.set_warm(Core(2), false);
+        path.set_warm(Core(64), true);
+        assert_eq!(path.core_of_warm_lane(Core(0)), Core(0));
+    }
 
     #[test]
     fn one_late_ping_does_not_make_a_path_long() {

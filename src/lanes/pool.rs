@@ -166,7 +166,7 @@ impl Lease {
     pub fn give_back(mut self) {
         if let (Some(lane), Some(pool)) = (self.lane.take(), self.pool.upgrade()) {
             lane.path().lease_ended();
-            lane.touch();
+            lane.has_carried();
             pool.shelve(lane);
         }
     }
@@ -222,6 +222,7 @@ impl Pool {
             let found = self.idle.borrow().iter().rposition(fits);
             let Some(found) = found else { break };
             let lane = self.idle.borrow_mut().remove(found);
+            self.note_warmth();
             if lane.is_quiet() {
                 return Some(self.lease(lane));
             }
@@ -241,6 +242,7 @@ impl Pool {
     /// Closes idle lanes that were not used since `moment`.
     pub fn close_quiet_since(&self, moment: Instant) {
         let old = self.idle.borrow_mut().extract_if(.., |lane| lane.quiet_since() < moment).count();
+        self.note_warmth();
         for _ in 0..old {
             self.lane_gone();
         }
@@ -314,8 +316,17 @@ impl Pool {
             // A waiter that gives up in this instant drops the lease, which closes the lane.
             Some(waiter) => drop(waiter.send(Ok(self.lease(lane)))),
             None if lane.is_stale() => self.drain(lane),
-            None => self.idle.borrow_mut().push(lane),
+            None => {
+                self.idle.borrow_mut().push(lane);
+                self.note_warmth();
+            }
         }
+    }
+
+    /// Tells the other cores whether their clients find a warm lane here.
+    fn note_warmth(&self) {
+        let is_warm = self.idle.borrow().iter().any(|lane| lane.is_warm());
+        self.path.set_warm(exec::core(), is_warm);
     }
 
     /// Waits for the END of the transfer before, unless the lane is leased meanwhile.
@@ -473,6 +484,7 @@ impl Pool {
                 }
             }
         }
+        self.note_warmth();
         let pings = due.into_iter().map(|lane| async move {
             match lane.ping(PONG_DEADLINE).await {
                 Ok(()) => self.shelve(lane),
@@ -497,6 +509,7 @@ impl Pool {
         let draining = std::mem::take(&mut *self.draining.borrow_mut());
         self.open.set(self.open.get() - idle.len() - draining.len());
         draining.iter().for_each(|lane| lane.taken.notify_one());
+        self.note_warmth();
         self.waiting.borrow_mut().clear();
         self.disturbed.notify_one();
     }

@@ -1,4 +1,4 @@
-//! The MPManager: sets up one transfer, with its ring, its producers and its consumer.
+//! The MPManager: sets up one transfer, with its ring, its crew of producers and its consumer.
 //!
 //! In: a request's head. Out: the root's response head and a [`Consumer`] for the body. One manager per core, over the
 //! core's pools. Invariants: all lanes of a transfer lead to the same upstream process; a path that is down is left
@@ -7,36 +7,33 @@
 use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
-    pin::pin,
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     task::Poll,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use futures_util::future::{Either, select};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::Barrier;
 
 use super::{
     consumer::Consumer,
-    producer::{Delivery, Producer},
+    crew::{Crew, LaneCounts, Place},
     queue::{self, MpQueue},
-    tap::Tap,
-    transfer::{Parcel, Transfer, WINDOW_FRAMES},
+    transfer::{Transfer, WINDOW_FRAMES},
 };
 use crate::{
     exec::{self, Core},
-    lanes::{Lease, Pool},
+    lanes::Pool,
     wire::{frame::Outcome, units::TransferId},
 };
 
 /// How long a request waits for its first lane: longer than a dial over a relay that lost two SYNs.
-const LANE_DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const LANE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a response head may take: more than the 30 s that the upstream gives the root, so that its answer, which
 /// names the root, comes first.
 const HEAD_DEADLINE: Duration = Duration::from_secs(45);
@@ -180,23 +177,55 @@ thread_local! {
     static HERE: RefCell<Option<Rc<Manager>>> = const { RefCell::new(None) };
 }
 
+/// How transfers use their lanes.
+#[derive(Clone, Copy, Debug)]
+pub struct ManagerConfig {
+    /// On which cores.
+    pub placement: Placement,
+    /// How long a transfer that has lost all its lanes waits for one: [`DESERTED_MAX`](super::crew::DESERTED_MAX), except
+    /// in tests.
+    pub deserted_max: Duration,
+}
+
 /// See the module's description.
 pub struct Manager {
     pools: Vec<Rc<Pool>>,
-    lanes_per_path: usize,
-    placement: Placement,
+    counts: Arc<LaneCounts>,
+    config: ManagerConfig,
     load: Load,
 }
 
 impl Manager {
     /// The manager of this core; there is one per core and process.
-    pub fn start(pools: Vec<Rc<Pool>>, lanes_per_path: usize, placement: Placement, load: Load) -> Rc<Self> {
+    pub fn start(
+        pools: Vec<Rc<Pool>>,
+        counts: Arc<LaneCounts>,
+        config: ManagerConfig,
+        load: Load,
+    ) -> Rc<Self> {
         for pool in &pools {
             exec::spawn(pool.clone().keep());
         }
-        let manager = Rc::new(Self { pools, lanes_per_path, placement, load });
+        let manager = Rc::new(Self { pools, counts, config, load });
         HERE.with(|here| *here.borrow_mut() = Some(manager.clone()));
         manager
+    }
+
+    /// The one of this core, while it runs.
+    pub(super) fn here() -> Option<Rc<Self>> {
+        HERE.with(|here| here.borrow().clone())
+    }
+
+    pub(super) fn pools(&self) -> &[Rc<Pool>] {
+        &self.pools
+    }
+
+    pub(super) fn counts(&self) -> &Arc<LaneCounts> {
+        &self.counts
+    }
+
+    pub(super) fn config(&self) -> &ManagerConfig {
+        &self.config
     }
 
     /// Waits until the clients of all cores are served, since lanes of this core may carry their transfers, then closes
@@ -239,33 +268,24 @@ impl Manager {
         let (ring, parcels) = MpQueue::new(WINDOW_FRAMES)?;
         let taps = Rc::new(RefCell::new(Vec::new()));
         let here = exec::core();
-        let cores = self.load.place(self.placement, here, CORE_SATURATED.get());
+        let cores = self.load.place(self.config.placement, here, CORE_SATURATED.get());
         let busy = self.load.enter(here);
-        let places: Places = self.pools.iter().map(|_| Arc::default()).collect();
-        for lane in 0..self.lanes_per_path * self.pools.len() {
-            let path = lane % self.pools.len();
-            let (transfer, ring, taps) = (transfer.clone(), ring.clone(), Some(taps.clone()));
-            let place = Taken::new(&places[path]);
-            self.seat(&cores, lane, path, Seat { transfer, ring, taps, place, suspect_before });
-        }
-        let mut consumer = Consumer::new(transfer.clone(), parcels, taps.clone());
+        let places = (0..self.pools.len()).map(|path| Place::new(self.counts.wanted(path))).collect();
+        let crew = Crew {
+            manager: self.clone(),
+            transfer: transfer.clone(),
+            ring,
+            taps: taps.clone(),
+            places,
+            cores,
+        };
+        crew.board(suspect_before);
+        let mut consumer = Consumer::new(transfer, parcels, taps);
         let head = exec::timeout(HEAD_DEADLINE, consumer.head())
             .await
             .map_err(|exec::Elapsed| FetchError::Deadline)??;
-        let crew = Crew { manager: self.clone(), transfer, ring, taps, places, cores };
         crew.start();
         Ok(Incoming { head, consumer, _busy: busy })
-    }
-
-    /// Seats one more lane of path number `path`, on the core that lane number `lane` belongs to.
-    fn seat(&self, cores: &[Core], lane: usize, path: usize, seat: Seat) {
-        let core = cores[lane % cores.len()];
-        seat.transfer.lane_expected();
-        if core == exec::core() {
-            seat.take(&self.pools[path]);
-        } else {
-            invite(core, path, Seat { taps: None, ..seat });
-        }
     }
 }
 
@@ -297,201 +317,6 @@ impl Consumer {
             }))
         })
         .await
-    }
-}
-
-/// What a transfer has of one path.
-#[derive(Debug, Default)]
-pub(super) struct Place {
-    /// Lanes, and dials that may become lanes.
-    taken: AtomicUsize,
-    /// Lanes.
-    lanes: AtomicUsize,
-    /// Payload that has come.
-    pub(super) bytes: Arc<AtomicU64>,
-}
-
-type Places = Vec<Arc<Place>>;
-
-/// One lane's, or dial's, part of a [`Place`].
-struct Taken(Arc<Place>);
-
-impl Taken {
-    fn new(place: &Arc<Place>) -> Self {
-        place.taken.fetch_add(1, Ordering::SeqCst);
-        Self(place.clone())
-    }
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        self.0.taken.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// Replaces the lanes that a running transfer loses.
-struct Crew {
-    manager: Rc<Manager>,
-    transfer: Arc<Transfer>,
-    ring: queue::Producer<Parcel>,
-    taps: Rc<RefCell<Vec<Rc<Tap>>>>,
-    places: Places,
-    cores: Vec<Core>,
-}
-
-/// Between two looks at the lanes of a transfer: a lost one is missed by nobody sooner, since the others carry its frames.
-const CREW_PAUSE: Duration = Duration::from_millis(250);
-/// A path whose lanes are lost or cannot be dialled is tried again after one pause, then after two and so on up to this
-/// many: it is used again at most a second after it is back.
-const CREW_PAUSES_MAX: u32 = 4;
-/// How long a transfer without lanes is kept: as long as the upstream keeps it.
-const DESERTED_MAX: Duration = Duration::from_secs(30);
-
-impl Crew {
-    /// Runs until nobody waits for the transfer, or until it has had no lane for too long. While it runs, that no lane is
-    /// left does not mean that none will come.
-    fn start(self) {
-        self.transfer.lane_expected();
-        exec::spawn(async move {
-            self.work().await;
-            self.transfer.lane_done(None);
-        });
-    }
-
-    async fn work(&self) {
-        let mut rests = vec![(0, 0); self.places.len()];
-        let mut had_lane_at = Instant::now();
-        while exec::timeout(CREW_PAUSE, self.transfer.over()).await.is_err() {
-            if self.places.iter().any(|place| place.lanes.load(Ordering::SeqCst) > 0) {
-                had_lane_at = Instant::now();
-            } else if had_lane_at.elapsed() > DESERTED_MAX {
-                return;
-            }
-            for (path, (rest, rest_next)) in rests.iter_mut().enumerate() {
-                let missing = self
-                    .manager
-                    .lanes_per_path
-                    .saturating_sub(self.places[path].taken.load(Ordering::SeqCst));
-                if missing == 0 {
-                    (*rest, *rest_next) = (0, 0);
-                } else if *rest > 0 {
-                    *rest -= 1;
-                } else {
-                    *rest = *rest_next;
-                    *rest_next = (*rest_next + 1).min(CREW_PAUSES_MAX - 1);
-                    (0..missing).for_each(|lane| self.seat(path, lane));
-                }
-            }
-        }
-    }
-
-    fn seat(&self, path: usize, lane: usize) {
-        let (transfer, ring) = (self.transfer.clone(), self.ring.clone());
-        let (taps, place) = (Some(self.taps.clone()), Taken::new(&self.places[path]));
-        let lane = lane * self.places.len() + path;
-        self.manager.seat(
-            &self.cores,
-            lane,
-            path,
-            Seat { transfer, ring, taps, place, suspect_before: None },
-        );
-    }
-}
-
-/// A place in a transfer for one lane.
-struct Seat {
-    transfer: Arc<Transfer>,
-    ring: queue::Producer<Parcel>,
-    /// The consumer's taps, if it is on this core.
-    taps: Option<Rc<RefCell<Vec<Rc<Tap>>>>>,
-    place: Taken,
-    /// Idle lanes that were not used since then are closed instead of leased.
-    suspect_before: Option<Instant>,
-}
-
-/// Asks `core` to take a seat for a lane of path number `path`.
-fn invite(core: Core, path: usize, seat: Seat) {
-    let Seat { transfer, ring, place, suspect_before, .. } = seat;
-    let told = transfer.clone();
-    let letter = move || {
-        let manager = HERE.with(|here| here.borrow().clone());
-        match manager {
-            Some(manager) => {
-                Seat { transfer, ring, taps: None, place, suspect_before }.take(&manager.pools[path]);
-            }
-            // The core has not started or has ended.
-            None => transfer.lane_done(None),
-        }
-    };
-    if exec::post(core, Box::new(letter)).is_err() {
-        told.lane_done(None);
-    }
-}
-
-impl Seat {
-    /// Seats an idle lane at once, or the next one that stands.
-    fn take(self, pool: &Rc<Pool>) {
-        let transfer = &self.transfer;
-        if let Some(moment) = self.suspect_before {
-            pool.close_quiet_since(moment);
-        }
-        if let Some(lane) = pool.lease_idle(transfer.instance()) {
-            return self.seat(lane);
-        }
-        let pool = pool.clone();
-        exec::spawn(async move {
-            let leased = {
-                let wait = pin!(exec::timeout(LANE_DEADLINE, pool.lease_next()));
-                let over = pin!(self.transfer.over());
-                match select(wait, over).await {
-                    Either::Left((leased, _)) => Some(leased),
-                    Either::Right(_) => None,
-                }
-            };
-            match leased {
-                Some(Ok(Ok(lane))) => self.seat(lane),
-                Some(Ok(Err(error))) => self.transfer.lane_done(Some(error.to_string())),
-                Some(Err(exec::Elapsed)) => self.transfer.lane_done(Some(FetchError::Busy.to_string())),
-                None => self.transfer.lane_done(None),
-            }
-        });
-    }
-
-    fn seat(self, lane: Lease) {
-        let Self { transfer, ring, taps, place, .. } = self;
-        let carried = place.0.bytes.clone();
-        if transfer.is_over() || !transfer.claim_instance(lane.instance()) {
-            lane.give_back();
-            return transfer.lane_done(None);
-        }
-        transfer.lane_round_trip(lane.path().round_trip());
-        let delivery = match taps {
-            None => Delivery::Handed,
-            Some(taps) => {
-                let tap = Tap::new(lane.socket().clone(), lane.path().clone(), carried.clone());
-                let index = {
-                    let mut taps = taps.borrow_mut();
-                    // In the place of a lost lane's, which would hold its descriptor to the end.
-                    match taps.iter().position(|old| old.is_spent()) {
-                        Some(index) => {
-                            taps[index] = tap.clone();
-                            index
-                        }
-                        None => {
-                            taps.push(tap.clone());
-                            taps.len() - 1
-                        }
-                    }
-                };
-                Delivery::Tapped { tap, index, taps }
-            }
-        };
-        let producer = Producer::new(lane, transfer, ring, delivery, carried);
-        exec::spawn(async move {
-            place.0.lanes.fetch_add(1, Ordering::SeqCst);
-            producer.run().await;
-            place.0.lanes.fetch_sub(1, Ordering::SeqCst);
-        });
     }
 }
 

@@ -1,10 +1,11 @@
 //! Multipath: one response over many lanes, put together again in order.
 //!
-//! A byte's walk: [`manager`] leases lanes and opens the transfer on them; a `producer` per lane takes frames off it
+//! A byte's walk: [`manager`] opens a transfer, whose [`crew`] leases lanes; a `producer` per lane takes frames off it
 //! and publishes them in the [`queue`]; the [`consumer`] takes them in order and moves them to the client. [`transfer`]
 //! is what they share, `window` how far the upstream may be ahead of the client, `tap` how a producer and the consumer of the same core share a lane's socket.
 
 pub mod consumer;
+pub mod crew;
 pub mod manager;
 mod producer;
 pub mod queue;

@@ -13,10 +13,7 @@ use std::{
     io,
     pin::pin,
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::Arc,
     task::Poll,
     time::Duration,
 };
@@ -25,6 +22,7 @@ use bytes::Bytes;
 use futures_util::{future::Either, future::select};
 
 use super::{
+    crew::Slot,
     queue::{Producer as Ring, Publish},
     tap::Tap,
     transfer::{End, HandedFrame, Parcel, Transfer},
@@ -34,7 +32,7 @@ use crate::{
     lanes::{LaneError, Lease},
     net::{Conduit, Filled},
     wire::{
-        frame::{FIRST_CREDIT_BYTES, Frame},
+        frame::{FIRST_CREDIT_BYTES, Frame, Reading},
         frame_check::FrameCheck,
         reason::Reason,
         units::{FrameLen, Seq},
@@ -72,12 +70,12 @@ pub(super) struct Producer {
     opened: bool,
     /// DATA frames that have left the socket.
     frames: u64,
-    /// Frames and limit that this lane has told the upstream.
-    told: (u64, u64),
+    /// Frames, limit and whether it rests, as this lane has told the upstream.
+    told: (u64, u64, bool),
     /// Payload of the current frame that is still in the socket, unless it is a tap's, which counts for itself.
     unread: usize,
-    /// Where received bytes are counted, beside the path.
-    carried: Arc<AtomicU64>,
+    /// The lane's part in its path's share of the transfer.
+    slot: Slot,
 }
 
 /// What ended the normal course.
@@ -101,17 +99,17 @@ impl From<LaneError> for Stop {
 }
 
 impl Producer {
-    /// `carried` counts the payload that comes.
+    /// A producer for `lane`, which fills `slot`.
     pub(super) fn new(
         lane: Lease,
         transfer: Arc<Transfer>,
         ring: Ring<Parcel>,
         delivery: Delivery,
-        carried: Arc<AtomicU64>,
+        slot: Slot,
     ) -> Self {
         let check = FrameCheck::new(transfer.id());
-        let told = (0, FIRST_CREDIT_BYTES);
-        Self { lane, transfer, ring, delivery, check, opened: false, frames: 0, told, unread: 0, carried }
+        let told = (0, FIRST_CREDIT_BYTES, false);
+        Self { lane, transfer, ring, delivery, check, opened: false, frames: 0, told, unread: 0, slot }
     }
 
     /// Runs to the lane's END. The transfer was told of the lane by `lane_expected`.
@@ -222,9 +220,17 @@ impl Producer {
 
     /// Tells the upstream what it does not know. `paused`: this lane is left unread for the client's sake.
     fn tell(&mut self, paused: bool) {
-        let news = (self.frames, self.transfer.credit());
+        let news @ (frames, limit, rests) = (self.frames, self.transfer.credit(), self.slot.rests());
+        if !paused && news == self.told {
+            return;
+        }
+        let reading = match (paused, rests) {
+            (true, _) => Reading::Paused,
+            (false, true) => Reading::Resting,
+            (false, false) => Reading::Eager,
+        };
         // A socket without room takes it the next time.
-        if (paused || news != self.told) && self.lane.credit(self.transfer.id(), news.0, paused, news.1) {
+        if self.lane.credit(self.transfer.id(), frames, reading, limit) {
             self.told = news;
         }
     }
@@ -401,7 +407,7 @@ impl Producer {
                 Filled::Bytes(n) => {
                     self.unread -= n;
                     self.lane.path().received(n);
-                    self.carried.fetch_add(n as u64, Relaxed);
+                    self.slot.place().received(n);
                 }
                 Filled::Full => conduits.push(Conduit::new()),
                 Filled::SourceEmpty => {

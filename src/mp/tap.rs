@@ -11,13 +11,11 @@ use std::{
     future::{Future, poll_fn},
     io,
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
+use super::crew::Place;
 use crate::{
     exec::Interest,
     lanes::PathStatus,
@@ -35,7 +33,7 @@ struct TappedFrame {
 pub struct Tap {
     socket: Rc<Socket>,
     path: Arc<PathStatus>,
-    carried: Arc<AtomicU64>,
+    place: Arc<Place>,
     frames: RefCell<VecDeque<TappedFrame>>,
     /// Bytes of the newest frame that are still in the socket.
     unread: Cell<usize>,
@@ -50,12 +48,12 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// A tap on `socket` without frames; what is read is counted in `path` and `carried`.
-    pub fn new(socket: Rc<Socket>, path: Arc<PathStatus>, carried: Arc<AtomicU64>) -> Rc<Self> {
+    /// A tap on `socket` without frames; what is read is counted in `path` and `place`.
+    pub fn new(socket: Rc<Socket>, path: Arc<PathStatus>, place: Arc<Place>) -> Rc<Self> {
         Rc::new(Self {
             socket,
             path,
-            carried,
+            place,
             frames: RefCell::default(),
             unread: Cell::new(0),
             taken: Cell::new(false),
@@ -80,7 +78,7 @@ impl Tap {
     pub fn read(&self, bytes: usize) {
         self.unread.set(self.unread.get() - bytes);
         self.path.received(bytes);
-        self.carried.fetch_add(bytes as u64, Relaxed);
+        self.place.received(bytes);
     }
 
     // The producer's side.

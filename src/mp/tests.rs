@@ -14,6 +14,7 @@ use std::{
     rc::Rc,
     sync::{Arc, Mutex, RwLock, mpsc},
     thread,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -21,7 +22,8 @@ use tokio::sync::{Barrier, watch};
 
 use super::{
     consumer::{Sink, TransferError},
-    manager::{FetchError, Load, Manager, Placement},
+    crew::LaneCounts,
+    manager::{FetchError, Load, Manager, ManagerConfig, Placement},
 };
 use crate::{
     exec::{self, Backend, Config, available_cpus},
@@ -89,13 +91,17 @@ impl Setting {
             lanes_warm: lanes.warm,
             lanes_max: lanes.max,
         };
+        let counts = LaneCounts::new(paths.len(), lanes.per_path, lanes.per_path);
         let driver = Mutex::new(Some((drive, stop)));
         let outcome = exec::run(&Config { backend: self.backend, cpus }, move |core| {
             let pools = paths.iter().map(|path| Pool::new(path.clone(), config.clone())).collect();
-            let (load, started, mut stopped) = (load.clone(), started.clone(), stopped.clone());
+            let (load, counts) = (load.clone(), counts.clone());
+            let (started, mut stopped) = (started.clone(), stopped.clone());
             let driver = if core.0 == 0 { driver.lock().unwrap().take() } else { None };
             async move {
-                let manager = Manager::start(pools, lanes.per_path, self.placement, load);
+                let config =
+                    ManagerConfig { placement: self.placement, deserted_max: Duration::from_secs(1) };
+                let manager = Manager::start(pools, counts, config, load);
                 started.wait().await;
                 if let Some((drive, _stop)) = driver {
                     // Twice what the scripts wait, so that they can say what they missed.

@@ -217,8 +217,8 @@ async fn listen(socket: &Socket, headers: &mut Headers, transfer: &Transfer, lan
                 // What follows belongs to the next transfer.
                 std::future::pending::<()>().await;
             }
-            Ok(Some(Frame::Credit { transfer: id, frames, paused, limit })) if id == transfer.id() => {
-                if let Err(error) = transfer.received(lane, frames, paused, limit.0) {
+            Ok(Some(Frame::Credit { transfer: id, frames, reading, limit })) if id == transfer.id() => {
+                if let Err(error) = transfer.received(lane, frames, reading, limit.0) {
                     return error.into();
                 }
             }

@@ -25,7 +25,7 @@ use crate::{
     mp::stripe::{LaneId, LaneModel, Overcount, Piece, Striper, Turn},
     net::{Conduit, Shared},
     wire::{
-        frame::Outcome,
+        frame::{Outcome, Reading},
         reason::Reason,
         units::{FrameLen, Seq, TransferId},
     },
@@ -177,13 +177,13 @@ impl Transfer {
         &self,
         lane: LaneId,
         frames: u64,
-        paused: bool,
+        reading: Reading,
         limit: u64,
     ) -> Result<(), Overcount> {
         let (released, is_delivered) = {
             let mut board = self.board();
             board.striper.grant(limit);
-            let seqs = board.striper.received(lane, frames, paused, self.now())?;
+            let seqs = board.striper.received(lane, frames, reading, self.now())?;
             let released: Vec<_> = seqs.iter().filter_map(|seq| board.kept.remove(seq)).collect();
             (released, board.striper.is_delivered())
         };

@@ -10,7 +10,7 @@
 //! | --- | --- | --- |
 //! | 0 | magic `P` | all |
 //! | 1 | kind | all |
-//! | 2 | flags | END: the outcome; DATA: 1 if sent again; CREDIT: 1 if paused |
+//! | 2 | flags | END: the outcome; DATA: 1 if sent again; CREDIT: how the lane is read |
 //! | 3 | reserved, 0 | |
 //! | 4..8 | len: payload bytes behind the header | OPEN, HEAD, DATA, END |
 //! | 8..16 | seq | DATA; TOTAL, END: frames in total; CREDIT: frames received; PING, PONG: the token |
@@ -88,6 +88,25 @@ pub enum Outcome {
     Cancelled = 3,
 }
 
+/// How the downstream reads a lane.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Reading {
+    /// Everything is taken as it comes.
+    #[default]
+    Eager = 0,
+    /// It is left unread on purpose, because the client is slow: that nothing arrives says nothing of the path.
+    Paused = 1,
+    /// The transfer has enough other lanes: this one is to bring nothing fresh.
+    Resting = 2,
+}
+
+impl Reading {
+    fn from_wire(flags: u8) -> Option<Self> {
+        [Self::Eager, Self::Paused, Self::Resting].into_iter().find(|&reading| reading as u8 == flags)
+    }
+}
+
 /// A decoded header. The payload, if any ([`Frame::payload_len`]), follows it on the lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Frame {
@@ -110,8 +129,8 @@ pub enum Frame {
         transfer: TransferId,
         /// DATA frames of the transfer that have arrived on this lane, at most [`MAX_SEQ`]; never goes back.
         frames: u64,
-        /// The lane is left unread on purpose, because the client is slow: that nothing arrives says nothing of the path.
-        paused: bool,
+        /// How the lane is read from now on.
+        reading: Reading,
         /// At most [`MAX_BODY_BYTES`].
         limit: Offset,
     },
@@ -331,7 +350,7 @@ impl Frame {
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
         let (flags, seq, offset) = match *self {
             Self::Open { .. } | Self::Cancel { .. } | Self::Head { .. } => (0, 0, 0),
-            Self::Credit { frames, limit, paused, .. } => (u8::from(paused), frames, limit.0),
+            Self::Credit { frames, limit, reading, .. } => (reading as u8, frames, limit.0),
             Self::Ping { token } | Self::Pong { token } => (0, token, 0),
             Self::Data { seq, offset, again, .. } => (u8::from(again), seq.0, offset.0),
             Self::Total { frames, bytes, .. } => (0, frames, bytes),
@@ -375,7 +394,8 @@ impl Frame {
             Kind::Credit => {
                 fields.require_unused(&[Field::Len])?;
                 fields.require_place(FrameLen(0))?;
-                Ok(Self::Credit { transfer, frames: seq.0, paused: fields.flag()?, limit: offset })
+                let reading = Reading::from_wire(flags).ok_or_else(|| fields.unknown_flags())?;
+                Ok(Self::Credit { transfer, frames: seq.0, reading, limit: offset })
             }
             Kind::Ping => {
                 fields.require_unused(&[Field::Flags, Field::Len, Field::Offset, Field::Transfer])?;
@@ -459,10 +479,12 @@ impl Fields {
         match self.flags {
             0 => Ok(false),
             1 => Ok(true),
-            value => {
-                Err(FrameError::UnusedField { kind: self.kind, field: Field::Flags, value: u64::from(value) })
-            }
+            _ => Err(self.unknown_flags()),
         }
+    }
+
+    fn unknown_flags(&self) -> FrameError {
+        FrameError::UnusedField { kind: self.kind, field: Field::Flags, value: u64::from(self.flags) }
     }
 
     fn require_len_at_most(&self, max: u32) -> Result<(), FrameError> {

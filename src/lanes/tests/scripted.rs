@@ -107,6 +107,18 @@ impl FarLane {
         self.send(data(transfer, seq, offset, bytes.len()), bytes)
     }
 
+    /// The same, sent over another lane before.
+    pub(crate) fn data_again(
+        &mut self,
+        transfer: TransferId,
+        seq: u64,
+        offset: u64,
+        bytes: &[u8],
+    ) -> io::Result<()> {
+        let len = FrameLen(bytes.len() as u32);
+        self.send(Frame::Data { transfer, seq: Seq(seq), offset: Offset(offset), len, again: true }, bytes)
+    }
+
     pub(crate) fn end(&mut self, transfer: TransferId, frames: u64, bytes: u64) -> io::Result<()> {
         let outcome = Outcome::Complete;
         self.send(Frame::End { transfer, outcome, frames, bytes, reason_len: FrameLen(0) }, b"")

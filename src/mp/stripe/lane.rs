@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use super::model::{LaneModel, RateSample};
+use crate::wire::frame::Reading;
 
 /// A lane within one [`super::Striper`]; never reused there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,8 +45,10 @@ pub(super) struct Lane {
     acknowledged_sent_at: f64,
     /// Samples of frames sent before this much was acknowledged do not show all the lane can carry.
     idle_upto: u64,
-    pub(super) is_paused: bool,
+    pub(super) reading: Reading,
     pub(super) silent_since: Option<f64>,
+    /// The lane has had room in this transfer: until then others do not wait for it.
+    pub(super) has_asked: bool,
     /// When the lane was last told to bring fresh bytes.
     pub(super) asked_at: f64,
 }
@@ -62,8 +65,9 @@ impl Lane {
             quiet_since: now,
             acknowledged_sent_at: now,
             idle_upto: 0,
-            is_paused: false,
+            reading: Reading::Eager,
             silent_since: None,
+            has_asked: false,
             asked_at: now,
         }
     }
@@ -74,6 +78,15 @@ impl Lane {
 
     pub(super) fn is_silent(&self) -> bool {
         self.silent_since.is_some()
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.reading == Reading::Paused
+    }
+
+    /// Whether it will ask for frames as soon as it has room.
+    pub(super) fn takes_part(&self) -> bool {
+        self.has_asked && !self.is_silent() && self.reading == Reading::Eager
     }
 
     pub(super) fn is_known(&self) -> bool {
@@ -146,7 +159,7 @@ impl Lane {
 
     /// When the lane is to be called silent if nothing is heard of it.
     pub(super) fn silent_at(&self) -> Option<f64> {
-        if self.is_paused || self.is_silent() {
+        if self.is_paused() || self.is_silent() {
             return None;
         }
         Some(self.sent.front()?.due.max(self.quiet_since) + self.model.patience())
@@ -162,7 +175,7 @@ impl Lane {
     /// is expected to take as long again.
     pub(super) fn remaining(&self, number: u64, now: f64) -> Option<f64> {
         let sent = self.sent.get((number - self.frames_acknowledged) as usize)?;
-        if self.is_paused {
+        if self.is_paused() {
             return None;
         }
         let overdue = now - sent.due;

@@ -55,7 +55,8 @@ enum State {
 /// The number of lanes of one path; outlives transfers.
 #[derive(Debug)]
 pub struct LaneCount {
-    max: usize,
+    least: usize,
+    most: usize,
     /// The number that has proved itself.
     learned: usize,
     /// The number to have now.
@@ -71,12 +72,14 @@ pub struct LaneCount {
 }
 
 impl LaneCount {
-    /// Begins with one lane and goes up to `max` (at least 1).
-    pub fn new(max: usize) -> Self {
+    /// Begins with `least` lanes (at least 1) and goes up to `most`, which may be the same.
+    pub fn new(least: usize, most: usize) -> Self {
+        let least = least.max(1);
         Self {
-            max: max.max(1),
-            learned: 1,
-            wanted: 1,
+            least,
+            most: most.max(least),
+            learned: least,
+            wanted: least,
             state: State::Steady(None),
             rest_left: Duration::ZERO,
             rest: REST_MIN,
@@ -86,9 +89,9 @@ impl LaneCount {
         }
     }
 
-    /// Lanes to have on the path now.
-    pub fn wanted(&self) -> usize {
-        self.wanted
+    /// Lanes that have proved themselves.
+    pub fn learned(&self) -> usize {
+        self.learned
     }
 
     /// A transfer begins or ends: what is being tried is given up, what was learned stays.
@@ -142,8 +145,12 @@ impl LaneCount {
 
     /// Tries another number, if there is one and no other path tries.
     fn begin(&mut self, before: f64, now: Duration, round_trip: Duration, turn: &mut ProbeTurn) -> bool {
-        self.tries_fewer = (self.tries_fewer || self.learned >= self.max) && self.learned > 1;
-        let other = if self.tries_fewer { self.learned / 2 } else { (self.learned * 2).min(self.max) };
+        self.tries_fewer = (self.tries_fewer || self.learned >= self.most) && self.learned > self.least;
+        let other = if self.tries_fewer {
+            (self.learned / 2).max(self.least)
+        } else {
+            (self.learned * 2).min(self.most)
+        };
         if turn.is_taken || other == self.learned {
             return false;
         }
@@ -168,7 +175,7 @@ impl LaneCount {
         self.wanted = self.learned;
         self.rest_left = self.rest;
         self.rest = (self.rest * 2).min(REST_MAX);
-        self.tries_fewer = !self.tries_fewer && self.learned > 1;
+        self.tries_fewer = !self.tries_fewer && self.learned > self.least;
         self.state = State::Steady(None);
     }
 
@@ -178,11 +185,5 @@ impl LaneCount {
         }
         self.wanted = self.learned;
         self.state = State::Steady(None);
-    }
-}
-
-impl Default for LaneCount {
-    fn default() -> Self {
-        Self::new(LANES_MAX)
     }
 }

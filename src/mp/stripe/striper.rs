@@ -17,7 +17,7 @@ use super::{
     sizer::FRAME_BYTES_MIN,
 };
 use crate::wire::{
-    frame::FIRST_CREDIT_BYTES,
+    frame::{FIRST_CREDIT_BYTES, Reading},
     units::{FrameLen, MAX_SEQ, Offset, Seq},
 };
 
@@ -182,7 +182,11 @@ impl Striper {
     pub fn turn(&mut self, lane: LaneId, size: usize, now: Duration) -> Turn {
         let now = now.as_secs_f64();
         let Some(index) = self.index(lane) else { return Turn::Wait { until: None } };
+        self.lanes[index].has_asked = true;
         if self.lanes[index].is_silent() {
+            return Turn::Wait { until: None };
+        }
+        if self.rests(index, now) {
             return Turn::Wait { until: None };
         }
         if let Some(seq) = self.lost_for(index) {
@@ -250,8 +254,8 @@ impl Striper {
         Some(Piece { seq, offset: Offset(frame.offset), len: FrameLen(frame.len) })
     }
 
-    /// `frames` DATA frames of `lane` have arrived since it joined. `paused`: the downstream leaves the lane unread on
-    /// purpose, so that silence means nothing. Returns the frames acknowledged for the first time, whose bytes need not
+    /// `frames` DATA frames of `lane` have arrived since it joined. `reading`: how the downstream reads the lane
+    /// now; silence of a paused one means nothing. Returns the frames acknowledged for the first time, whose bytes need not
     /// be kept.
     ///
     /// # Errors
@@ -260,7 +264,7 @@ impl Striper {
         &mut self,
         lane: LaneId,
         frames: u64,
-        paused: bool,
+        reading: Reading,
         now: Duration,
     ) -> Result<Vec<Seq>, Overcount> {
         let Some(index) = self.index(lane) else { return Ok(Vec::new()) };
@@ -270,10 +274,10 @@ impl Striper {
         if frames > sent {
             return Err(Overcount { claimed: frames, sent });
         }
-        if lane.is_paused && !paused {
+        if lane.is_paused() && reading != Reading::Paused {
             lane.resumes(now);
         }
-        lane.is_paused = paused;
+        lane.reading = reading;
         let count = frames.saturating_sub(lane.frames_acknowledged) as usize;
         if count == 0 {
             return Ok(Vec::new());
@@ -385,6 +389,12 @@ impl Striper {
         has_changed
     }
 
+    /// Whether others carry what this lane need not: one that is to rest works on while no other is in order.
+    fn rests(&self, index: usize, now: f64) -> bool {
+        self.lanes[index].reading == Reading::Resting
+            && self.lanes.iter().any(|lane| lane.reading == Reading::Eager && lane.is_healthy(now))
+    }
+
     /// Fresh bytes that may be handed out now.
     fn fresh_left(&self) -> u64 {
         if self.has_ended || self.outstanding.len() as u64 >= FRAMES_AHEAD_MAX {
@@ -428,15 +438,32 @@ impl Striper {
             return (lane.in_flight() < COLD_BYTES_MAX).then_some(want.min(COLD_BYTES_MAX / 2));
         }
         // What the others could carry until they have to wait for this frame.
-        let frame_mean = self.next_offset / (self.base + self.outstanding.len() as u64).max(1);
-        let window = (self.limit - self.base_offset()).min(FRAMES_AHEAD_MAX * frame_mean.max(1));
+        let frames = self.base + self.outstanding.len() as u64;
+        let frame_mean = self.next_offset.checked_div(frames).unwrap_or(size).max(1);
+        let window = (self.limit - self.base_offset()).min(FRAMES_AHEAD_MAX * frame_mean);
         let others_window = self.others_need(index, window as f64).unwrap_or(f64::INFINITY);
         let deadline = others_window.min(others_remaining);
         let smallest = want.min(FRAME_BYTES_MIN as u64);
-        [want, want / 2, want / 4]
+        let in_time = [want, want / 2, want / 4]
             .into_iter()
             .map(|want| want.max(smallest))
-            .find(|&want| lane.arrival(want).is_some_and(|arrival| arrival <= deadline))
+            .find(|&want| lane.arrival(want).is_some_and(|arrival| arrival <= deadline));
+        // Whatever the estimates say, the lane that brings a frame first waits for nobody: or all could wait for each other.
+        in_time.or_else(|| self.is_first(index, smallest).then_some(smallest))
+    }
+
+    /// Whether no other lane would bring a frame of `len` bytes sooner.
+    fn is_first(&self, index: usize, len: u64) -> bool {
+        let arrival = self.lanes[index].arrival(len);
+        self.others(index)
+            .filter_map(|lane| lane.arrival(len))
+            .all(|other| arrival.is_some_and(|own| own <= other))
+    }
+
+    /// Other lanes that fresh bytes may be left to.
+    fn others(&self, index: usize) -> impl Iterator<Item = &Lane> {
+        let others = self.lanes.iter().enumerate().filter(move |(other, _)| *other != index);
+        others.map(|(_, lane)| lane).filter(|lane| lane.takes_part())
     }
 
     fn base_offset(&self) -> u64 {
@@ -446,13 +473,8 @@ impl Striper {
     /// Seconds until the other lanes could have brought `bytes` more; `None` if none of them is known and alive.
     fn others_need(&self, index: usize, bytes: f64) -> Option<f64> {
         // Lanes in the order in which they could first bring something; each adds its rate from then on.
-        let mut lanes: Vec<(f64, f64)> = self
-            .lanes
-            .iter()
-            .enumerate()
-            .filter(|(other, lane)| *other != index && !lane.is_silent() && !lane.is_paused)
-            .filter_map(|(_, lane)| Some((lane.arrival(0)?, lane.model.rate()?)))
-            .collect();
+        let mut lanes: Vec<(f64, f64)> =
+            self.others(index).filter_map(|lane| Some((lane.arrival(0)?, lane.model.rate()?))).collect();
         lanes.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
         let (first, _) = *lanes.first()?;
         let (mut at, mut rate, mut left) = (first, 0.0, bytes);

@@ -25,11 +25,11 @@ fn one_lane_carries_all_in_order() {
         Piece { seq: Seq(1), offset: Offset(6000), len: FrameLen(4000) }
     );
     assert_eq!(striper.turn(lane, 6000, ms(0)), Turn::Wait { until: None });
-    assert_eq!(striper.received(lane, 1, false, ms(50)), Ok(vec![Seq(0)]));
-    assert_eq!(striper.received(lane, 3, false, ms(50)), Err(Overcount { claimed: 3, sent: 2 }));
+    assert_eq!(striper.received(lane, 1, Reading::Eager, ms(50)), Ok(vec![Seq(0)]));
+    assert_eq!(striper.received(lane, 3, Reading::Eager, ms(50)), Err(Overcount { claimed: 3, sent: 2 }));
     striper.end_of_body();
     assert!(!striper.is_delivered());
-    assert_eq!(striper.received(lane, 2, false, ms(60)), Ok(vec![Seq(1)]));
+    assert_eq!(striper.received(lane, 2, Reading::Eager, ms(60)), Ok(vec![Seq(1)]));
     assert!(striper.is_delivered());
     assert_eq!(striper.totals(), (2, 10_000));
 }
@@ -41,7 +41,7 @@ fn a_lost_lanes_frames_come_first_and_in_order() {
     for _ in 0..3 {
         fresh(&mut striper, a, 1000, ms(0));
     }
-    striper.received(a, 1, false, ms(40)).unwrap();
+    striper.received(a, 1, Reading::Eager, ms(40)).unwrap();
     assert!(striper.leave(a, ms(50)).rate().is_some());
     for seq in [1, 2] {
         assert_eq!(striper.turn(b, 1000, ms(50)), Turn::Again { seq: Seq(seq) });

@@ -67,14 +67,27 @@ fn after_a_frame(
 }
 
 #[test]
-fn a_frame_that_comes_twice() {
-    let script: Script = |lane, transfer, _| {
+fn a_frame_that_comes_twice_is_taken_once() {
+    let script: Script = |lane, transfer, nth| {
         lane.head(transfer)?;
-        lane.data(transfer, 1, 5, &BODY[5..10])?;
-        lane.await_close();
-        Ok(())
+        if nth == 0 {
+            lane.data(transfer, 0, 0, &BODY[..5])?;
+        }
+        lane.data_again(transfer, 1, 5, &BODY[5..10])?;
+        lane.end(transfer, 2, 10)
     };
-    ends(script, None, |outcome| protocol(outcome, "frame 1 came twice"));
+    ends(script, Some(10), |outcome| matches!(outcome, Ok(10)));
+}
+
+#[test]
+fn a_copy_from_another_place() {
+    let script: Script = |lane, transfer, nth| {
+        after_a_frame(lane, transfer, nth, |lane| lane.data_again(transfer, 1, 4, &BODY[5..10]))
+    };
+    ends(script, None, |outcome| {
+        matches!(outcome, Err(Failure::Transfer(TransferError::Protocol { reason }))
+            if reason.contains("frame 1 begins at 4, where 5 follows"))
+    });
 }
 
 #[test]

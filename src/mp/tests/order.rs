@@ -39,7 +39,8 @@ fn random_upstream(instance: u64, lanes: usize, bodies: Arc<Vec<Vec<u8>>>) -> Up
         let body = &bodies[spread.body];
         let mut random = Random(transfer.0 | 1);
         lane.head(transfer)?;
-        for piece in &spread.lots[nth] {
+        // A lane that the crew seats in the instant of the end finds nothing left.
+        for piece in spread.lots.get(nth).into_iter().flatten() {
             if random.below(16) == 0 {
                 thread::sleep(Duration::from_micros(random.below(2000) as u64));
             }

@@ -15,7 +15,7 @@ use crate::{
     exec::{Backend, Config, available_cpus},
     http::response::{Parsed, parse_response},
     wire::{
-        frame::{Frame, HEADER_BYTES, Outcome},
+        frame::{Frame, HEADER_BYTES, Outcome, Reading},
         frame_check::FrameCheck,
         handshake::{CHALLENGE_BYTES, ClientHandshake, HandshakeError, Progress},
         route::Route,
@@ -186,7 +186,7 @@ impl TestLane {
     /// Acknowledges what has come, and lets the body below `limit` come.
     pub(super) fn credit(&mut self, transfer: u64, limit: u64) {
         let (transfer, frames) = (TransferId(transfer), self.received);
-        let credit = Frame::Credit { transfer, frames, paused: false, limit: Offset(limit) };
+        let credit = Frame::Credit { transfer, frames, reading: Reading::Eager, limit: Offset(limit) };
         // An upstream that has ended needs none.
         let _ = self.stream.write_all(&credit.encode());
     }

@@ -24,7 +24,7 @@ pub(in crate::wire) fn frame_in_bounds((kind, transfer, len, seq, offset): Draw)
         9 => Frame::Credit {
             transfer,
             frames: seq % (MAX_SEQ + 1),
-            paused: flag,
+            reading: [Reading::Eager, Reading::Paused, Reading::Resting][usize::from(kind >> 4) % 3],
             limit: Offset(offset % (MAX_BODY_BYTES + 1)),
         },
         outcome => {
