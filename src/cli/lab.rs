@@ -280,12 +280,9 @@ fn watched<T: Send>(lab: &Lab, work: impl FnOnce(&AtomicU64) -> T + Send) -> T {
                 .enumerate()
                 .map(|(index, (before, now))| {
                     let (before, now) = (before[1], now[1]);
-                    format!(
-                        "path {}: {:7.1} Mbit/s, {}",
-                        index + 1,
-                        rate(before.bytes, now.bytes),
-                        drops(&before, &now)
-                    )
+                    let (name, rate) = (index + 1, rate(before.bytes, now.bytes));
+                    let (queue, drops) = (now.queued_bytes / 1000, drops(&before, &now));
+                    format!("path {name}: {rate:6.1} Mbit/s, queue {queue:4} kB, {drops}")
                 })
                 .collect();
             let megabytes = now.1 as f64 * 1e-6;

@@ -64,7 +64,7 @@ fn answer(socket: &OwnedFd, made: io::Result<[Option<OwnedFd>; FDS_MAX]>) -> io:
             sendmsg(socket, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::NOSIGNAL)?;
         }
         Err(error) => {
-            // One byte of length is not sent: a message of more than one byte is an error's number and text.
+            // Success is one byte, an error is its number (0: none) and its text.
             let number = error.raw_os_error().unwrap_or(0).to_ne_bytes();
             let text = error.to_string();
             let text = &text.as_bytes()[..text.len().min(TEXT_MAX)];
