@@ -10,7 +10,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -40,6 +40,11 @@ const CREW_PAUSES_MAX: u32 = 10;
 /// How long a transfer without lanes is kept: as long as the upstream keeps it.
 pub const DESERTED_MAX: Duration = Duration::from_secs(30);
 
+/// A round trip this much longer than the shortest shows a queue: jitter is less.
+const QUEUED_RATIO: f64 = 1.2;
+/// And by this much on short paths.
+const QUEUED_MIN: Duration = Duration::from_millis(5);
+
 /// What a transfer has of one path.
 #[derive(Debug)]
 pub(super) struct Place {
@@ -51,7 +56,12 @@ pub(super) struct Place {
     wanted: AtomicUsize,
     /// Payload that has come.
     bytes: AtomicU64,
+    /// Looks at its lanes that found segments lost although none stood in a queue, less the others; see [`Place::looked`].
+    starved: AtomicI32,
 }
+
+/// Bounds of [`Place::starved`]: it takes a second of looks at one lane to turn the verdict.
+const STARVED_MAX: i32 = 5;
 
 impl Place {
     pub(super) fn new(wanted: usize) -> Arc<Self> {
@@ -60,7 +70,25 @@ impl Place {
             lanes: AtomicUsize::new(0),
             wanted: AtomicUsize::new(wanted),
             bytes: AtomicU64::new(0),
+            starved: AtomicI32::new(0),
         })
+    }
+
+    /// A lane was looked at. One that loses segments while the round trip is what the empty path takes is limited by random
+    /// loss or a policer: more lanes would carry more. Losses of one that fills a queue are its own doing.
+    pub(super) fn looked(&self, has_lost: bool, round_trip: Duration, round_trip_min: Duration) {
+        let is_queued = round_trip > round_trip_min.mul_f64(QUEUED_RATIO) + QUEUED_MIN;
+        let step = |score: i32| match (is_queued, has_lost) {
+            (true, _) => Some((score - 1).max(-STARVED_MAX)),
+            (false, true) => Some((score + 1).min(STARVED_MAX)),
+            (false, false) => None,
+        };
+        // No step: nothing was learned.
+        let _ = self.starved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
+    }
+
+    fn is_starved(&self) -> bool {
+        self.starved.load(Ordering::Relaxed) > 1
     }
 
     /// Payload has come over the path.
@@ -147,10 +175,11 @@ impl LaneCounts {
 }
 
 impl Probe {
-    /// `received` bytes have come over the path since the transfer began; returns how many lanes it should have.
-    fn sample(&self, path: usize, received: u64, by_network: bool, round_trip: Duration) -> usize {
+    /// Looks at path number `path`; returns how many lanes it should have.
+    fn sample(&self, path: usize, place: &Place, by_network: bool, round_trip: Duration) -> usize {
+        let (received, may_gain) = (place.bytes.load(Ordering::Relaxed), place.is_starved());
         let Counts { paths, turn, .. } = &mut *self.counts.counts();
-        paths[path].sample(self.began.elapsed(), received, by_network, round_trip, turn)
+        paths[path].sample(self.began.elapsed(), received, by_network, may_gain, round_trip, turn)
     }
 }
 
@@ -234,9 +263,8 @@ impl Crew {
     }
 
     fn sample(&self, probe: &Probe, path: usize) -> usize {
-        let received = self.places[path].bytes.load(Ordering::Relaxed);
         let round_trip = self.manager.pools()[path].path().round_trip();
-        probe.sample(path, received, !self.transfer.is_client_blocked(), round_trip)
+        probe.sample(path, &self.places[path], !self.transfer.is_client_blocked(), round_trip)
     }
 
     /// Seats one more lane of path number `path`; `lane` of it are there.
@@ -368,6 +396,17 @@ mod tests {
         let mut slots = slots;
         drop(slots.remove(1));
         assert_eq!(Slot::take(&place).unwrap().number, 1);
+    }
+
+    #[test]
+    fn losses_without_a_queue_starve_a_path() {
+        let (place, rtt) = (Place::new(1), Duration::from_millis(100));
+        assert!(!place.is_starved());
+        (0..3).for_each(|_| place.looked(true, rtt, rtt));
+        (0..9).for_each(|_| place.looked(false, rtt, rtt));
+        assert!(place.is_starved());
+        (0..3).for_each(|_| place.looked(true, 2 * rtt, rtt));
+        assert!(!place.is_starved());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::Poll,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -47,6 +47,8 @@ const FRAMES_UNTOLD_MAX: u64 = 16;
 /// A lane that is left unread for the client's sake for so long tells the upstream, which would take it for silent after
 /// 200 ms.
 const HELD_BACK_MAX: Duration = Duration::from_millis(50);
+/// Between two looks at TCP_INFO of a lane: a few round trips of most paths.
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
 /// On a short path a frame that is not next stays in the socket this long before it is parked: the frame before it is
 /// about to come, and merging from the sockets costs a third less.
 const PARK_PATIENCE: Duration = Duration::from_millis(1);
@@ -76,6 +78,8 @@ pub(super) struct Producer {
     unread: usize,
     /// The lane's part in its path's share of the transfer.
     slot: Slot,
+    /// When the lane was last looked at, and its count of segments out of order.
+    looked: (Instant, u32),
 }
 
 /// What ended the normal course.
@@ -109,7 +113,20 @@ impl Producer {
     ) -> Self {
         let check = FrameCheck::new(transfer.id());
         let told = (0, FIRST_CREDIT_BYTES, false);
-        Self { lane, transfer, ring, delivery, check, opened: false, frames: 0, told, unread: 0, slot }
+        let looked = (Instant::now(), lane.socket().tcp_info().unwrap_or_default().out_of_order);
+        Self {
+            lane,
+            transfer,
+            ring,
+            delivery,
+            check,
+            opened: false,
+            frames: 0,
+            told,
+            unread: 0,
+            slot,
+            looked,
+        }
     }
 
     /// Runs to the lane's END. The transfer was told of the lane by `lane_expected`.
@@ -198,6 +215,9 @@ impl Producer {
     async fn next_frame(&mut self) -> Result<Frame, Stop> {
         loop {
             let is_short = self.lane.path().round_trip() < SHORT_ROUND_TRIP;
+            if !is_short {
+                self.look();
+            }
             if !is_short || self.frames - self.told.0 >= FRAMES_UNTOLD_MAX {
                 self.tell(false);
             }
@@ -232,6 +252,17 @@ impl Producer {
         // A socket without room takes it the next time.
         if self.lane.credit(self.transfer.id(), frames, reading, limit) {
             self.told = news;
+        }
+    }
+
+    /// Tells the crew, now and then, what limits the lane.
+    fn look(&mut self) {
+        if self.looked.0.elapsed() < LOOK_PAUSE {
+            return;
+        }
+        if let Ok(info) = self.lane.socket().tcp_info() {
+            self.slot.place().looked(info.out_of_order != self.looked.1, info.rtt, info.rtt_min);
+            self.looked = (Instant::now(), info.out_of_order);
         }
     }
 

@@ -49,6 +49,17 @@ struct RawTcpInfo {
     data_segs_in: u32,
     data_segs_out: u32,
     delivery_rate: u64,
+    busy_time: u64,
+    rwnd_limited: u64,
+    sndbuf_limited: u64,
+    delivered: u32,
+    delivered_ce: u32,
+    bytes_sent: u64,
+    bytes_retrans: u64,
+    dsack_dups: u32,
+    reord_seen: u32,
+    rcv_ooopack: u32,
+    snd_wnd: u32,
 }
 
 /// A sample of one connection. tcp(7), linux/tcp.h.
@@ -56,6 +67,10 @@ struct RawTcpInfo {
 pub struct TcpInfo {
     /// Smoothed round-trip time.
     pub rtt: Duration,
+    /// Smallest round-trip time of the last minutes.
+    pub rtt_min: Duration,
+    /// Segments received out of order since the connection began: behind a loss, on most paths.
+    pub out_of_order: u32,
     /// Most recent delivery rate, bytes per second; 0 before the first full sample.
     pub delivery_rate: u64,
     /// Congestion window, segments.
@@ -93,6 +108,8 @@ impl TcpInfo {
         let raw = unsafe { raw.assume_init() };
         Ok(Self {
             rtt: Duration::from_micros(raw.rtt.into()),
+            rtt_min: Duration::from_micros(raw.min_rtt.into()),
+            out_of_order: raw.rcv_ooopack,
             delivery_rate: raw.delivery_rate,
             congestion_window: raw.snd_cwnd,
             retransmitted: raw.total_retrans,

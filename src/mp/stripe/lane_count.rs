@@ -103,12 +103,14 @@ impl LaneCount {
     }
 
     /// `received` bytes have come over the path by `now`, both since the transfer's start. `by_network`: since the sample
-    /// before, the network and not the client (or the root) was the limit. Returns the lanes wanted.
+    /// before, the network and not the client (or the root) was the limit. `may_gain`: there is reason to believe that more
+    /// lanes would carry more. Returns the lanes wanted.
     pub fn sample(
         &mut self,
         now: Duration,
         received: u64,
         by_network: bool,
+        may_gain: bool,
         round_trip: Duration,
         turn: &mut ProbeTurn,
     ) -> usize {
@@ -125,7 +127,8 @@ impl LaneCount {
             State::Steady(None) => self.state = State::Steady(Some(here)),
             State::Steady(Some(begin)) if now - begin.since >= measure => {
                 let rate = begin.rate(now, self.received);
-                if self.rest_left > Duration::ZERO || !self.begin(rate, now, round_trip, turn) {
+                let may_begin = self.rest_left.is_zero() && (may_gain || self.learned > self.least);
+                if !may_begin || !self.begin(rate, now, round_trip, turn) {
                     self.state = State::Steady(Some(here));
                 }
             }
