@@ -32,6 +32,11 @@ impl Window {
         Self { size: FIRST_CREDIT_BYTES, taken: 0, granted: FIRST_CREDIT_BYTES, mark: (0, now) }
     }
 
+    ///
+    pub fn with_size(size: u64, now: Instant) -> Self {
+        Self { size, taken: 0, granted: size, mark: (0, now) }
+    }
+
     /// The client took `bytes` more. Returns the new limit when it is worth a frame to the upstream.
     pub fn taken(&mut self, bytes: u64, round_trip: Duration, now: Instant) -> Option<u64> {
         if self.taken == 0 {

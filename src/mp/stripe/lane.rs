@@ -64,7 +64,8 @@ impl Lane {
             bytes_acknowledged: 0,
             quiet_since: now,
             acknowledged_sent_at: now,
-            idle_upto: 0,
+            // Its first flight waits a round trip for the first acknowledgement.
+            idle_upto: 1,
             reading: Reading::Eager,
             silent_since: None,
             has_asked: false,
@@ -93,9 +94,19 @@ impl Lane {
         self.model.rate().is_some()
     }
 
-    /// Seconds until a frame given now would have arrived.
-    pub(super) fn arrival(&self, len: u64) -> Option<f64> {
-        self.model.arrival(self.in_flight() as f64, len as f64)
+    /// Seconds until a frame given now would have arrived. What is overdue is expected to take as long again, and holds up
+    /// all behind it.
+    pub(super) fn arrival(&self, len: u64, now: f64) -> Option<f64> {
+        let arrival = self.model.arrival(self.in_flight() as f64, len as f64)?;
+        Some(arrival.max(self.overdue(now)))
+    }
+
+    /// Seconds by which the oldest frame is late.
+    pub(super) fn overdue(&self, now: f64) -> f64 {
+        if self.is_paused() {
+            return 0.0;
+        }
+        self.sent.front().map_or(0.0, |oldest| (now - oldest.due).min(now - self.quiet_since).max(0.0))
     }
 
     /// The lane could carry more than it is given.
@@ -110,7 +121,8 @@ impl Lane {
             self.acknowledged_sent_at = now;
         }
         let round_trip = self.model.round_trip().unwrap_or(0.0);
-        let due = now + self.arrival(len).map_or(1.0, |arrival| arrival + round_trip / 2.0);
+        let arrival = self.model.arrival(self.in_flight() as f64, len as f64);
+        let due = now + arrival.map_or(1.0, |arrival| arrival + round_trip / 2.0);
         self.bytes_sent += len;
         self.sent.push_back(Sent {
             seq,
@@ -128,15 +140,12 @@ impl Lane {
 
     /// `count` more frames have arrived.
     pub(super) fn acknowledge(&mut self, count: usize, now: f64) -> Vec<u64> {
-        let Some(oldest) = self.sent.front() else { return Vec::new() };
-        let late = (now - oldest.due).min(now - self.quiet_since);
         let elapsed = now - self.quiet_since;
-        self.model.saw_stall(late.max(0.0), elapsed);
+        self.model.saw_stall(self.overdue(now), elapsed);
         let acknowledged: Vec<Sent> = self.sent.drain(..count).collect();
         self.frames_acknowledged += count as u64;
         if let Some(last) = acknowledged.last() {
             self.bytes_acknowledged = last.upto;
-            self.model.saw_round_trip(now - last.at, last.len as f64, elapsed);
             let bytes = last.upto - last.acknowledged;
             let spent = (now - last.acknowledged_at).max(last.at - last.acknowledged_sent_at);
             self.model.saw_rate(RateSample {
@@ -145,6 +154,7 @@ impl Lane {
                 since_last: elapsed,
                 is_floor: last.after_idleness,
             });
+            self.model.saw_round_trip(now - last.at, last.len as f64, elapsed);
             self.acknowledged_sent_at = last.at;
         }
         self.quiet_since = now;
@@ -162,13 +172,15 @@ impl Lane {
         if self.is_paused() || self.is_silent() {
             return None;
         }
-        Some(self.sent.front()?.due.max(self.quiet_since) + self.model.patience())
+        let oldest = self.sent.front()?;
+        let round_trip = self.model.round_trip().unwrap_or(1.0);
+        let expected = self.model.arrival(self.in_flight() as f64, 0.0).unwrap_or(1.0) + round_trip / 2.0;
+        Some(oldest.due.max(self.quiet_since) + self.model.patience(expected))
     }
 
     /// Whether nothing speaks against the lane's health.
     pub(super) fn is_healthy(&self, now: f64) -> bool {
-        let half_silent = |at: f64| now + self.model.patience() / 2.0 < at;
-        !self.is_silent() && self.silent_at().is_none_or(half_silent)
+        !self.is_silent() && self.silent_at().is_none_or(|at| now + self.overdue(now) < at)
     }
 
     /// Seconds until the frame with this number on the lane has arrived; `None` if that is not known. What is overdue
@@ -178,12 +190,11 @@ impl Lane {
         if self.is_paused() {
             return None;
         }
-        let overdue = now - sent.due;
         let (Some(rate), Some(round_trip)) = (self.model.rate(), self.model.round_trip()) else {
             return Some(now - sent.at);
         };
         let ahead = (sent.upto - self.bytes_acknowledged) as f64 / rate - round_trip / 2.0;
         let earliest = sent.at + round_trip / 2.0 + sent.len as f64 / rate - now;
-        Some(if overdue > 0.0 { ahead.max(overdue) } else { ahead.max(earliest) })
+        Some(ahead.max(earliest).max(self.overdue(now)))
     }
 }

@@ -8,6 +8,8 @@ mod lane;
 mod lane_count;
 mod model;
 mod sizer;
+#[cfg(test)]
+mod simulator;
 mod striper;
 
 pub use lane::LaneId;

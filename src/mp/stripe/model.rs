@@ -16,6 +16,8 @@ const STALL_MEMORY_SECONDS: f64 = 60.0;
 const STALL_SECONDS_MAX: f64 = 1.2;
 /// How much longer than the longest pause seen a lane may be silent: the next one is often somewhat longer.
 const STALL_FACTOR: f64 = 1.5;
+/// A packet lost once comes again after another round trip, queue included, and what was lost with it a little later.
+const RETRANSMISSION_FACTOR: f64 = 1.25;
 /// TCP's smallest retransmission timeout on Linux: one of these is part of any lossy path.
 const SILENCE_SECONDS_MIN: f64 = 0.2;
 /// Rates below this are as good as none; it keeps divisions finite.
@@ -27,12 +29,23 @@ const RATE_MIN: f64 = 1.0;
 pub struct LaneModel {
     /// Bytes per second, end to end.
     rate: Option<f64>,
-    /// Smallest round trips of this and the last [`ROUND_TRIP_MEMORY_SECONDS`].
-    round_trip: Option<[f64; 2]>,
+    /// Of this and the last [`ROUND_TRIP_MEMORY_SECONDS`].
+    quickest: Option<[Quickest; 2]>,
     /// The longest pause, fading.
     stall: f64,
-    /// Time since the halves of `round_trip` were shifted, and since the last sample: clocks restart with transfers.
-    round_trip_age: f64,
+    /// Time since the halves of `quickest` were shifted, and since the last sample: clocks restart with transfers.
+    quickest_age: f64,
+}
+
+/// The acknowledgement that came soonest after its frame was sent.
+#[derive(Clone, Copy, Debug)]
+struct Quickest {
+    seconds: f64,
+    /// Bytes of the frame.
+    len: f64,
+    /// The highest rate of the time: a frame's own transmission, which is no part of the round trip, took no less. The
+    /// rate at the moment would not do, which is too low while a lane starts.
+    rate: f64,
 }
 
 /// What one acknowledgement says of the rate.
@@ -54,7 +67,10 @@ impl LaneModel {
 
     /// Seconds of a round trip without queues, once known.
     pub fn round_trip(&self) -> Option<f64> {
-        self.round_trip.map(|[now, before]| now.min(before))
+        let [now, before] = self.quickest?;
+        let quickest = if now.seconds < before.seconds { now } else { before };
+        let transmission = quickest.len / now.rate.max(before.rate);
+        Some((quickest.seconds - transmission).max(quickest.seconds / 4.0))
     }
 
     /// Seconds until the last of `len` bytes given now would be at the downstream, behind `in_flight` others whose
@@ -64,23 +80,25 @@ impl LaneModel {
         Some((in_flight.max(rate * round_trip) + len) / rate - round_trip / 2.0)
     }
 
-    /// Seconds by which an acknowledgement may be late, and the lane quiet, before the lane counts as silent.
-    pub(super) fn patience(&self) -> f64 {
-        let round_trip = self.round_trip().unwrap_or(1.0);
-        round_trip.max(SILENCE_SECONDS_MIN).max(STALL_FACTOR * self.stall)
+    /// Seconds by which an acknowledgement that was expected after `expected` may be late, and the lane quiet, before the
+    /// lane counts as silent.
+    pub(super) fn patience(&self, expected: f64) -> f64 {
+        let retransmission = (RETRANSMISSION_FACTOR * expected).min(STALL_SECONDS_MAX);
+        retransmission.max(SILENCE_SECONDS_MIN).max(STALL_FACTOR * self.stall)
     }
 
     /// An acknowledgement came `seconds` after its frame of `len` bytes was sent, and `elapsed` after the one before.
     pub(super) fn saw_round_trip(&mut self, seconds: f64, len: f64, elapsed: f64) {
-        let transmission = self.rate.map_or(0.0, |rate| len / rate);
-        let sample = (seconds - transmission).max(seconds / 4.0).max(1e-6);
-        self.round_trip_age += elapsed;
-        let [now, before] = self.round_trip.unwrap_or([sample; 2]);
-        self.round_trip = Some(if self.round_trip_age > ROUND_TRIP_MEMORY_SECONDS {
-            self.round_trip_age = 0.0;
+        self.quickest_age += elapsed;
+        let sample = Quickest { seconds: seconds.max(1e-6), len, rate: self.rate.unwrap_or(RATE_MIN) };
+        let [now, before] = self.quickest.unwrap_or([sample; 2]);
+        self.quickest = Some(if self.quickest_age > ROUND_TRIP_MEMORY_SECONDS {
+            self.quickest_age = 0.0;
             [sample, now]
         } else {
-            [now.min(sample), before]
+            let rate = now.rate.max(sample.rate);
+            let quickest = if sample.seconds < now.seconds { sample } else { now };
+            [Quickest { rate, ..quickest }, before]
         });
     }
 

@@ -1,0 +1,101 @@
+//! Random worlds.
+
+use super::{
+    path::{Congestion, PathSpec},
+    random::Random,
+    world::{Fault, Spec},
+};
+
+/// What may go wrong in a world.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Weather {
+    /// Paths without loss or jitter, lanes warm, the length known, client and root fast.
+    Fair,
+    /// Loss and jitter besides.
+    Rough,
+    /// Rates change, paths fail, lanes are lost or rest, client and root are slow, lengths are unknown, lanes cold.
+    Stormy,
+}
+
+impl Weather {
+    pub(super) fn of(seed: u64) -> Self {
+        [Self::Fair, Self::Rough, Self::Stormy][(seed % 3) as usize]
+    }
+}
+
+/// The world of a seed.
+pub(super) fn random_spec(seed: u64) -> Spec {
+    let (random, weather) = (&mut Random::new(!seed), Weather::of(seed));
+    let seconds = random.magnitude(0.5, 6.0);
+    let count = 1 + random.below(4);
+    let paths: Vec<_> = (0..count).map(|_| random_path(random, weather, seconds)).collect();
+    let rate: f64 = paths.iter().map(|path| path.rate).sum();
+    let bytes = (rate * seconds).clamp(1.0, BYTES_MAX) as u64;
+    let mut spec = Spec {
+        paths,
+        warm_up: bytes / 2,
+        bytes,
+        is_length_known: true,
+        client_rate: f64::INFINITY,
+        source_rate: f64::INFINITY,
+        faults: Vec::new(),
+        seed,
+    };
+    if weather == Weather::Stormy {
+        if random.chance(0.5) {
+            spec.warm_up = 0;
+        }
+        spec.is_length_known = random.chance(0.7);
+        if random.chance(0.2) {
+            spec.client_rate = rate * random.magnitude(0.05, 2.0);
+        }
+        if random.chance(0.2) {
+            spec.source_rate = rate * random.magnitude(0.05, 2.0);
+        }
+        for _ in 0..random.below(4) {
+            let fault =
+                if random.chance(0.5) { Fault::Lost(random.up_to(2.0)) } else { Fault::Rest(random.up_to(2.0)) };
+            spec.faults.push((random.up_to(seconds), random.below(count), fault));
+        }
+    }
+    spec
+}
+
+/// Ten thousand runs of more would take minutes.
+const BYTES_MAX: f64 = 24e6;
+
+fn random_path(random: &mut Random, weather: Weather, seconds: f64) -> PathSpec {
+    let congestion = if random.chance(0.5) { Congestion::Bbr } else { Congestion::Cubic };
+    let mut path = PathSpec::new(random.magnitude(1.0, 300.0), random.magnitude(1.0, 300.0), congestion);
+    path.queue = (path.rate * path.round_trip * random.magnitude(0.3, 4.0)).max(64e3);
+    if random.chance(0.1) {
+        path.queue = path.queue.max(path.rate * random.up_to(2.0));
+    }
+    if random.chance(0.3) {
+        path.lanes = 1 + random.below(4);
+    }
+    if weather != Weather::Fair {
+        if random.chance(0.4) {
+            path.loss = random.magnitude(1e-4, 0.03);
+        }
+        if random.chance(0.05) {
+            path.loss = random.up_to(0.5);
+        }
+        if random.chance(0.5) {
+            path.jitter = path.round_trip * random.magnitude(0.01, 0.5);
+        }
+    }
+    if weather == Weather::Stormy {
+        let mut at = 0.0;
+        for _ in 0..random.below(3) {
+            at += random.up_to(seconds);
+            let rate = if random.chance(0.4) { 0.0 } else { path.rate * random.magnitude(0.05, 2.0) };
+            path.changes.push((at, rate));
+            if rate == 0.0 {
+                at += random.magnitude(0.05, 8.0);
+                path.changes.push((at, path.rate));
+            }
+        }
+    }
+    path
+}
