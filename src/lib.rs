@@ -8,6 +8,7 @@ pub mod cli;
 pub mod downstream;
 pub mod exec;
 pub mod http;
+pub mod lab;
 pub mod lanes;
 pub mod mp;
 pub mod net;

@@ -1,0 +1,10 @@
+//! Emulated long paths on one machine, without the kernel's sch_netem.
+//!
+//! In: packets that one network namespace sends into a TUN device. Out: the same packets from another namespace's TUN
+//! device, late, fewer, and no faster than the asked rate. Called by `plait lab` and the benchmarks. Rooms, from the
+//! bottom up: `shape` says what a direction of a link does, `shaper` decides it packet by packet without I/O or clock,
+//! `segment` cuts TSO super-packets, `tun` opens the devices, `link` is the thread that moves packets.
+
+pub mod link;
+pub mod shape;
+pub mod tun;
