@@ -2,11 +2,10 @@
 //!
 //! In: packets that the kernel routes into either device. Out: the same packets from the other one, as the shaper of
 //! their direction says. Called by the lab, which makes the devices. Invariant: an empty link sleeps; a busy one works
-//! in rounds of [`ROUND`], whatever the rate of packets.
+//! in rounds of 250 µs, whatever the rate of packets.
 
 use std::{
     io::{self, IoSlice},
-    num::NonZeroU64,
     os::fd::{AsFd, OwnedFd},
     rc::Rc,
     sync::{
@@ -17,13 +16,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use core_affinity::CoreId;
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
     io::Errno,
 };
 
 use super::{
+    punctual::make_punctual,
     segment::{Packet, VNET_BYTES},
     shape::{Counters, Direction, Shape, ShapeError},
     shaper::Shaper,
@@ -31,7 +30,12 @@ use super::{
 
 /// A busy thread looks at its devices once in this time: a quarter of the millisecond that a delay may be off, and half
 /// the CPU time of a thread that wakes for every packet.
-const ROUND: Duration = Duration::from_micros(250);
+const ROUND_NS: u64 = 250_000;
+/// Rounds that a thread may take at once after a pause, so that a lone packet and its answer are not held up.
+const ROUNDS_SAVED_MAX: u64 = 8;
+/// Packets leave in the round that is nearest to when they are due: up to this much early, or late. It also makes up
+/// for the 50 to 150 µs that a virtual machine needs to wake up.
+const EARLY_NS: u64 = ROUND_NS / 2;
 /// Packets taken from one device in a round, so that the other direction's turn comes: 16 MiB of super-packets, far more
 /// than a round's worth at the highest rate.
 const READS_MAX: usize = 256;
@@ -84,11 +88,7 @@ impl Link {
         let (commands, received) = sync_channel(COMMANDS_MAX);
         let (woken, reported) = (wake.clone(), report.clone());
         let thread = thread::Builder::new().name(name.into()).spawn(move || {
-            if let Some(id) = cpu {
-                core_affinity::set_for_current(CoreId { id });
-            }
-            // The default slack of 50 µs would add up over a path's links. Without it, packets are a little late.
-            let _ = rustix::thread::set_current_timer_slack(Some(NonZeroU64::MIN));
+            make_punctual(cpu);
             let mut mover = Mover::new([a, b], [forward, backward], woken, reported);
             if let Err(error) = mover.run(&received) {
                 lock(&mover.report).failure = Some(error.to_string());
@@ -156,6 +156,8 @@ struct Mover {
     wake: Arc<OwnedFd>,
     report: Arc<Mutex<Report>>,
     started: Instant,
+    /// When the next round may begin.
+    round_ns: u64,
     frame: Box<[u8]>,
 }
 
@@ -173,6 +175,7 @@ impl Mover {
             wake,
             report,
             started: Instant::now(),
+            round_ns: 0,
             frame: vec![0; FRAME_BYTES_MAX].into(),
         }
     }
@@ -234,7 +237,7 @@ impl Mover {
 
     /// Writes what is due into the other device.
     fn give_out(&mut self, direction: usize) -> io::Result<()> {
-        let now_ns = self.now_ns();
+        let now_ns = self.now_ns() + EARLY_NS;
         let device = &self.devices[1 - direction];
         while let Some(delivery) = self.shapers[direction].deliver(now_ns) {
             let written = match delivery.packet.run(&delivery.segments) {
@@ -263,17 +266,19 @@ impl Mover {
         }
     }
 
-    /// Waits until the round is over, and then until there is something to do.
-    fn wait(&self, began_ns: u64) -> io::Result<()> {
-        let spent = Duration::from_nanos(self.now_ns() - began_ns);
-        thread::sleep(ROUND.saturating_sub(spent));
-        let timeout = match self.shapers.iter().filter_map(Shaper::next_ns).min() {
-            None => None,
-            Some(next_ns) => match next_ns.saturating_sub(self.now_ns()) {
-                0 => return Ok(()),
-                left_ns => Timespec::try_from(Duration::from_nanos(left_ns)).ok(),
-            },
-        };
+    /// Waits until the next round may begin, and then until there is something to do.
+    fn wait(&mut self, began_ns: u64) -> io::Result<()> {
+        self.round_ns = (self.round_ns + ROUND_NS).max(began_ns.saturating_sub(ROUNDS_SAVED_MAX * ROUND_NS));
+        let early_ns = self.round_ns.saturating_sub(self.now_ns());
+        if early_ns > 0 {
+            thread::sleep(Duration::from_nanos(early_ns));
+        }
+        let due_ns = self.shapers.iter().filter_map(Shaper::next_ns).min();
+        let left_ns = due_ns.map(|due_ns| due_ns.saturating_sub(self.now_ns() + EARLY_NS));
+        if left_ns == Some(0) {
+            return Ok(());
+        }
+        let timeout = left_ns.and_then(|left_ns| Timespec::try_from(Duration::from_nanos(left_ns)).ok());
         let mut ready = [
             PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.devices[0].as_fd(), PollFlags::IN),

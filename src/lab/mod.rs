@@ -6,6 +6,7 @@
 //! `segment` cuts TSO super-packets, `tun` opens the devices, `link` is the thread that moves packets.
 
 pub mod link;
+mod punctual;
 pub mod segment;
 pub mod shape;
 pub mod shaper;

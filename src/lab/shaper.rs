@@ -4,9 +4,9 @@
 //! the link's thread, and by tests in virtual time. A packet walks policer → queue → bottleneck → loss → delay. What is
 //! a TSO super-packet outside is a row of segments in here; each is queued, lost and delayed on its own.
 //!
-//! Invariants: no I/O and no clock (times are nanoseconds since a moment of the caller's choice, and never go back);
-//! packets leave in the order in which they came; what waits is bounded by the shape's queue, what flies by its rate
-//! times its delay.
+//! Invariants: no I/O and no clock (times are nanoseconds since a moment of the caller's choice; those of arrivals never
+//! go back, deliveries may look ahead); packets leave in the order in which they came; what waits is bounded by the
+//! shape's queue, what flies by its rate times its delay.
 
 mod drift;
 mod loss;
@@ -66,7 +66,7 @@ pub struct Shaper<P> {
     rng: Rng,
     queue: VecDeque<Segment<P>>,
     queued_bytes: u64,
-    /// When the bottleneck will have sent the first of the queue; of no meaning while the queue is empty.
+    /// When the bottleneck will have sent the first of the queue, or had sent the last one that there was.
     sent_ns: u64,
     flying: VecDeque<(u64, Segment<P>)>,
     /// Number of the last packet that was offered.
@@ -118,7 +118,7 @@ impl<P: Clone> Shaper<P> {
         for index in 0..allowed {
             let bytes = arrival.bytes(index);
             if self.queue.is_empty() {
-                self.sent_ns = now_ns + self.sending_ns(bytes);
+                self.sent_ns = self.sent_ns.max(now_ns) + self.sending_ns(bytes);
             } else if self.queued_bytes + u64::from(bytes) > self.shape.queue_bytes {
                 self.counters.dropped_queue += u64::from(allowed - index);
                 break;
@@ -171,6 +171,7 @@ impl<P: Clone> Shaper<P> {
             self.counters.dropped_outage += (self.queue.len() + self.flying.len()) as u64;
             self.queue.clear();
             self.queued_bytes = 0;
+            self.sent_ns = now_ns;
             self.flying.clear();
         }
     }
