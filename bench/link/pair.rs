@@ -6,7 +6,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd, OwnedFd},
     process::{Command, Stdio},
     thread,
@@ -18,6 +18,11 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 /// The hosts' addresses: every pair has the same, in namespaces of its own.
 pub const LEFT: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 pub const RIGHT: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+/// The same over IPv6: the IPv4 address in a private prefix.
+pub fn v6(address: Ipv4Addr) -> Ipv6Addr {
+    let [a, b, c, d] = address.octets();
+    Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
+}
 
 /// The link, and the hosts at its ends.
 pub struct Pair {
@@ -46,7 +51,9 @@ impl Host {
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?;
             let device = tun::open("wan")?;
             ip(&format!(
-                "link set lo up\nlink set wan up txqueuelen 10000\naddress add {address}/30 dev wan\n"
+                "link set lo up\nlink set wan up txqueuelen 10000\n\
+                 address add {address}/30 dev wan\naddress add {}/64 dev wan nodad\n",
+                v6(address)
             ))?;
             for (name, value) in [
                 ("tcp_rmem", "4096 131072 67108864"),
