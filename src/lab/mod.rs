@@ -3,11 +3,16 @@
 //! In: packets that one network namespace sends into a TUN device. Out: the same packets from another namespace's TUN
 //! device, late, fewer, and no faster than the asked rate. Called by `plait lab` and the benchmarks. Rooms, from the
 //! bottom up: `shape` says what a direction of a link does, `shaper` decides it packet by packet without I/O or clock,
-//! `segment` cuts TSO super-packets, `tun` opens the devices, `link` is the thread that moves packets.
+//! `segment` cuts TSO super-packets, `tun` opens the devices, `link` is the thread that moves packets; `child` and `host`
+//! make hosts of namespaces, `scenario` reads what a network is like, `topology` builds it with `ip` and `timeline`;
+//! `chain` runs the roles in it, `fetch` is a client of theirs, `calibrate` checks the emulator.
 
 pub mod link;
 mod punctual;
+pub mod scenario;
 pub mod segment;
 pub mod shape;
 pub mod shaper;
 pub mod tun;
+
+pub use scenario::Scenario;

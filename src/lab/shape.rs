@@ -129,6 +129,8 @@ pub struct Counters {
     pub packets: u64,
     /// Bytes of these packets.
     pub bytes: u64,
+    /// Bytes that wait for the bottleneck now: the only figure here that can fall.
+    pub queued_bytes: u64,
     /// Packets dropped because the queue was full.
     pub dropped_queue: u64,
     /// Packets lost behind the bottleneck.

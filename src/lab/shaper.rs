@@ -178,7 +178,7 @@ impl<P: Clone> Shaper<P> {
 
     /// What has been done so far. `refused` is not known in here.
     pub fn counters(&self) -> Counters {
-        self.counters
+        Counters { queued_bytes: self.queued_bytes, ..self.counters }
     }
 
     /// Lets the bottleneck send until `now_ns`.
