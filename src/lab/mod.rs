@@ -7,12 +7,19 @@
 //! make hosts of namespaces, `scenario` reads what a network is like, `topology` builds it with `ip` and `timeline`;
 //! `chain` runs the roles in it, `fetch` is a client of theirs, `calibrate` checks the emulator.
 
+pub mod child;
+mod contain;
+pub mod host;
+pub mod ip;
 pub mod link;
 mod punctual;
 pub mod scenario;
 pub mod segment;
 pub mod shape;
 pub mod shaper;
+pub mod timeline;
+pub mod topology;
 pub mod tun;
 
 pub use scenario::Scenario;
+pub use topology::{Lab, LabError};
