@@ -60,6 +60,121 @@ pub enum Command {
     Get(Get),
     /// Makes a new pre-shared key
     Keygen(Keygen),
+    /// Emulated long paths on this machine, and the whole chain on them
+    #[command(subcommand)]
+    Lab(LabCommand),
+}
+
+/// `plait lab`.
+#[derive(Debug, Subcommand)]
+pub enum LabCommand {
+    /// Downloads a file over the chain: a live view, then the result
+    Run(LabRun),
+    /// Starts the chain and a shell on the client's host, for a browser, a player or curl
+    Shell(LabChain),
+    /// Checks that the emulator does what it is asked for; fails if it does not
+    Calibrate,
+    /// Shows the scenarios that have names
+    List,
+}
+
+/// `plait lab run`.
+#[derive(Debug, Args)]
+pub struct LabRun {
+    /// What runs.
+    #[command(flatten)]
+    pub chain: LabChain,
+    /// Downloads, one after the other; the first one finds cold lanes
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = value_parser!(u16).range(1..=1000))]
+    pub runs: u16,
+    /// File of --dir to download
+    #[arg(long, value_name = "NAME")]
+    pub file: Option<String>,
+}
+
+/// What `plait lab run` and `plait lab shell` start.
+#[derive(Debug, Args)]
+pub struct LabChain {
+    /// A scenario's file or name; `plait lab list` shows the names
+    pub scenario: String,
+    /// Length of the generated file, in bytes or as 200M, 1G
+    #[arg(long, default_value = "200M", value_name = "SIZE", conflicts_with = "dir")]
+    pub size: ByteCount,
+    /// Directory to serve instead of a generated file
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// Lanes per path and transfer [default: as the scenario says]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=64))]
+    pub lanes: Option<u16>,
+    /// How lanes go: over relays, straight to the upstream, or there by kernel MPTCP over all paths
+    #[arg(long, value_enum, default_value_t)]
+    pub via: LabVia,
+    /// One more flag for a role (root, upstream, relay, downstream, all), such as downstream=--cores=0. May be repeated
+    #[arg(long = "role-flag", value_name = "ROLE=FLAG")]
+    pub flags: Vec<RoleFlag>,
+}
+
+/// `plait lab --via`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LabVia {
+    /// TCP lanes over the relay of each path.
+    #[default]
+    Relays,
+    /// TCP lanes straight to the upstream, over each path.
+    Direct,
+    /// MPTCP lanes straight to the upstream.
+    Mptcp,
+}
+
+/// A number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ByteCount(pub u64);
+
+/// The generated file lives in memory.
+const BYTE_COUNT_MAX: u64 = 16_000_000_000;
+
+impl FromStr for ByteCount {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (digits, factor) = match text.chars().last() {
+            Some('k') => (&text[..text.len() - 1], 1_000),
+            Some('M') => (&text[..text.len() - 1], 1_000_000),
+            Some('G') => (&text[..text.len() - 1], 1_000_000_000),
+            _ => (text, 1),
+        };
+        let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+        match bytes {
+            Some(bytes @ 1..=BYTE_COUNT_MAX) => Ok(Self(bytes)),
+            _ => Err(format!(
+                "write a number such as 200M (k, M, G are powers of 1000), at most {BYTE_COUNT_MAX}"
+            )),
+        }
+    }
+}
+
+/// A flag for one role of a lab's chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoleFlag {
+    /// root, upstream, relay, downstream or all.
+    pub role: String,
+    /// As the role takes it.
+    pub flag: String,
+}
+
+impl FromStr for RoleFlag {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((role @ ("root" | "upstream" | "relay" | "downstream" | "all"), flag))
+                if flag.starts_with('-') =>
+            {
+                Ok(Self { role: role.to_owned(), flag: flag.to_owned() })
+            }
+            _ => Err("write for example downstream=--cores=0".to_owned()),
+        }
+    }
 }
 
 /// `plait up`.
@@ -206,6 +321,21 @@ mod tests {
     #[test]
     fn the_grammar_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn byte_counts_and_role_flags() {
+        let bytes = |text: &str| text.parse::<ByteCount>().map(|count| count.0);
+        assert_eq!(bytes("200M"), Ok(200_000_000));
+        assert_eq!(bytes("1234"), Ok(1234));
+        for wrong in ["", "M", "0", "1T", "-1", "17G", "99999999999999999999G", "1é"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
+        let flag: RoleFlag = "downstream=--cores=0".parse().unwrap();
+        assert_eq!((flag.role.as_str(), flag.flag.as_str()), ("downstream", "--cores=0"));
+        for wrong in ["", "downstream", "client=--cores=0", "relay=cores"] {
+            assert!(wrong.parse::<RoleFlag>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

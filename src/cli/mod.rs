@@ -5,6 +5,7 @@
 
 mod args;
 mod get;
+mod lab;
 mod roles;
 mod sample;
 mod up;

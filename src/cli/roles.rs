@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use super::{
     args::{Arguments, Command, CpuList, Get, Global, Keygen, Paths},
     get::{self, GetError},
+    lab::{self, LabRunError},
     up,
 };
 use crate::{
@@ -91,6 +92,9 @@ pub enum RunError {
     /// The sample library cannot be made.
     #[error(transparent)]
     Sample(#[from] super::sample::SampleError),
+    /// The lab has no result.
+    #[error(transparent)]
+    Lab(#[from] LabRunError),
     /// Signals cannot be caught.
     #[error("cannot catch signals: {0}")]
     Signals(#[source] io::Error),
@@ -138,6 +142,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
         }
         Command::Get(args) => run_get(&global, args),
         Command::Up(args) => up::run(&global, args),
+        Command::Lab(command) => Ok(lab::run(&global, command)?),
     }
 }
 

@@ -7,8 +7,11 @@
 //! make hosts of namespaces, `scenario` reads what a network is like, `topology` builds it with `ip` and `timeline`;
 //! `chain` runs the roles in it, `fetch` is a client of theirs, `calibrate` checks the emulator.
 
+pub mod calibrate;
+pub mod chain;
 pub mod child;
 mod contain;
+pub mod fetch;
 pub mod host;
 pub mod ip;
 pub mod link;
@@ -17,9 +20,11 @@ pub mod scenario;
 pub mod segment;
 pub mod shape;
 pub mod shaper;
+pub mod store;
 pub mod timeline;
 pub mod topology;
 pub mod tun;
+pub mod usage;
 
 pub use scenario::Scenario;
 pub use topology::{Lab, LabError};
