@@ -1,0 +1,156 @@
+//! What hosts, addresses, routes and events do.
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::{IpAddr, SocketAddr},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use plait::lab::{Lab, Scenario};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::{SMALL, possible};
+
+/// What takes milliseconds on a quiet machine.
+const DEADLINE: Duration = Duration::from_secs(60);
+const PORT: u16 = 5555;
+
+fn small(more: &str) -> Lab {
+    Lab::build(&Scenario::parse("small.toml", &format!("{SMALL}{more}")).unwrap()).unwrap()
+}
+
+/// Packets that each path carried towards the server.
+fn sent(lab: &Lab) -> Vec<u64> {
+    lab.counters().iter().map(|[forward, _]| forward.packets).collect()
+}
+
+/// Tries to connect where nobody listens. The server's host refuses if it is reached.
+fn is_reached(lab: &Lab, source: Option<IpAddr>, target: IpAddr, limit: Duration) -> bool {
+    let error = lab.client().connect(source, SocketAddr::new(target, PORT), limit).unwrap_err();
+    error.kind() == ErrorKind::ConnectionRefused
+}
+
+fn listener(lab: &Lab, protocol: Protocol) -> Socket {
+    let listener = lab.server().socket(Domain::IPV4, Type::STREAM, Some(protocol)).unwrap();
+    listener.bind(&SocketAddr::from(([0, 0, 0, 0], PORT)).into()).unwrap();
+    listener.listen(1).unwrap();
+    listener
+}
+
+#[test]
+fn the_client_s_address_decides_the_path() {
+    if !possible() {
+        return;
+    }
+    let lab = small("");
+    let mut before = sent(&lab);
+    for (source, target, expected) in [
+        (Some(lab.client_address(0)), lab.server_address(0), 0),
+        (Some(lab.client_address(1)), lab.server_address(1), 1),
+        (Some(lab.client_address(1)), lab.server_address(0), 1),
+        (Some(lab.client_address(0)), lab.relay_address(1), 0),
+        (None, lab.server_address(0), 0),
+        (None, lab.server_address(1), 1),
+        (None, lab.relay_address(1), 1),
+    ] {
+        assert!(is_reached(&lab, source, target, DEADLINE), "{source:?} to {target}");
+        let after = sent(&lab);
+        assert!(after[expected] > before[expected], "{source:?} to {target}: {before:?} {after:?}");
+        assert_eq!(after[1 - expected], before[1 - expected], "{source:?} to {target} by the other path");
+        before = after;
+    }
+}
+
+#[test]
+fn routes_choose_the_congestion_control() {
+    if !possible() {
+        return;
+    }
+    let lab = small("");
+    lab.set_congctl("reno").unwrap();
+    let listener = listener(&lab, Protocol::TCP);
+    let target = SocketAddr::new(lab.server_address(1), PORT);
+    let client = lab.client().connect(None, target, DEADLINE).unwrap();
+    let (server, _) = listener.accept().unwrap();
+    for socket in [Socket::from(client), server] {
+        assert!(socket.tcp_congestion().unwrap().starts_with(b"reno"));
+    }
+    let error = lab.set_congctl("nonsense").unwrap_err().to_string();
+    assert!(error.contains("nonsense"), "{error}");
+}
+
+#[test]
+fn events_happen_and_are_undone() {
+    if !possible() {
+        return;
+    }
+    let lab = small("[[event]]\nat = 0\npath = 1\ndown = true\n");
+    let (near, far) = (Some(lab.client_address(0)), lab.server_address(0));
+    assert!(is_reached(&lab, near, far, DEADLINE));
+    let timeline = lab.play();
+    let until = Instant::now() + DEADLINE;
+    while lab.counters()[0][0].dropped_outage == 0 {
+        is_reached(&lab, near, far, Duration::from_millis(100));
+        assert!(Instant::now() < until, "no outage");
+    }
+    assert!(is_reached(&lab, None, lab.server_address(1), DEADLINE), "the other path is no part of it");
+    drop(timeline);
+    assert!(is_reached(&lab, near, far, DEADLINE));
+}
+
+#[test]
+fn kernel_mptcp_uses_both_paths() {
+    if !possible() {
+        return;
+    }
+    let lab = small("");
+    if !lab.has_mptcp() {
+        eprintln!("note: this kernel has no MPTCP: its paths are not tested");
+        return;
+    }
+    // 1.6 s of one path.
+    const BYTES: usize = 4_000_000;
+    let listener = listener(&lab, Protocol::MPTCP);
+    let client = lab.client().socket(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP)).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut server, _) = listener.accept().unwrap();
+            server.write_all(&vec![1; BYTES]).unwrap();
+        });
+        client.connect(&SocketAddr::new(lab.server_address(0), PORT).into()).unwrap();
+        let mut all = Vec::new();
+        (&client).read_to_end(&mut all).unwrap();
+        assert_eq!(all.len(), BYTES);
+    });
+    let carried: Vec<u64> = lab.counters().iter().map(|[_, backward]| backward.bytes).collect();
+    assert!(carried.iter().all(|&bytes| bytes > BYTES as u64 / 10), "bytes per path: {carried:?}");
+}
+
+#[test]
+fn a_file_comes_whole_over_the_chain() {
+    if !possible() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let scenario = dir.path().join("small.toml");
+    std::fs::write(&scenario, SMALL).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plait"));
+    command
+        .args(["lab", "run", "--size", "3M", "--runs", "2", "--role-flag", "all=--cores=0"])
+        .arg(&scenario);
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    for words in
+        ["run 2 of 2", " of 0.965 x 40 Mbit/s", "first byte", "CPU s/GB: root", "wire / delivered: 1."]
+    {
+        assert!(said.contains(words), "no '{words}' in:\n{said}");
+    }
+    // A wrong flag of a role is that role's words.
+    command.args(["--role-flag", "relay=--no-such"]);
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.contains("--no-such"), "{said}");
+}
