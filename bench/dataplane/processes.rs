@@ -15,7 +15,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -46,6 +48,37 @@ pub fn clean_up_on_signal(dir: PathBuf) -> Outcome<()> {
         }
     });
     Ok(())
+}
+
+/// CPU time of all threads of a process so far, in nanoseconds.
+///
+/// The sum over /proc/PID/task/*/schedstat is exact but forgets threads that ended; /proc/PID/stat remembers them
+/// in 10 ms ticks, rounded down. Neither can exceed the truth, so the larger is the better.
+pub fn cpu_ns(pid: Pid) -> Outcome<u64> {
+    let mut running_ns = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))?.map_while(Result::ok) {
+        // A thread may end between the listing and the reading.
+        if let Ok(text) = fs::read_to_string(task.path().join("schedstat")) {
+            running_ns += first_number(&text).ok_or("schedstat has no numbers")?;
+        }
+    }
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // Fields 14 and 15 of proc_pid_stat(5), counted behind the command name, which may hold spaces.
+    let behind_name = stat.rsplit_once(") ").ok_or("stat has no command name")?.1;
+    let ticks: u64 = behind_name.split(' ').skip(11).take(2).filter_map(first_number).sum();
+    Ok(running_ns.max(ticks * NS_PER_TICK))
+}
+
+/// How a process ended that was waited for.
+pub struct Finished {
+    /// What it printed.
+    pub stdout: String,
+    /// CPU time of all its threads, in nanoseconds.
+    pub cpu_ns: u64,
+    /// False: it had to be killed.
+    pub in_time: bool,
+    /// A sentence about its end, if its exit status was not 0.
+    pub trouble: Option<String>,
 }
 
 /// A child process and the guard that ends it.
@@ -123,22 +156,31 @@ impl Process {
     }
 
     /// CPU time of all its threads so far, in nanoseconds.
-    ///
-    /// The sum over /proc/PID/task/*/schedstat is exact but forgets threads that ended; /proc/PID/stat remembers them
-    /// in 10 ms ticks, rounded down. Neither can exceed the truth, so the larger is the better.
     pub fn cpu_ns(&self) -> Outcome<u64> {
-        let mut running_ns = 0;
-        for task in self.tasks()? {
-            // A thread may end between the listing and the reading.
-            if let Ok(text) = fs::read_to_string(task.join("schedstat")) {
-                running_ns += first_number(&text).ok_or("schedstat has no numbers")?;
+        cpu_ns(self.pid).map_err(|error| self.failure(&format!("is gone: {error}")).into())
+    }
+
+    /// Waits for its end, and kills it after `limit`. Its standard output must be short: it stays in memory.
+    pub fn finish(mut self, limit: Duration) -> Outcome<Finished> {
+        let ending = pidfd_open(self.pid, PidfdFlags::empty())?;
+        let deadline = Instant::now() + limit;
+        let in_time = loop {
+            let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now()))?;
+            match poll(&mut [PollFd::new(&ending, PollFlags::IN)], Some(&left)) {
+                Err(Errno::INTR) => {}
+                ready => break ready? > 0,
             }
+        };
+        if !in_time {
+            self.child.kill()?;
+            poll(&mut [PollFd::new(&ending, PollFlags::IN)], None)?;
         }
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid))?;
-        // Fields 14 and 15 of proc_pid_stat(5), counted behind the command name, which may hold spaces.
-        let behind_name = stat.rsplit_once(") ").ok_or("stat has no command name")?.1;
-        let ticks: u64 = behind_name.split(' ').skip(11).take(2).filter_map(first_number).sum();
-        Ok(running_ns.max(ticks * NS_PER_TICK))
+        // Until it is reaped, the kernel still knows what it has used.
+        let cpu_ns = cpu_ns(self.pid)?;
+        let status = self.child.wait()?;
+        let stdout = self.stdout.iter().collect::<Vec<_>>().join("\n");
+        let trouble = (!status.success()).then(|| self.failure(&format!("ended with {status}")));
+        Ok(Finished { stdout, cpu_ns, in_time, trouble })
     }
 
     /// Resident memory (VmRSS) in bytes.
@@ -176,7 +218,10 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = kill_process(self.pid, Signal::TERM);
+        // One that has been reaped has no number any more that a signal could go to.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = kill_process(self.pid, Signal::TERM);
+        }
         let deadline = Instant::now() + Duration::from_millis(STOP_MS_MAX);
         while matches!(self.child.try_wait(), Ok(None)) {
             if Instant::now() > deadline {

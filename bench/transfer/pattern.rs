@@ -1,0 +1,72 @@
+//! In: an offset. Out: the bytes that the file of every transfer has there.
+//!
+//! Called by `main` (which writes the file), the measuring client and the check of what aria2c wrote. Invariant: no two
+//! stretches of the file are alike, so that a lost, repeated or moved byte is noticed, wherever it stands.
+
+use std::io::{self, BufWriter, Read, Write};
+
+/// Name of the file.
+pub const FILE_NAME: &str = "video.bin";
+/// The content is made of words of this size, each a function of its index alone.
+const WORD_BYTES: usize = 8;
+/// Read at once when a file is checked.
+const BLOCK_BYTES: usize = 256 * 1024;
+
+/// Writes the first `bytes` bytes of the content.
+pub fn write(bytes: u64, into: impl Write) -> io::Result<()> {
+    let mut into = BufWriter::with_capacity(BLOCK_BYTES, into);
+    for index in 0..bytes.div_ceil(WORD_BYTES as u64) {
+        let left = bytes - index * WORD_BYTES as u64;
+        into.write_all(&word(index)[..left.min(WORD_BYTES as u64) as usize])?;
+    }
+    into.flush()
+}
+
+/// Compares `from`, read to its end, with the content's first `bytes` bytes.
+pub fn check(bytes: u64, mut from: impl Read) -> io::Result<Result<(), String>> {
+    let mut check = Check::default();
+    let mut block = vec![0; BLOCK_BYTES];
+    loop {
+        match from.read(&mut block)? {
+            0 => break,
+            received => {
+                if let Err(wrong) = check.take(&block[..received]) {
+                    return Ok(Err(wrong));
+                }
+            }
+        }
+    }
+    Ok(if check.taken == bytes { Ok(()) } else { Err(format!("{} of {bytes} bytes", check.taken)) })
+}
+
+/// How far a stream has been compared with the content.
+#[derive(Default)]
+pub struct Check {
+    /// Bytes that came and were right.
+    pub taken: u64,
+}
+
+impl Check {
+    /// Compares the next bytes of the stream.
+    pub fn take(&mut self, mut bytes: &[u8]) -> Result<(), String> {
+        while !bytes.is_empty() {
+            let skipped = (self.taken % WORD_BYTES as u64) as usize;
+            let expected = &word(self.taken / WORD_BYTES as u64)[skipped..];
+            let (part, rest) = bytes.split_at(expected.len().min(bytes.len()));
+            if part != &expected[..part.len()] {
+                return Err(format!("CHANGED BYTES: the word at byte {} is not what was sent", self.taken));
+            }
+            self.taken += part.len() as u64;
+            bytes = rest;
+        }
+        Ok(())
+    }
+}
+
+/// splitmix64 (Steele, Lea, Flood, 2014) of the index: a bijection, so no word occurs twice.
+fn word(index: u64) -> [u8; WORD_BYTES] {
+    let mut mixed = index.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (mixed ^ (mixed >> 31)).to_le_bytes()
+}
