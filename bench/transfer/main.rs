@@ -48,8 +48,8 @@ pub type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 const SIZE_BYTES: u64 = 200_000_000;
 /// Fewer runs make no median worth a claim.
 const RUNS: u32 = 5;
-/// Whoever has not come to an end by then has 18 Mbit/s or less, and its rate is known well enough.
-const DEADLINE_S: u64 = 90;
+/// Whoever has not come to an end by then has 27 Mbit/s or less, and its rate is known well enough.
+const DEADLINE_S: u64 = 60;
 
 const QUICK_SIZE_BYTES: u64 = 40_000_000;
 const QUICK_RUNS: u32 = 2;
@@ -79,7 +79,7 @@ struct Flags {
     /// Columns to measure [default: all, with --quick five]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "LIST")]
     columns: Vec<Column>,
-    /// When a transfer is cut off, in seconds [default: 90, with --quick 12]
+    /// When a transfer is cut off, in seconds [default: 60, with --quick 12]
     #[arg(long, value_name = "SECONDS")]
     deadline: Option<u64>,
     /// Prints scenarios, columns and the expected duration, and measures nothing

@@ -51,6 +51,9 @@ impl<'a> Ground<'a> {
         let events = self.lab.play();
         let (download, mut cpu_ns) = transfer()?;
         drop(events);
+        if download.bytes == 0 {
+            return Err(format!("nothing came within {} s", download.seconds).into());
+        }
         for (role, after) in cpu()? {
             let used = after.saturating_sub(cpu_before.get(role).copied().unwrap_or(0));
             *cpu_ns.entry(role).or_default() += used;
