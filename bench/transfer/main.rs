@@ -131,18 +131,16 @@ fn run(flags: &Flags) -> Outcome<bool> {
     let target = target_directory();
     let mut run = circumstances(flags, &plan)?;
     announce(&plan, &scenarios);
-    for (scenario, controls) in &scenarios {
-        let lab = Lab::build(scenario)?;
-        for cc in controls {
-            lab.set_congctl(cc)?;
-            let row = row(scenario, cc);
-            eprintln!("{} ({})", row.name(), row.describe_paths());
-            let mut row = rounds::run(&plan, &lab, row, dir.path())?;
-            (row.own_verdict, row.verdicts) = goals::judge(&row);
-            run.rows.push(row);
-            // After each row: hours of measuring must not be lost with the last of them.
-            report::write(&run, &target)?;
+    for (scenario, cc) in &scenarios {
+        match measure(&plan, scenario, cc, dir.path()) {
+            Ok(row) => run.rows.push(row),
+            Err(error) => {
+                eprintln!("given up: {error}");
+                run.given_up.push(format!("{}, {cc}: {error}", scenario.name));
+            }
         }
+        // After each row: hours of measuring must not be lost with the last of them.
+        report::write(&run, &target)?;
     }
     print!("{}", report::markdown(&run));
     eprintln!("written to {}: transfer.md, transfer.json, *.svg", target.display());
@@ -151,27 +149,34 @@ fn run(flags: &Flags) -> Outcome<bool> {
     Ok(run.invalid.is_none() && is_lossless)
 }
 
-/// What to run: each scenario with the congestion controls that it names.
-fn scenarios(flags: &Flags) -> Outcome<Vec<(Scenario, Vec<String>)>> {
+fn measure(plan: &Plan, scenario: &Scenario, cc: &str, dir: &Path) -> Outcome<Row> {
+    let row = row(scenario, cc);
+    eprintln!("{} ({})", row.name(), row.describe_paths());
+    let lab = Lab::build(scenario)?;
+    lab.set_congctl(cc)?;
+    let mut row = rounds::run(plan, &lab, row, dir)?;
+    (row.own_verdict, row.verdicts) = goals::judge(&row);
+    Ok(row)
+}
+
+/// What to run: scenarios with their congestion controls.
+fn scenarios(flags: &Flags) -> Outcome<Vec<(Scenario, String)>> {
     let chosen = !flags.scenario.is_empty();
     let scenarios = if chosen {
         flags.scenario.iter().map(|name| Scenario::load(name)).collect::<Result<_, _>>()?
     } else {
         Scenario::built_in()?
     };
-    let is_wanted = |scenario: &str, cc: &str| {
-        chosen
-            || if flags.quick {
-                QUICK_ROWS.contains(&(scenario, cc))
-            } else {
-                goals::is_in_table(scenario, cc)
-            }
+    let is_wanted = |scenario: &str, cc: &str| match (chosen, flags.quick) {
+        (true, _) => true,
+        (false, true) => QUICK_ROWS.contains(&(scenario, cc)),
+        (false, false) => goals::is_in_table(scenario, cc),
     };
-    let with_controls = scenarios.into_iter().map(|scenario| {
-        let controls = scenario.lanes.cc.iter().filter(|cc| is_wanted(&scenario.name, cc)).cloned().collect();
-        (scenario, controls)
-    });
-    Ok(with_controls.filter(|(_, controls): &(_, Vec<_>)| !controls.is_empty()).collect())
+    let each_control = |scenario: &Scenario| {
+        scenario.lanes.cc.iter().map(|cc| (scenario.clone(), cc.clone())).collect::<Vec<_>>()
+    };
+    let rows = scenarios.iter().flat_map(each_control);
+    Ok(rows.filter(|(scenario, cc)| is_wanted(&scenario.name, cc)).collect())
 }
 
 /// An unmeasured row.
@@ -194,13 +199,10 @@ fn row(scenario: &Scenario, cc: &str) -> Row {
     }
 }
 
-fn rows(scenarios: &[(Scenario, Vec<String>)]) -> impl Iterator<Item = Row> {
-    scenarios.iter().flat_map(|(scenario, controls)| controls.iter().map(|cc| row(scenario, cc)))
-}
-
-fn list(plan: &Plan, scenarios: &[(Scenario, Vec<String>)]) {
+fn list(plan: &Plan, scenarios: &[(Scenario, String)]) {
     println!("| scenario, congestion control | paths | stands for | about |\n| --- | --- | --- | --- |");
-    for row in rows(scenarios) {
+    for (scenario, cc) in scenarios {
+        let row = row(scenario, cc);
         let minutes = plan.estimate(&row).as_secs_f64() / 60.0;
         println!("| {} | {} | {} | {minutes:.0} min |", row.name(), row.describe_paths(), row.stands_for);
     }
@@ -214,10 +216,10 @@ fn list(plan: &Plan, scenarios: &[(Scenario, Vec<String>)]) {
     announce(plan, scenarios);
 }
 
-fn announce(plan: &Plan, scenarios: &[(Scenario, Vec<String>)]) {
-    let total: Duration = rows(scenarios).map(|row| plan.estimate(&row)).sum();
+fn announce(plan: &Plan, scenarios: &[(Scenario, String)]) {
+    let total: Duration = scenarios.iter().map(|(scenario, cc)| plan.estimate(&row(scenario, cc))).sum();
     let minutes = total.as_secs() / 60;
-    eprintln!("{} rows, about {} h {:02} min", rows(scenarios).count(), minutes / 60, minutes % 60);
+    eprintln!("{} rows, about {} h {:02} min", scenarios.len(), minutes / 60, minutes % 60);
 }
 
 /// Calibrates, and notes where and when.
@@ -243,6 +245,7 @@ fn circumstances(flags: &Flags, plan: &Plan) -> Outcome<Run> {
         calibration: checks.map(CalibrationCheck::from).collect(),
         invalid,
         rows: Vec::new(),
+        given_up: Vec::new(),
     })
 }
 

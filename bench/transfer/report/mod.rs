@@ -51,6 +51,8 @@ pub struct Run {
     /// Why the whole output is worth nothing.
     pub invalid: Option<String>,
     pub rows: Vec<Row>,
+    /// Rows that could not be measured, each with its reason.
+    pub given_up: Vec<String>,
 }
 
 /// Writes transfer.md, transfer.json and the charts into `dir`.

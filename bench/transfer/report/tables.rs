@@ -49,6 +49,9 @@ fn write_run(run: &Run, out: &mut String) -> std::fmt::Result {
         run.command
     )?;
     write_calibration(run, out)?;
+    for trouble in &run.given_up {
+        writeln!(out, "- GIVEN UP: {trouble}\n")?;
+    }
     write_overview(run, out)?;
     write_verdicts(run, out)?;
     for row in &run.rows {
