@@ -64,7 +64,7 @@ fn options(column: Column, ground: &Ground<'_>) -> ChainOptions {
 fn cpu_by_role(chain: &Chain) -> Outcome<CpuByRole> {
     let mut cpu = CpuByRole::new();
     for process in chain.processes() {
-        let name = match process.role {
+        let name = match process.role() {
             Role::Root => "root",
             Role::Upstream => "upstream",
             Role::Relay(_) => "relays",
@@ -80,7 +80,7 @@ fn with_logs(chain: &Chain, error: &str) -> String {
     let mut text = error.to_owned();
     for process in chain.processes() {
         if let Some(line) = process.log().lines().last() {
-            text += &format!("; {:?}: {line}", process.role);
+            text += &format!("; {:?}: {line}", process.role());
         }
     }
     text
