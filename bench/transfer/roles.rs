@@ -1,12 +1,10 @@
 //! Plait's columns: the real roles in the lab's hosts, started afresh for every round.
 //!
-//! In: a column. Out: the sample of a first transfer through fresh processes (cold) and of a second through the same
-//! (warm). Called by `rounds`.
+//! In: a column. Out: running processes that carry the file as often as they are asked. Called by `rounds`.
 
 use std::path::PathBuf;
 
 use plait::lab::chain::{Chain, ChainOptions, Content, Role, Via};
-use plait::wire::route::PathSpec;
 use socket2::Protocol;
 
 use crate::Outcome;
@@ -14,31 +12,30 @@ use crate::cell::Sample;
 use crate::columns::Column;
 use crate::measure::{CpuByRole, Ground};
 
-/// Why `column` cannot be measured, if it cannot.
-pub fn absence(column: Column, ground: &Ground<'_>) -> Option<String> {
-    if column != Column::MptcpLane {
-        return None;
-    }
-    if !ground.lab.has_mptcp() {
-        return Some("this kernel has no MPTCP".to_owned());
-    }
-    let example = "mptcp:127.0.0.1:1";
-    example.parse::<PathSpec>().err().map(|error| error.to_string())
+/// Plait's processes for one column, started for one round.
+pub struct Roles<'a> {
+    ground: &'a Ground<'a>,
+    chain: Chain,
 }
 
-/// Runs a round: cold, then warm. After a failed cold transfer there is no warm one.
-pub fn round(column: Column, ground: &Ground<'_>) -> Outcome<(Sample, Outcome<Sample>)> {
-    let options = options(column, ground);
-    let chain = Chain::start(ground.lab, &options)?;
-    let transfer = || {
-        let cpu = || cpu_by_role(&chain);
-        ground.measure(cpu, || {
-            let download = ground.request(chain.entrance(), Protocol::TCP).run();
-            let download = download.map_err(|error| with_logs(&chain, &error.to_string()))?;
+impl<'a> Roles<'a> {
+    /// Starts them, and waits until all of them listen.
+    pub fn start(column: Column, ground: &'a Ground<'a>) -> Outcome<Self> {
+        if column == Column::MptcpLane && !ground.lab.has_mptcp() {
+            return Err("this kernel has no MPTCP".into());
+        }
+        Ok(Self { ground, chain: Chain::start(ground.lab, &options(column, ground))? })
+    }
+
+    /// One transfer.
+    pub fn transfer(&self) -> Outcome<Sample> {
+        let cpu = || cpu_by_role(&self.chain);
+        self.ground.measure(cpu, || {
+            let download = self.ground.request(self.chain.entrance(), Protocol::TCP).run();
+            let download = download.map_err(|error| with_logs(&self.chain, &error.to_string()))?;
             Ok((download, CpuByRole::new()))
         })
-    };
-    Ok((transfer()?, transfer()))
+    }
 }
 
 fn options(column: Column, ground: &Ground<'_>) -> ChainOptions {

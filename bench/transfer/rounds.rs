@@ -14,7 +14,7 @@ use crate::cell::{Cell, Sample};
 use crate::columns::{Column, Warmth};
 use crate::measure::Ground;
 use crate::peers::Peers;
-use crate::roles;
+use crate::roles::Roles;
 use crate::row::Row;
 use crate::{Outcome, goals};
 
@@ -73,54 +73,79 @@ pub fn run(plan: &Plan, lab: &Lab, mut row: Row, dir: &Path) -> Outcome<Row> {
             cells.push(Cell::new(column, Warmth::Warm));
         }
     }
-    {
-        let ground = Ground { lab, row: &row, dir, bytes: plan.bytes, deadline: plan.deadline };
-        let peers = Peers::start(&ground)?;
-        for cell in &mut cells {
-            cell.absent = peers.absence(cell.column).or_else(|| roles::absence(cell.column, &ground));
-        }
-        for round in 1..=plan.runs {
-            let first = round as usize % columns.len().max(1);
-            for &column in columns[first..].iter().chain(&columns[..first]) {
-                let present = |cell: &Cell| cell.column == column && cell.absent.is_none();
-                if plan.is_over() || !cells.iter().any(present) {
-                    continue;
-                }
-                wait_until_quiet(lab, &row);
-                let (cold, warm) = if column.is_plait() {
-                    match roles::round(column, &ground) {
-                        Ok((cold, warm)) => (Ok(cold), Some(warm)),
-                        Err(error) => (Err(error), None),
-                    }
-                } else {
-                    (peers.transfer(column), None)
-                };
-                for (warmth, sample) in [(Warmth::Cold, Some(cold)), (Warmth::Warm, warm)] {
-                    let cell = cells.iter_mut().find(|cell| cell.column == column && cell.warmth == warmth);
-                    if let (Some(cell), Some(sample)) = (cell, sample) {
-                        record(&row, cell, round, sample);
-                    }
-                }
+    let ground = Ground { lab, row: &row, dir, bytes: plan.bytes, deadline: plan.deadline };
+    let peers = Peers::start(&ground)?;
+    for cell in &mut cells {
+        cell.absent = peers.absence(cell.column);
+    }
+    for round in 1..=plan.runs {
+        let first = round as usize % columns.len().max(1);
+        for &column in columns[first..].iter().chain(&columns[..first]) {
+            let mut of_column: Vec<&mut Cell> =
+                cells.iter_mut().filter(|cell| cell.column == column && cell.absent.is_none()).collect();
+            if plan.is_over() || of_column.is_empty() {
+                continue;
+            }
+            wait_until_quiet(lab, &row);
+            if column.is_plait() {
+                measure_roles(&ground, column, round, &mut of_column);
+            } else {
+                of_column[0].record(round, peers.transfer(column), &row);
             }
         }
     }
+    drop(peers);
     row.cells = cells;
     Ok(row)
 }
 
-fn record(row: &Row, cell: &mut Cell, round: u32, sample: Outcome<Sample>) {
-    let label = row.label(cell);
-    match sample {
-        Ok(sample) => {
-            let cut_off = if sample.download.is_complete { "" } else { " (cut off)" };
-            eprintln!("  round {round}: {label}: {:.1} Mbit/s{cut_off}", sample.mbit());
-            cell.samples.push(Sample { round, ..sample });
-        }
+/// A cold transfer, and a warm one if that went well. Processes that never started are no column.
+fn measure_roles(ground: &Ground<'_>, column: Column, round: u32, cells: &mut [&mut Cell]) {
+    let roles = match Roles::start(column, ground) {
+        Ok(roles) => roles,
         Err(error) => {
-            eprintln!("  round {round}: {label}: FAILED: {error}");
-            cell.failures.push(format!("round {round}: {error}"));
+            eprintln!("  {}: {error}", ground.row.label(cells[0]));
+            let reason = one_line(&error.to_string());
+            for cell in cells {
+                if cell.samples.is_empty() {
+                    cell.absent = Some(reason.clone());
+                } else {
+                    cell.failures.push(format!("round {round}: {reason}"));
+                }
+            }
+            return;
+        }
+    };
+    for cell in cells {
+        if !cell.record(round, roles.transfer(), ground.row) {
+            break;
         }
     }
+}
+
+impl Cell {
+    /// Keeps a sample, or the reason why there is none. False: there is none.
+    fn record(&mut self, round: u32, sample: Outcome<Sample>, row: &Row) -> bool {
+        let label = row.label(self);
+        match sample {
+            Ok(sample) => {
+                let cut_off = if sample.download.is_complete { "" } else { " (cut off)" };
+                eprintln!("  round {round}: {label}: {:.1} Mbit/s{cut_off}", sample.mbit());
+                self.samples.push(Sample { round, ..sample });
+                true
+            }
+            Err(error) => {
+                eprintln!("  round {round}: {label}: FAILED: {error}");
+                self.failures.push(format!("round {round}: {}", one_line(&error.to_string())));
+                false
+            }
+        }
+    }
+}
+
+/// Tables and lists have room for one.
+fn one_line(text: &str) -> String {
+    text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
 /// Waits until the links have carried nothing for a while.

@@ -54,6 +54,12 @@ fn write_run(run: &Run, out: &mut String) -> std::fmt::Result {
     }
     write_overview(run, out)?;
     write_verdicts(run, out)?;
+    writeln!(
+        out,
+        "### In detail\n\nTimes are p50 / p90 / p99 / max, from the client's connect; of transfers that were cut off only the \
+         rate counts. Wire ÷ delivered: bytes through the links towards the client, 1.036 if nothing is sent twice. \
+         CPU time is that of all processes of a role. – means that nobody can tell.\n"
+    )?;
     for row in &run.rows {
         write_row(row, out)?;
     }
@@ -146,11 +152,11 @@ fn describe(verdict: &Verdict) -> String {
 }
 
 fn write_row(row: &Row, out: &mut String) -> std::fmt::Result {
-    writeln!(out, "### {}\n", row.name())?;
+    writeln!(out, "#### {}\n", row.name())?;
     writeln!(out, "{}: {}.\n", row.stands_for.trim_end_matches('.'), row.describe_paths())?;
     writeln!(
         out,
-        "| | Mbit/s, median (min–max) | share | transfer s, p50 / p90 / p99 / max | first byte ms | longest stall ms \
+        "| | Mbit/s, median (min–max) | share | transfer s | first byte ms | longest stall ms \
          | wire ÷ delivered | bytes by path | runs |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     )?;
     for cell in &row.cells {
@@ -233,8 +239,9 @@ fn show(spread: Spread, digits: usize) -> String {
     format!("{:.digits$} ({:.digits$}–{:.digits$})", spread.median, spread.min, spread.max)
 }
 
+/// The four of them, or one figure if all are the same.
 fn percentiles(times: &Percentiles, scale: f64, digits: usize) -> String {
-    times.seconds().map_or("–".to_owned(), |seconds| {
-        seconds.map(|seconds| format!("{:.digits$}", seconds * scale)).join(" / ")
-    })
+    let Some(seconds) = times.seconds() else { return "–".to_owned() };
+    let figures = seconds.map(|seconds| format!("{:.digits$}", seconds * scale));
+    if figures.iter().all(|figure| *figure == figures[0]) { figures[0].clone() } else { figures.join(" / ") }
 }
