@@ -87,9 +87,9 @@ impl Cell {
         (0..paths).filter_map(of_path).map(|spread| spread.median).collect()
     }
 
-    /// The largest share of late packets in any sample.
-    pub fn late_max(&self) -> f64 {
-        self.samples.iter().map(|sample| sample.late).fold(0.0, f64::max)
+    /// Median share of packets with which the emulator was late.
+    pub fn late(&self) -> f64 {
+        Spread::of(self.samples.iter().map(|sample| sample.late)).map_or(0.0, |late| late.median)
     }
 
     /// How many transfers their deadline cut off.

@@ -1,5 +1,7 @@
 //! One row of the table: a scenario with one congestion control, and what was measured in it.
 
+use plait::lab::Scenario;
+use plait::lab::scenario::EmulatedPath;
 use serde::Serialize;
 
 use crate::cell::Cell;
@@ -56,6 +58,26 @@ pub struct Row {
 }
 
 impl Row {
+    /// A row without measurements.
+    pub fn new(scenario: &Scenario, cc: &str) -> Self {
+        let facts = |path: &EmulatedPath| PathFacts {
+            rate_mbit: path.rate_mbit,
+            rtt_ms: path.rtt_ms,
+            loss: path.loss,
+            flow_mbit: path.flow_mbit,
+        };
+        Self {
+            scenario: scenario.name.clone(),
+            stands_for: scenario.stands_for.clone(),
+            cc: cc.to_owned(),
+            paths: scenario.paths.iter().map(facts).collect(),
+            capacity_mbit: scenario.goodput_mbit_max(),
+            cells: Vec::new(),
+            own_verdict: None,
+            verdicts: Vec::new(),
+        }
+    }
+
     /// What the row is called in tables.
     pub fn name(&self) -> String {
         format!("{}, {}", self.scenario, self.cc)
@@ -77,14 +99,15 @@ impl Row {
         parts.iter().map(part).collect::<Vec<_>>().join(" + ")
     }
 
-    /// The path that one plain connection does best on; of equal ones that with the shortest round trip.
+    /// The path that one plain connection does best on; of equal ones that with the shortest round trip, then the first.
     pub fn best_path(&self) -> usize {
-        let rank = |&(_, path): &(usize, &PathFacts)| (path.one_connection_mbit(), -path.rtt_ms);
-        let best = self.paths.iter().enumerate().max_by(|one, other| {
-            let (one, other) = (rank(one), rank(other));
-            one.0.total_cmp(&other.0).then(one.1.total_cmp(&other.1))
-        });
-        best.map_or(0, |(index, _)| index)
+        let order = |&one: &usize, &other: &usize| {
+            let (one, other) = (&self.paths[one], &self.paths[other]);
+            let by_rate = one.one_connection_mbit().total_cmp(&other.one_connection_mbit());
+            by_rate.then(other.rtt_ms.total_cmp(&one.rtt_ms))
+        };
+        // Of equal ones max_by takes the last.
+        (0..self.paths.len()).rev().max_by(order).unwrap_or(0)
     }
 
     /// Round trip of the fastest path.
