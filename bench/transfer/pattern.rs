@@ -51,10 +51,21 @@ impl Check {
     pub fn take(&mut self, mut bytes: &[u8]) -> Result<(), String> {
         while !bytes.is_empty() {
             let skipped = (self.taken % WORD_BYTES as u64) as usize;
-            let expected = &word(self.taken / WORD_BYTES as u64)[skipped..];
+            let word = word(self.taken / WORD_BYTES as u64);
+            // The way of almost every byte: three times as fast as the other.
+            if let (0, Some((whole, rest))) = (skipped, bytes.split_first_chunk())
+                && *whole == word
+            {
+                self.taken += WORD_BYTES as u64;
+                bytes = rest;
+                continue;
+            }
+            let expected = &word[skipped..];
             let (part, rest) = bytes.split_at(expected.len().min(bytes.len()));
             if part != &expected[..part.len()] {
-                return Err(format!("CHANGED BYTES: the word at byte {} is not what was sent", self.taken));
+                let origin =
+                    origin(bytes).map_or("nowhere in the file".to_owned(), |at| format!("at byte {at}"));
+                return Err(format!("CHANGED BYTES: what came at byte {} belongs {origin}", self.taken));
             }
             self.taken += part.len() as u64;
             bytes = rest;
@@ -63,10 +74,39 @@ impl Check {
     }
 }
 
+/// Where in the file `bytes` stand; the answer to "who put that here?".
+fn origin(bytes: &[u8]) -> Option<u64> {
+    /// Files are smaller, and few other words than theirs lead below it.
+    const WORDS_MAX: u64 = 1 << 40;
+    let words = bytes.windows(WORD_BYTES).take(WORD_BYTES).enumerate();
+    let mut candidates = words.filter_map(|(skipped, bytes)| {
+        let index = index(bytes.try_into().ok()?);
+        (index < WORDS_MAX).then(|| (index * WORD_BYTES as u64).checked_sub(skipped as u64))?
+    });
+    candidates.next()
+}
+
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+const FACTORS: [u64; 2] = [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb];
+
 /// splitmix64 (Steele, Lea, Flood, 2014) of the index: a bijection, so no word occurs twice.
 fn word(index: u64) -> [u8; WORD_BYTES] {
-    let mut mixed = index.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x9e37_79b9_7f4a_7c15);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    let mut mixed = index.wrapping_add(1).wrapping_mul(STEP);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(FACTORS[0]);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(FACTORS[1]);
     (mixed ^ (mixed >> 31)).to_le_bytes()
+}
+
+/// The index of a word: [`word`] backwards.
+fn index(word: [u8; WORD_BYTES]) -> u64 {
+    let unshift = |mixed: u64, by: u32| mixed ^ (mixed >> by) ^ (mixed >> (2 * by));
+    let mut mixed = unshift(u64::from_le_bytes(word), 31);
+    mixed = unshift(mixed.wrapping_mul(inverse(FACTORS[1])), 27);
+    mixed = unshift(mixed.wrapping_mul(inverse(FACTORS[0])), 30);
+    mixed.wrapping_mul(inverse(STEP)).wrapping_sub(1)
+}
+
+/// The odd number whose product with `odd` is 1 modulo 2⁶⁴: each of Newton's steps doubles the right bits, from 3.
+fn inverse(odd: u64) -> u64 {
+    (0..5).fold(odd, |inverse, _| inverse.wrapping_mul(2_u64.wrapping_sub(odd.wrapping_mul(inverse))))
 }
