@@ -50,9 +50,9 @@ const RUNS: u32 = 5;
 /// Whoever has not come to an end by then has 27 Mbit/s or less, and its rate is known well enough.
 const DEADLINE_S: u64 = 60;
 
-const QUICK_SIZE_BYTES: u64 = 40_000_000;
+const QUICK_SIZE_BYTES: u64 = 30_000_000;
 const QUICK_RUNS: u32 = 2;
-const QUICK_DEADLINE_S: u64 = 10;
+const QUICK_DEADLINE_S: u64 = 8;
 const QUICK_COLUMNS: &[Column] =
     &[Column::Direct, Column::AriaOne, Column::KernelMptcp, Column::ParallelAuto];
 const QUICK_ROWS: &[(&str, &str)] = &[("two-equal", "bbr"), ("lossy", "bbr"), ("policed", "bbr")];
@@ -62,7 +62,7 @@ const QUICK_LIMIT: Duration = Duration::from_secs(265);
 /// How fast one file comes over bad networks, through Plait and its peers.
 #[derive(Parser)]
 struct Flags {
-    /// A look within 5 minutes: 3 scenarios, 4 columns, 2 runs of 40 MB
+    /// A look within 5 minutes: 3 scenarios, 4 columns, 2 runs of 30 MB
     #[arg(long)]
     quick: bool,
     /// Scenario to run: a name, or a TOML file; repeatable [default: all that have a goal]
@@ -71,13 +71,13 @@ struct Flags {
     /// Alternating runs [default: 5, with --quick 2]
     #[arg(long)]
     runs: Option<u32>,
-    /// Size of the file, in bytes or as in 200MB [default: 200MB, with --quick 40MB]
+    /// Size of the file, in bytes or as in 200MB [default: 200MB, with --quick 30MB]
     #[arg(long, value_parser = size)]
     size: Option<u64>,
     /// Columns to measure [default: all, with --quick four]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "LIST")]
     columns: Vec<Column>,
-    /// When a transfer is cut off, in seconds [default: 60, with --quick 10]
+    /// When a transfer is cut off, in seconds [default: 60, with --quick 8]
     #[arg(long, value_name = "SECONDS")]
     deadline: Option<u64>,
     /// Prints scenarios, columns and the expected duration, and measures nothing

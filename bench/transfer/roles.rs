@@ -72,11 +72,12 @@ fn cpu_by_role(chain: &Chain) -> Outcome<CpuByRole> {
     Ok(cpu)
 }
 
-/// A failure with the last line that each role logged.
+/// A failure with what each role last complained about.
 fn with_logs(chain: &Chain, error: &str) -> String {
     let mut text = error.to_owned();
     for process in chain.processes() {
-        if let Some(line) = process.log().lines().last() {
+        let log = process.log();
+        if let Some(line) = log.lines().rfind(|line| line.contains("WARN") || line.contains("ERROR")) {
             text += &format!("; {:?}: {line}", process.role());
         }
     }
