@@ -10,6 +10,8 @@ mod lane;
 mod load;
 mod namespace;
 mod peers;
+// Shared with the transfer benchmark, which also waits for processes that end by themselves.
+#[allow(dead_code)]
 mod processes;
 mod report;
 mod scenarios;

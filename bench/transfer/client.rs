@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use plait::lab::host::Host;
 use serde::Serialize;
-use socket2::{Domain, Protocol, Type};
+use socket2::{Domain, Protocol, SockRef, Type};
 
 use crate::Outcome;
 use crate::pattern::{Check, FILE_NAME};
@@ -106,6 +106,8 @@ impl Reading {
                 Some(received) => check.take(&block[..received])?,
                 None => {
                     is_complete = false;
+                    // A reset instead of a farewell: MPTCP would go on taking data for up to a minute.
+                    SockRef::from(&self.stream).set_linger(Some(Duration::ZERO))?;
                     break;
                 }
             }

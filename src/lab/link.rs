@@ -33,8 +33,8 @@ use super::{
 const ROUND_NS: u64 = 500_000;
 /// Rounds that a thread may take at once after a pause, so that a lone packet and its answer are not held up.
 const ROUNDS_SAVED_MAX: u64 = 8;
-/// Packets leave up to this much before they are due, because a virtual machine wakes a sleeper 50 to 150 µs late. Where
-/// wake-ups are exact, it is an eighth of the millisecond that a delay may be off.
+/// Packets leave up to this much before they are due: half of what a virtual machine takes to wake a sleeper at each of
+/// a packet's stations (50 to 150 µs), so that delays are right on average, there as on bare metal.
 const EARLY_NS: u64 = 125_000;
 /// Packets taken from one device in a round, so that the other direction's turn comes: 16 MiB of super-packets, far more
 /// than a round's worth at the highest rate.
