@@ -295,7 +295,7 @@ impl Producer {
                 // The consumer is on this core and cannot have looked yet.
                 tap.offer(seq, offset, self.unread);
                 self.unread = 0;
-                self.attend(seq, &tap).await
+                self.attend(&tap).await
             }
             // A whole copy stands in the ring; of one that is incomplete the lane may be dying.
             Claim::Duplicate(_) if !taps.borrow().iter().any(|tap| tap.is_incomplete(seq)) => {
@@ -338,7 +338,7 @@ impl Producer {
 
     /// Stays with a tapped frame until its bytes have left the socket: taken by the consumer, or parked by us so that
     /// the lane keeps flowing, or thrown away because another lane was faster.
-    async fn attend(&mut self, seq: u64, tap: &Tap) -> Result<(), Stop> {
+    async fn attend(&mut self, tap: &Tap) -> Result<(), Stop> {
         let patience =
             if self.lane.path().round_trip() < SHORT_ROUND_TRIP { PARK_PATIENCE } else { Duration::ZERO };
         if !patience.is_zero() {
@@ -352,7 +352,7 @@ impl Producer {
             if let Some(error) = tap.take_loss() {
                 return Err(self.lane.lost(error).into());
             }
-            if tap.is_unwanted(seq) {
+            if tap.is_unwanted() {
                 let discard = self.lane.socket().discard(tap.unread());
                 match or_over(&self.transfer, discard).await?.map_err(|error| self.lane.lost(error))? {
                     0 => return Err(self.lane.lost(io::ErrorKind::UnexpectedEof.into()).into()),
@@ -360,7 +360,7 @@ impl Producer {
                 }
                 continue;
             }
-            let wait = async { exec::timeout(HELD_BACK_MAX, self.may_park(seq, tap)).await };
+            let wait = async { exec::timeout(HELD_BACK_MAX, self.may_park(tap)).await };
             let waited = or_over(&self.transfer, wait).await?;
             match waited {
                 Ok(may_park) => {
@@ -388,7 +388,7 @@ impl Producer {
     }
 
     /// Resolves with true when bytes can be parked, with false when something else is to be done.
-    async fn may_park(&self, seq: u64, tap: &Tap) -> io::Result<bool> {
+    async fn may_park(&self, tap: &Tap) -> io::Result<bool> {
         let mut readable = pin!(tap.socket().ready(Interest::Read));
         poll_fn(|cx| {
             tap.register_producer(cx);
@@ -396,7 +396,7 @@ impl Producer {
                 // The socket is the consumer's now, and so is its readiness.
                 return Poll::Pending;
             }
-            if tap.unread() == 0 || tap.is_dead() || tap.is_unwanted(seq) {
+            if tap.unread() == 0 || tap.is_dead() || tap.is_unwanted() {
                 return Poll::Ready(Ok(false));
             }
             if self.is_held_back(tap) {
@@ -410,10 +410,10 @@ impl Producer {
     /// Takes a whole frame off the socket and publishes it for another core.
     async fn hand_over(&mut self, seq: u64, offset: u64, len: usize) -> Result<(), Stop> {
         let frame = self.gather(seq, offset, len).await?;
-        match self.publish(seq, Parcel::Handed(Box::new(frame))).await? {
-            Claim::Ours => {}
-            Claim::Duplicate(Parcel::Handed(frame)) => self.transfer.add_spare(seq, *frame),
-            Claim::Duplicate(Parcel::Tapped { .. }) => {}
+        if let Claim::Duplicate(Parcel::Handed(frame)) =
+            self.publish(seq, Parcel::Handed(Box::new(frame))).await?
+        {
+            self.transfer.add_spare(seq, *frame);
         }
         Ok(())
     }

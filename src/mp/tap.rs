@@ -1,8 +1,8 @@
 //! A lane's socket shared by its producer and the consumer of the same core.
 //!
 //! In: the length of each frame whose header the producer has read. Out: its bytes, either straight from the socket
-//! (when the consumer wants that frame already) or from the conduits in which the producer parked them. Invariants: only
-//! the newest frame can have bytes left in the socket; while the consumer reads the socket the producer does not touch it;
+//! (when the consumer wants that frame already) or from the conduits in which the producer parked them. Invariants: of
+//! one frame at a time there are bytes left in the socket, the newest, which need not have the highest number; while the consumer reads the socket the producer does not touch it;
 //! of a frame that is abandoned, because another lane brought it sooner, the producer throws the rest away.
 
 use std::{
@@ -35,8 +35,10 @@ pub struct Tap {
     path: Arc<PathStatus>,
     place: Arc<Place>,
     frames: RefCell<VecDeque<TappedFrame>>,
-    /// Bytes of the newest frame that are still in the socket.
+    /// Bytes of frame `current` that are still in the socket.
     unread: Cell<usize>,
+    /// The newest frame.
+    current: Cell<u64>,
     /// The consumer reads the newest frame from the socket.
     taken: Cell<bool>,
     /// The lane is lost: what is unread will never come.
@@ -56,6 +58,7 @@ impl Tap {
             place,
             frames: RefCell::default(),
             unread: Cell::new(0),
+            current: Cell::new(0),
             taken: Cell::new(false),
             dead: Cell::new(false),
             lost: Cell::new(None),
@@ -89,11 +92,12 @@ impl Tap {
         debug_assert_eq!(self.unread.get(), 0, "a frame is offered while the one before it is in the socket");
         self.frames.borrow_mut().push_back(TappedFrame { seq, offset, len, parked: VecDeque::new() });
         self.unread.set(len);
+        self.current.set(seq);
     }
 
     /// Nobody wants what the socket still has of the newest frame: it was abandoned.
-    pub fn is_unwanted(&self, seq: u64) -> bool {
-        self.unread.get() > 0 && self.frames.borrow().back().is_none_or(|frame| frame.seq != seq)
+    pub fn is_unwanted(&self) -> bool {
+        self.unread.get() > 0 && self.place(self.current.get()).is_none()
     }
 
     /// What the consumer met when it read the socket.
@@ -113,7 +117,8 @@ impl Tap {
     /// `UnexpectedEof` when the lane ends in the middle of the frame, or the connection's error.
     pub fn park(&self) -> io::Result<Option<usize>> {
         let mut frames = self.frames.borrow_mut();
-        let Some(TappedFrame { parked: frame, .. }) = frames.back_mut() else { return Ok(None) };
+        let newest = frames.iter_mut().rfind(|frame| frame.seq == self.current.get());
+        let Some(TappedFrame { parked: frame, .. }) = newest else { return Ok(None) };
         let mut parked = 0;
         while self.unread.get() > 0 {
             if frame.is_empty() {
@@ -170,18 +175,17 @@ impl Tap {
 
     /// Whether frame `seq` is here and not all of it has come.
     pub fn is_incomplete(&self, seq: u64) -> bool {
-        self.unread.get() > 0 && self.frames.borrow().back().is_some_and(|frame| frame.seq == seq)
+        self.unread.get() > 0 && self.current.get() == seq && self.place(seq).is_some()
     }
 
     /// The next bytes of frame `seq`.
     pub fn front(&self, seq: u64) -> Front {
         let mut frames = self.frames.borrow_mut();
-        let newest = frames.back().is_some_and(|frame| frame.seq == seq);
         match frames.iter_mut().find(|frame| frame.seq == seq) {
             None => Front::Finished,
             Some(frame) => match frame.parked.pop_front() {
                 Some(conduit) => Front::Parked(conduit),
-                None if newest && self.unread.get() > 0 => Front::InSocket,
+                None if self.current.get() == seq && self.unread.get() > 0 => Front::InSocket,
                 None => Front::Finished,
             },
         }

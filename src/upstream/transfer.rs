@@ -415,7 +415,7 @@ impl Transfer {
             return Some((piece, Payload::File));
         }
         let copy = board.kept.get_mut(&seq)?.duplicate();
-        let piece = match copy {
+        match copy {
             Ok(copy) => {
                 board.striper.again(lane, seq, self.now()).map(|piece| (piece, Payload::Conduit(copy)))
             }
@@ -424,8 +424,7 @@ impl Transfer {
                 self.end(Outcome::Aborted, &format!("upstream: a kept frame cannot be read: {error}"));
                 None
             }
-        };
-        piece
+        }
     }
 
     /// Runs beside the lanes until the transfer has ended: finds lanes that have gone silent, and that none is left.

@@ -7,9 +7,9 @@
 mod lane;
 mod lane_count;
 mod model;
-mod sizer;
 #[cfg(test)]
 mod simulator;
+mod sizer;
 mod striper;
 
 pub use lane::LaneId;

@@ -349,7 +349,36 @@ impl Striper {
         self.resent
     }
 
-    #[cfg(test)] pub(super) fn dump(&self, now: f64) -> String { self.lanes.iter().map(|l| format!("[{:?} fl {} rate {:.0} rtt {:.3} stall {:.3} arr {:.3} due {:.3} sil {:?} {}]", l.id.0, l.in_flight(), l.model.rate().unwrap_or(0.), l.model.round_trip().unwrap_or(0.), l.silent_at().unwrap_or(0.), l.arrival(0, now).unwrap_or(0.), 0, l.silent_since, l.sent.len())).collect::<Vec<_>>().join(" ") + &format!(" base {} out {} next {} limit {} lost {:?} front {:?}", self.base, self.outstanding.len(), self.next_offset, self.limit, self.lost, self.outstanding.front()) }
+    #[cfg(test)]
+    pub(super) fn dump(&self, now: f64) -> String {
+        self.lanes
+            .iter()
+            .map(|l| {
+                format!(
+                    "[{:?} fl {} rate {:.0} rtt {:.3} stall {:.3} arr {:.3} due {:.3} sil {:?} {}]",
+                    l.id.0,
+                    l.in_flight(),
+                    l.model.rate().unwrap_or(0.),
+                    l.model.round_trip().unwrap_or(0.),
+                    l.silent_at().unwrap_or(0.),
+                    l.arrival(0, now).unwrap_or(0.),
+                    0,
+                    l.silent_since,
+                    l.sent.len()
+                )
+            })
+            .collect::<Vec<_>>()
+            .join(" ")
+            + &format!(
+                " base {} out {} next {} limit {} lost {:?} front {:?}",
+                self.base,
+                self.outstanding.len(),
+                self.next_offset,
+                self.limit,
+                self.lost,
+                self.outstanding.front()
+            )
+    }
     fn index(&self, lane: LaneId) -> Option<usize> {
         self.lanes.iter().position(|known| known.id == lane)
     }
@@ -391,7 +420,16 @@ impl Striper {
                 continue;
             }
             #[cfg(test)]
-            if std::env::var_os("TRACE").is_some() { eprintln!("SILENT {now:.3} lane {:?} in flight {} front {:?} silent at {:?} model {:?}", lane.id, lane.in_flight(), lane.sent.front(), lane.silent_at(), lane.model); }
+            if std::env::var_os("TRACE").is_some() {
+                eprintln!(
+                    "SILENT {now:.3} lane {:?} in flight {} front {:?} silent at {:?} model {:?}",
+                    lane.id,
+                    lane.in_flight(),
+                    lane.sent.front(),
+                    lane.silent_at(),
+                    lane.model
+                );
+            }
             lane.silent_since = Some(now);
             let seqs: Vec<u64> = lane.sent.iter().map(|sent| sent.seq).collect();
             self.lose(seqs.into_iter());
@@ -442,7 +480,8 @@ impl Striper {
             return (!is_cold).then_some(want.min(COLD_FRAME_BYTES));
         }
         let remaining = self.length.map(|length| length - self.next_offset);
-        let Some(others_remaining) = self.others_need(index, remaining.unwrap_or(u64::MAX) as f64, now) else {
+        let Some(others_remaining) = self.others_need(index, remaining.unwrap_or(u64::MAX) as f64, now)
+        else {
             // No other is known, yet.
             let most = self.alone_bytes(lane, now);
             return (lane.in_flight() < most).then_some(want);

@@ -1,9 +1,15 @@
 //! Whatever lanes frames travel on and however they are cut, the body comes out whole and in order.
 
-use std::{fs::File, os::fd::OwnedFd, time::Duration};
+use std::{fs::File, io::Write, os::fd::OwnedFd, time::Duration};
 
 use super::*;
-use crate::mp::consumer::Sink;
+use crate::{
+    mp::consumer::Sink,
+    wire::{
+        frame::Frame,
+        units::{FrameLen, Offset, Seq},
+    },
+};
 
 /// An upstream that sends body after body, each cut and spread at random over exactly `lanes` lanes.
 fn random_upstream(instance: u64, lanes: usize, bodies: Arc<Vec<Vec<u8>>>) -> Upstream {
@@ -129,6 +135,40 @@ fn chunked_output_parses_to_the_body() {
                 assert_eq!(moved, body.len() as u64);
                 assert_same(&dechunk(&client.finish().await), body);
             }
+        });
+        upstream.assert_no_fault();
+    }
+}
+
+#[test]
+fn the_rest_of_a_superseded_frame_is_not_taken_for_a_later_one() {
+    let _beside = PARKED_BYTES.read();
+    const BODY: &[u8] = b"0123456789";
+    for setting in settings() {
+        let (begun, superseded) = (Tally::default(), Tally::default());
+        let upstream = Upstream::start(9, move |lane, Opening { transfer, nth }| {
+            lane.head(transfer)?;
+            if nth == 0 {
+                // Frame 1, then a copy of frame 0 of which a part is missing for now.
+                lane.data(transfer, 1, 5, &BODY[5..])?;
+                let (seq, offset, len) = (Seq(0), Offset(0), FrameLen(5));
+                lane.send(Frame::Data { transfer, seq, offset, len, again: true }, &BODY[..2])?;
+                begun.add(1);
+                superseded.reach(1)?;
+                // Long enough for the other copy to be taken.
+                thread::sleep(Duration::from_millis(100));
+                lane.stream.write_all(&BODY[2..5])?;
+            } else {
+                begun.reach(1)?;
+                // Long enough for the part that is there to be taken.
+                thread::sleep(Duration::from_millis(100));
+                lane.data(transfer, 0, 0, &BODY[..5])?;
+                superseded.add(1);
+            }
+            lane.end(transfer, 2, 10)
+        });
+        setting.run(&[upstream.address], Lanes::cold(2), async move |manager| {
+            fetch_whole(&manager, BODY).await;
         });
         upstream.assert_no_fault();
     }

@@ -53,8 +53,11 @@ pub(super) fn random_spec(seed: u64) -> Spec {
             spec.source_rate = rate * random.magnitude(0.05, 2.0);
         }
         for _ in 0..random.below(4) {
-            let fault =
-                if random.chance(0.5) { Fault::Lost(random.up_to(2.0)) } else { Fault::Rest(random.up_to(2.0)) };
+            let fault = if random.chance(0.5) {
+                Fault::Lost(random.up_to(2.0))
+            } else {
+                Fault::Rest(random.up_to(2.0))
+            };
             spec.faults.push((random.up_to(seconds), random.below(count), fault));
         }
     }

@@ -98,7 +98,8 @@ impl Spec {
 
     /// The same with one path only.
     pub(super) fn only(&self, path: usize) -> Self {
-        let faults = self.faults.iter().filter(|(_, at, _)| *at == path).map(|(at, _, fault)| (*at, 0, *fault));
+        let faults =
+            self.faults.iter().filter(|(_, at, _)| *at == path).map(|(at, _, fault)| (*at, 0, *fault));
         Self { paths: vec![self.paths[path].clone()], faults: faults.collect(), ..self.clone() }
     }
 
@@ -114,15 +115,30 @@ impl Spec {
 
 enum What {
     /// A chunk with the ends of frames can be read at the downstream.
-    Delivered { lane: usize, frames: Vec<u64> },
+    Delivered {
+        lane: usize,
+        frames: Vec<u64>,
+    },
     /// TCP's acknowledgement is at the upstream.
-    Acknowledged { lane: usize, flight: Flight },
+    Acknowledged {
+        lane: usize,
+        flight: Flight,
+    },
     /// A CREDIT frame is at the upstream.
-    Credit { lane: usize, frames: u64, reading: Reading, limit: u64 },
+    Credit {
+        lane: usize,
+        frames: u64,
+        reading: Reading,
+        limit: u64,
+    },
     /// The request is at the upstream.
-    Open { lane: usize },
+    Open {
+        lane: usize,
+    },
     /// A lane wanted to be asked again.
-    Wake { lane: usize },
+    Wake {
+        lane: usize,
+    },
     /// The root has the bytes that a lane waits for.
     Source,
     /// Looks for silent lanes.
@@ -130,14 +146,22 @@ enum What {
     /// The client has taken some.
     Client,
     /// A short path's lane tells what has arrived.
-    Tell { lane: usize },
+    Tell {
+        lane: usize,
+    },
     /// A lane has been left unread for long.
-    HeldBack { lane: usize },
+    HeldBack {
+        lane: usize,
+    },
     Fault(usize),
     /// A lane stands again.
-    Back { path: usize },
+    Back {
+        path: usize,
+    },
     /// A lane need not rest any more.
-    Rested { lane: usize },
+    Rested {
+        lane: usize,
+    },
 }
 
 struct Event {
@@ -292,7 +316,9 @@ impl<'a> World<'a> {
             turns: 0,
             credits: 0,
             joined: 0,
-            instant, waits: BTreeMap::new(), idle: vec![],
+            instant,
+            waits: BTreeMap::new(),
+            idle: vec![],
         }
     }
 
@@ -300,7 +326,8 @@ impl<'a> World<'a> {
         let spec = self.spec;
         self.began = self.now;
         self.bytes = bytes;
-        let is_kept = |what: &What| matches!(what, What::Acknowledged { .. } | What::Back { .. } | What::Rested { .. });
+        let is_kept =
+            |what: &What| matches!(what, What::Acknowledged { .. } | What::Back { .. } | What::Rested { .. });
         self.events.retain(|Reverse(event)| is_kept(&event.what));
         self.striper = Striper::new();
         self.striper.set_length(spec.is_length_known.then_some(bytes));
@@ -335,13 +362,35 @@ impl<'a> World<'a> {
             let Reverse(event) = self.events.pop().expect("somebody does something");
             assert!(event.at >= self.now);
             self.now = event.at;
-            assert!(self.now < deadline, "the transfer does not end: {} {:?}", self.striper.dump(self.now - self.began), self.lanes.iter().map(|l| (l.is_alive, l.rests, l.path, l.connection.has_room(l.not_sent as f64), l.waits_for_source, l.readable.len(), l.held_back_since, l.told, l.frames)).collect::<Vec<_>>());
+            assert!(
+                self.now < deadline,
+                "the transfer does not end: {} {:?}",
+                self.striper.dump(self.now - self.began),
+                self.lanes
+                    .iter()
+                    .map(|l| (
+                        l.is_alive,
+                        l.rests,
+                        l.path,
+                        l.connection.has_room(l.not_sent as f64),
+                        l.waits_for_source,
+                        l.readable.len(),
+                        l.held_back_since,
+                        l.told,
+                        l.frames
+                    ))
+                    .collect::<Vec<_>>()
+            );
             self.happen(event.what);
             if finished_at.is_none() && self.receiver.next_offset == bytes {
                 finished_at = Some(self.now);
             }
         }
-        if !self.waits.is_empty() { eprintln!("WAITS {:?}", self.waits); self.waits.clear(); self.idle.clear(); }
+        if !self.waits.is_empty() {
+            eprintln!("WAITS {:?}", self.waits);
+            self.waits.clear();
+            self.idle.clear();
+        }
         let seconds = self.now - self.began;
         let live = self.lanes.len() as f64;
         // Whatever happens asks each lane that waits; time alone asks at most a hundred times a second.
@@ -369,7 +418,9 @@ impl<'a> World<'a> {
 
     /// Far beyond what anything should take.
     fn deadline(&self) -> f64 {
-        let slowest = |path: &PathSpec| path.rate.min(path.connection_rate) * (1.0 - path.loss).powi(8) / (1.0 + 1e3 * path.loss);
+        let slowest = |path: &PathSpec| {
+            path.rate.min(path.connection_rate) * (1.0 - path.loss).powi(8) / (1.0 + 1e3 * path.loss)
+        };
         let rates = self.spec.paths.iter().map(slowest).chain([self.spec.client_rate, self.spec.source_rate]);
         let round_trip = self.spec.paths.iter().map(|path| path.round_trip).fold(0.0, f64::max);
         let faults = self.spec.faults.iter().map(|(at, _, fault)| match fault {
@@ -484,7 +535,9 @@ impl<'a> World<'a> {
 
     fn fault(&mut self, fault: usize) {
         let (_, path, fault) = self.spec.faults[fault];
-        let Some(lane) = self.lanes.iter().position(|lane| lane.path == path && lane.is_alive) else { return };
+        let Some(lane) = self.lanes.iter().position(|lane| lane.path == path && lane.is_alive) else {
+            return;
+        };
         match fault {
             Fault::Lost(seconds) => {
                 self.lanes[lane].is_alive = false;
@@ -564,11 +617,28 @@ impl<'a> World<'a> {
                 Turn::Wait { until } => {
                     if std::env::var_os("TRACE").is_some() {
                         let (taken, r) = (self.striper.totals().1, &self.receiver);
-                        let why = if taken == self.bytes { "tail" } else if taken >= r.limit { "credit" } else { "ecf" };
+                        let why = if taken == self.bytes {
+                            "tail"
+                        } else if taken >= r.limit {
+                            "credit"
+                        } else {
+                            "ecf"
+                        };
                         *self.waits.entry((index, why)).or_insert(0.0) += 0.0;
-                        if self.idle.len() <= index { self.idle.resize(index + 1, None); }
-                        if self.idle[index].is_none() { self.idle[index] = Some((self.now, why)); }
-                        if std::env::var_os("TRACE").is_some_and(|v| v == "2") { eprintln!("{:.3} lane {index} waits {why} until {:?} {}", self.now - self.began, until, self.striper.dump(self.now - self.began)); }
+                        if self.idle.len() <= index {
+                            self.idle.resize(index + 1, None);
+                        }
+                        if self.idle[index].is_none() {
+                            self.idle[index] = Some((self.now, why));
+                        }
+                        if std::env::var_os("TRACE").is_some_and(|v| v == "2") {
+                            eprintln!(
+                                "{:.3} lane {index} waits {why} until {:?} {}",
+                                self.now - self.began,
+                                until,
+                                self.striper.dump(self.now - self.began)
+                            );
+                        }
                     }
                     if let Some(until) = until {
                         assert!(until > now, "a wait for the past");
@@ -598,7 +668,11 @@ impl<'a> World<'a> {
         if len > 0 {
             let (id, now) = (self.lanes[index].id.expect("it has asked"), self.since_began());
             let piece = self.striper.cut(id, FrameLen(len as u32), now).expect("the body is short");
-            assert_eq!((piece.seq.0, piece.offset.0), (self.frames.len() as u64, taken), "no gap, no overlap");
+            assert_eq!(
+                (piece.seq.0, piece.offset.0),
+                (self.frames.len() as u64, taken),
+                "no gap, no overlap"
+            );
             self.frames.push((taken, len));
             if taken + len == self.bytes {
                 self.striper.end_of_body();
@@ -616,7 +690,9 @@ impl<'a> World<'a> {
     }
 
     fn send(&mut self, index: usize, seq: u64, bytes: usize) {
-        if let Some(Some((since, why))) = self.idle.get_mut(index).map(|i| i.take()) { *self.waits.entry((index, why)).or_insert(0.0) += self.now - since; }
+        if let Some(Some((since, why))) = self.idle.get_mut(index).map(|i| i.take()) {
+            *self.waits.entry((index, why)).or_insert(0.0) += self.now - since;
+        }
         let lane = &mut self.lanes[index];
         lane.carried = Some((bytes, self.now));
         lane.connection.push(self.first_key + seq, bytes as f64);
