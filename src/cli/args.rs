@@ -234,7 +234,7 @@ pub struct Relay {
 /// Where lanes lead, for `downstream` and `get`.
 #[derive(Clone, Debug, Args)]
 pub struct Paths {
-    /// A path: [tcp:]HOST:PORT[,HOST:PORT]..., hops in order from here, the upstream last. Repeat it for every path
+    /// A path: [tcp:|mptcp:]HOST:PORT[,HOST:PORT]..., hops in order from here, the upstream last. Repeat it for every path
     #[arg(long = "path", required = true, value_name = "PATH")]
     pub path: Vec<PathSpec>,
     /// File with the pre-shared key (make one with `plait keygen FILE`)

@@ -325,10 +325,11 @@ async fn draw(paths: &[Arc<PathStatus>], have: u64, total: Option<u64>) -> std::
         let mut rates = Vec::new();
         let mut sum = 0;
         for (path, before) in paths.iter().zip(&mut before) {
-            let bytes = path.report().bytes;
-            rates.push(format!("{:.0}", (bytes - *before) as f64 * 8e-6 / seconds));
-            *before = bytes;
-            sum += bytes;
+            let report = path.report();
+            let rate = (report.bytes - *before) as f64 * 8e-6 / seconds;
+            rates.push(format!("{rate:.0}{}", report.mptcp()));
+            *before = report.bytes;
+            sum += report.bytes;
         }
         bar.set_position(have + sum - first);
         bar.set_message(format!("paths {} Mbit/s", rates.join(" + ")));

@@ -36,7 +36,7 @@ use crate::{
         crew::{DESERTED_MAX, LaneCounts},
         stripe::LANES_MAX,
     },
-    net::{self, Legs, Listener},
+    net::{self, Legs, Listener, MptcpMissing},
     relay,
     root::{self, Root},
     upstream::{self, Upstream},
@@ -64,13 +64,13 @@ pub enum RunError {
     /// The cores did not start.
     #[error(transparent)]
     Start(#[from] exec::StartError),
-    /// A path of a kind that is not built yet must not silently become plain TCP.
-    #[error(
-        "--path {path}: MPTCP lanes are not built into this version; write tcp: instead, one --path for each way"
-    )]
-    Transport {
+    /// A path that this host cannot dial must not silently become plain TCP.
+    #[error("--path {path}: {source}; or write it without mptcp:, one --path for each way")]
+    Mptcp {
         /// The path.
         path: PathSpec,
+        /// What is missing.
+        source: MptcpMissing,
     },
     /// The directory cannot be served.
     #[error("cannot serve {path}: {source} (change --dir)", path = .path.display())]
@@ -116,27 +116,27 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
                 allow: args.allow,
                 local: args.listen.ip().is_loopback(),
             });
-            serve(&global, args.listen, move |_, listener, shutdown| {
+            serve(&global, args.listen, Transport::Mptcp, move |_, listener, shutdown| {
                 relay::serve(relay.clone(), listener, shutdown)
             })
         }
         Command::Root(args) => {
             let root = Arc::new(open_root(&args.dir)?);
             let legs = legs(&global);
-            serve(&global, args.listen, move |_, listener, stopped| {
+            serve(&global, args.listen, Transport::Tcp, move |_, listener, stopped| {
                 root::serve(root.clone(), listener, legs.clone(), stopped)
             })
         }
         Command::Upstream(args) => {
             let upstream = open_upstream(&args.root, load_key(&args.key)?, legs(&global))?;
-            serve(&global, args.listen, move |_, listener, stopped| {
+            serve(&global, args.listen, Transport::Mptcp, move |_, listener, stopped| {
                 upstream::serve(upstream.clone(), listener, stopped)
             })
         }
         Command::Downstream(args) => {
             let fabric = Fabric::new(&args.paths, &global)?;
             let legs = legs(&global);
-            serve(&global, args.listen, move |_, listener, stopped| {
+            serve(&global, args.listen, Transport::Tcp, move |_, listener, stopped| {
                 downstream::serve(fabric.manager(), listener, legs.clone(), stopped)
             })
         }
@@ -169,8 +169,8 @@ pub(super) struct Fabric {
 impl Fabric {
     fn new(paths: &Paths, global: &Global) -> Result<Self, RunError> {
         let specs = paths.path.clone();
-        if let Some(path) = specs.iter().find(|path| path.transport() != Transport::Tcp) {
-            return Err(RunError::Transport { path: path.clone() });
+        if let Some(path) = specs.iter().find(|path| path.transport() == Transport::Mptcp) {
+            net::mptcp_available().map_err(|source| RunError::Mptcp { path: path.clone(), source })?;
         }
         let lanes = Lanes { per_path: paths.lanes.map(usize::from), max: paths.lanes_max.into() };
         Ok(Self::of(specs, load_key(&paths.key)?, lanes, global))
@@ -303,9 +303,13 @@ pub(super) fn shutdown_signal() -> Result<watch::Receiver<bool>, RunError> {
 pub(super) struct Listeners(Arc<Mutex<Vec<Option<OwnedFd>>>>);
 
 impl Listeners {
-    pub(super) fn bind(address: SocketAddr, cores: usize) -> Result<(Self, SocketAddr), RunError> {
-        let (fds, address) =
-            Listener::bind(address, cores).map_err(|source| RunError::Listen { address, source })?;
+    pub(super) fn bind(
+        address: SocketAddr,
+        cores: usize,
+        transport: Transport,
+    ) -> Result<(Self, SocketAddr), RunError> {
+        let (fds, address) = Listener::bind(address, cores, transport)
+            .map_err(|source| RunError::Listen { address, source })?;
         Ok((Self(Arc::new(Mutex::new(fds.into_iter().map(Some).collect()))), address))
     }
 
@@ -314,8 +318,8 @@ impl Listeners {
     }
 }
 
-/// Binds, says so, and runs `role` on every core until SIGTERM.
-fn serve<F, Fut>(global: &Global, address: SocketAddr, role: F) -> Result<(), RunError>
+/// Binds, says so, and runs `role` on every core until SIGTERM. Lanes may come by MPTCP, clients come by TCP.
+fn serve<F, Fut>(global: &Global, address: SocketAddr, transport: Transport, role: F) -> Result<(), RunError>
 where
     F: Fn(Core, Listener, watch::Receiver<bool>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = ()> + 'static,
@@ -324,7 +328,7 @@ where
     raise_descriptor_limit();
     net::payload_move();
     let stopped = shutdown_signal()?;
-    let (listeners, address) = Listeners::bind(address, config.cpus.len())?;
+    let (listeners, address) = Listeners::bind(address, config.cpus.len(), transport)?;
     println!("listening on {address}");
     tracing::info!(executor = %config.backend, cpus = ?config.cpus, "started");
     exec::run(&config, move |core| {

@@ -57,16 +57,18 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
     let stopped = shutdown_signal()?;
     let key = Arc::new(Key::generate()?);
     let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let (clients, front) = Listeners::bind(args.listen, cores)?;
-    let (roots, root_at) = Listeners::bind(anywhere, cores)?;
-    let (upstreams, upstream_at) = Listeners::bind(anywhere, cores)?;
-    let relays = (0..args.paths).map(|_| Listeners::bind(anywhere, cores)).collect::<Result<Vec<_>, _>>()?;
+    let (clients, front) = Listeners::bind(args.listen, cores, Transport::Tcp)?;
+    let (roots, root_at) = Listeners::bind(anywhere, cores, Transport::Tcp)?;
+    let (upstreams, upstream_at) = Listeners::bind(anywhere, cores, Transport::Mptcp)?;
+    let relays = (0..args.paths)
+        .map(|_| Listeners::bind(anywhere, cores, Transport::Mptcp))
+        .collect::<Result<Vec<_>, _>>()?;
     let specs = relays
         .iter()
         .map(|(_, at)| {
             // One hop never exceeds a route's bounds.
             let rest = Route::new(vec![HopAddr::from(upstream_at)]).unwrap_or_default();
-            PathSpec::new(Transport::Tcp, HopAddr::from(*at), rest)
+            PathSpec::new(HopAddr::from(*at), rest)
         })
         .collect();
     let lanes = Lanes { per_path: None, max: LANES_MAX };
@@ -153,12 +155,13 @@ async fn draw(paths: Vec<Arc<PathStatus>>, mut stopped: watch::Receiver<bool>) {
             let moved = report.bytes - *before;
             *before = report.bytes;
             let text = format!(
-                "path {}: {:8.1} Mbit/s, RTT {:.1} ms, {} lanes ({} in use){}",
+                "path {}: {:8.1} Mbit/s, RTT {:.1} ms, {} lanes ({} in use){}{}",
                 report.name,
                 moved as f64 * 8e-6 / seconds,
                 report.round_trip.as_secs_f64() * 1e3,
                 report.lanes,
                 report.leased,
+                report.mptcp(),
                 if report.down { ", DOWN" } else { "" },
             );
             if terminal {

@@ -48,7 +48,7 @@ fn nonce() -> Result<[u8; 16], HandshakeFailed> {
     Ok(nonce)
 }
 
-/// The opening side: authenticates over all hops of `route` behind this one and returns the upstream's instance.
+/// The opening side: authenticates over all hops of `route` behind this one.
 ///
 /// # Errors
 /// [`HandshakeFailed`]; the socket is of no more use then.
@@ -57,7 +57,7 @@ pub async fn open(
     key: &Key,
     route: &Route,
     deadline: Duration,
-) -> Result<u64, HandshakeFailed> {
+) -> Result<Accepted, HandshakeFailed> {
     let nonce = nonce()?;
     let talk = async {
         let mut challenge = [0; CHALLENGE_BYTES];
@@ -67,7 +67,7 @@ pub async fn open(
         let mut more = Vec::new();
         loop {
             match awaiting.reply(&more)? {
-                Progress::Done(Accepted { instance }) => return Ok(instance),
+                Progress::Done(accepted) => return Ok(accepted),
                 Progress::NeedMore(bytes) => {
                     read_more(socket, &mut more, bytes).await?.ok_or_else(|| awaiting.closed())?;
                 }

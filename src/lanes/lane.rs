@@ -16,6 +16,7 @@ use crate::{
     net::Socket,
     wire::{
         frame::{Frame, FrameError, HEADER_BYTES, Reading},
+        handshake::Accepted,
         units::{Offset, TransferId},
     },
 };
@@ -69,6 +70,8 @@ pub struct Lane {
     path: Arc<PathStatus>,
     /// Of the upstream process at the far end; lanes of one transfer share it.
     instance: u64,
+    /// A leg behind the first hop was to be MPTCP and is plain TCP.
+    fell_back: bool,
     /// A header that has arrived in part; survives a read that is cancelled.
     partial: RefCell<([u8; HEADER_BYTES], usize)>,
     quiet_since: Cell<Instant>,
@@ -84,18 +87,29 @@ pub struct Lane {
 
 impl Lane {
     /// A lane over an authenticated connection.
-    pub(super) fn new(socket: Socket, path: Arc<PathStatus>, instance: u64) -> Self {
+    pub(super) fn new(socket: Socket, path: Arc<PathStatus>, accepted: Accepted) -> Self {
         path.lane_opened();
-        Self {
+        let Accepted { instance, fell_back } = accepted;
+        let lane = Self {
             socket: Rc::new(socket),
             path,
             instance,
+            fell_back,
             partial: RefCell::new(([0; HEADER_BYTES], 0)),
             quiet_since: Cell::new(Instant::now()),
             is_warm: Cell::new(false),
             stale: Cell::new(None),
             stale_payload: Cell::new(0),
             taken: Notify::new(),
+        };
+        lane.look_at_mptcp();
+        lane
+    }
+
+    /// Tells the path how an MPTCP lane stands: the path manager adds and drops subflows at any time.
+    fn look_at_mptcp(&self) {
+        if let Some(state) = self.socket.mptcp() {
+            self.path.mptcp(state, self.fell_back);
         }
     }
 
@@ -124,7 +138,9 @@ impl Lane {
         self.partial.borrow().1 == 0 && self.socket.is_quiet()
     }
 
+    /// It was used, or has answered.
     pub(super) fn touch(&self) {
+        self.look_at_mptcp();
         self.quiet_since.set(Instant::now());
     }
 

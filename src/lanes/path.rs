@@ -1,11 +1,14 @@
 //! What is known of a path, shared by all cores: counters for the live view and the round-trip time for decisions.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    sync::{
+        Once,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
-use crate::{exec::Core, wire::route::PathSpec};
+use crate::{exec::Core, net::MptcpState, wire::route::PathSpec};
 
 /// From this round trip on slow start takes longer than anything that happens between cores.
 const LONG_ROUND_TRIP: Duration = Duration::from_millis(5);
@@ -28,6 +31,10 @@ pub struct PathStatus {
     down: AtomicBool,
     /// A bit for each of the first 64 cores where an idle lane stands that has carried a transfer.
     warm_cores: AtomicU64,
+    /// Of the MPTCP lane looked at last; 0 for plain TCP.
+    subflows: AtomicUsize,
+    fell_back: AtomicBool,
+    fallback_warned: Once,
 }
 
 /// [`PathStatus`] at one moment.
@@ -47,6 +54,22 @@ pub struct PathReport {
     pub round_trip: Duration,
     /// The last dial failed and no lane stands.
     pub down: bool,
+    /// Subflows of the MPTCP lane looked at last; 0 for plain TCP, and before the first.
+    pub subflows: usize,
+    /// That lane was to be MPTCP, but a leg of it is plain TCP.
+    pub fell_back: bool,
+}
+
+impl PathReport {
+    /// What MPTCP made of the path, to be put behind its other figures; nothing for a path of plain TCP.
+    pub fn mptcp(&self) -> String {
+        match (self.fell_back, self.subflows) {
+            (true, 0) => ", fell back to TCP".to_owned(),
+            (true, subflows) => format!(", MPTCP x{subflows}, fell back to TCP behind the first hop"),
+            (false, 0) => String::new(),
+            (false, subflows) => format!(", MPTCP x{subflows}"),
+        }
+    }
 }
 
 impl PathStatus {
@@ -62,6 +85,9 @@ impl PathStatus {
             round_trip_us: AtomicU64::new(0),
             down: AtomicBool::new(false),
             warm_cores: AtomicU64::new(0),
+            subflows: AtomicUsize::new(0),
+            fell_back: AtomicBool::new(false),
+            fallback_warned: Once::new(),
         }
     }
 
@@ -120,6 +146,34 @@ impl PathStatus {
         self.round_trip_us.store(kept_us, Relaxed);
     }
 
+    /// Learns how an MPTCP lane stands; `behind` says that a leg behind the first hop fell back. The first fallback is
+    /// worth a warning.
+    pub(super) fn mptcp(&self, state: MptcpState, behind: bool) {
+        let subflows = match state {
+            MptcpState::Subflows(subflows) => subflows,
+            MptcpState::FellBack => 0,
+        };
+        let fell_back = behind || state == MptcpState::FellBack;
+        if self.subflows.swap(subflows, Relaxed) != subflows {
+            tracing::debug!(path = self.name, subflows, fallback = fell_back, "MPTCP has changed");
+        }
+        self.fell_back.store(fell_back, Relaxed);
+        if fell_back {
+            let leg = if state == MptcpState::FellBack {
+                "to the first hop"
+            } else {
+                "behind the first hop (the relays' logs say which)"
+            };
+            self.fallback_warned.call_once(|| {
+                tracing::warn!(
+                    "path {}: MPTCP fell back to plain TCP on the leg {leg}: the other side's host, or something on the \
+                     way, does not let MPTCP through",
+                    self.name
+                );
+            });
+        }
+    }
+
     pub(super) fn lane_opened(&self) {
         self.lanes.fetch_add(1, Relaxed);
         self.down.store(false, Relaxed);
@@ -152,6 +206,8 @@ impl PathStatus {
             leased: self.leased.load(Relaxed),
             round_trip: self.round_trip(),
             down: self.down.load(Relaxed) && self.lanes.load(Relaxed) == 0,
+            subflows: self.subflows.load(Relaxed),
+            fell_back: self.fell_back.load(Relaxed),
         }
     }
 }

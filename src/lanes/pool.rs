@@ -16,11 +16,11 @@ use std::{
 use futures_util::future::{Either, select};
 use tokio::sync::{Notify, oneshot};
 
-use super::{Lane, LaneError, PathStatus, handshake};
+use super::{Lane, LaneError, PathReport, PathStatus, handshake};
 use crate::{
     exec,
     net::{Congestion, ConnectError, ResolveError, Socket, resolve},
-    wire::key::Key,
+    wire::{key::Key, route::Transport},
 };
 
 /// A lane is pinged after it was quiet this long: below the 30 s after which mobile networks' NATs forget a connection.
@@ -393,13 +393,15 @@ impl Pool {
             resolve(&first).await.map_err(|source| DialError::Resolve { path: path(), source })?;
         let mut outcome = None;
         for address in addresses {
-            match Socket::connect(address, &self.config.congestion, CONNECT_DEADLINE).await {
+            let connected =
+                Socket::connect(address, spec.transport(), &self.config.congestion, CONNECT_DEADLINE).await;
+            match connected {
                 Ok(socket) => {
-                    let instance =
+                    let accepted =
                         handshake::open(&socket, &self.config.key, spec.route(), HANDSHAKE_DEADLINE)
                             .await
                             .map_err(|source| DialError::Handshake { path: path(), source })?;
-                    return Ok(Lane::new(socket, self.path.clone(), instance));
+                    return Ok(Lane::new(socket, self.path.clone(), accepted));
                 }
                 Err(source) => outcome = Some(DialError::Connect { path: path(), source }),
             }
@@ -453,6 +455,11 @@ impl Pool {
         }
         match pings {
             Ok(()) => {
+                // By now the path manager has had a few round trips for its subflows.
+                if self.path.spec().transport() == Transport::Mptcp {
+                    let PathReport { name, subflows, fell_back, .. } = self.path.report();
+                    tracing::info!(path = name, subflows, fallback = fell_back, "an MPTCP lane stands");
+                }
                 self.shelve(Rc::new(lane));
                 Ok(())
             }

@@ -11,8 +11,11 @@ use std::{
 use rustix::{io::Errno, net::SocketFlags};
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 
-use super::Socket;
-use crate::exec::{self, Interest, Watch};
+use super::{Socket, mptcp};
+use crate::{
+    exec::{self, Interest, Watch},
+    wire::route::Transport,
+};
 
 /// Connections waiting to be accepted: net.core.somaxconn's default, which caps it anyway.
 const BACKLOG: i32 = 4096;
@@ -28,11 +31,16 @@ pub struct Listener {
 
 impl Listener {
     /// Binds `address` once for each of `cores` and returns the descriptors and the address, with the port the kernel
-    /// chose where it was 0.
+    /// chose where it was 0. [`Transport::Mptcp`] takes both kinds of peers, or plain TCP only where the kernel has no
+    /// MPTCP.
     ///
     /// # Errors
     /// Those of bind(2): the address is in use or not this machine's.
-    pub fn bind(mut address: SocketAddr, cores: usize) -> io::Result<(Vec<OwnedFd>, SocketAddr)> {
+    pub fn bind(
+        mut address: SocketAddr,
+        cores: usize,
+        transport: Transport,
+    ) -> io::Result<(Vec<OwnedFd>, SocketAddr)> {
         let mut listeners = Vec::with_capacity(cores);
         // A probe without SO_REUSEPORT: another process of the same user on this address would silently share it.
         if address.port() != 0 {
@@ -41,7 +49,7 @@ impl Listener {
             probe.bind(&address.into())?;
         }
         for _ in 0..cores {
-            let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+            let socket = listening_socket(Domain::for_address(address), transport)?;
             socket.set_reuse_address(true)?;
             socket.set_reuse_port(true)?;
             socket.set_nonblocking(true)?;
@@ -90,6 +98,16 @@ impl Listener {
             }
         }
     }
+}
+
+fn listening_socket(domain: Domain, transport: Transport) -> io::Result<RawSocket> {
+    if transport == Transport::Mptcp {
+        match mptcp::stream_socket(domain) {
+            Ok(socket) => return Ok(socket),
+            Err(missing) => tracing::debug!("only plain TCP is accepted: {missing}"),
+        }
+    }
+    RawSocket::new(domain, Type::STREAM, Some(Protocol::TCP))
 }
 
 impl Drop for Listener {

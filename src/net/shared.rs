@@ -10,6 +10,8 @@ use std::{
 
 use rustix::net::Shutdown;
 
+use crate::wire::route::Transport;
+
 /// A handle of a connection; clones share it. Who may read or write when is the holders' agreement.
 #[derive(Clone, Debug)]
 pub struct Shared(Arc<Connection>);
@@ -17,6 +19,7 @@ pub struct Shared(Arc<Connection>);
 #[derive(Debug)]
 struct Connection {
     fd: OwnedFd,
+    transport: Transport,
     splices: bool,
 }
 
@@ -34,8 +37,12 @@ impl AsFd for Shared {
 }
 
 impl Shared {
-    pub(super) fn new(fd: OwnedFd, splices: bool) -> Self {
-        Self(Arc::new(Connection { fd, splices }))
+    pub(super) fn new(fd: OwnedFd, transport: Transport, splices: bool) -> Self {
+        Self(Arc::new(Connection { fd, transport, splices }))
+    }
+
+    pub(super) fn transport(&self) -> Transport {
+        self.0.transport
     }
 
     pub(super) fn splices(&self) -> bool {

@@ -1,4 +1,4 @@
-//! One connected, non-blocking TCP socket and its readiness on this core.
+//! One connected, non-blocking TCP or MPTCP socket and its readiness on this core.
 //!
 //! In: a descriptor, or an address to connect to. Out: whole reads and writes that wait for readiness. Callers bound
 //! every wait with [`exec::timeout`] or a deadline of their own.
@@ -18,8 +18,11 @@ use rustix::{
 };
 use socket2::{Domain, Protocol, SockRef, Type};
 
-use super::{Congestion, Shared, TcpInfo, discard::discard, splice_probe};
-use crate::exec::{self, Interest, Watch};
+use super::{Congestion, MptcpMissing, MptcpState, Shared, TcpInfo, discard::discard, mptcp, splice_probe};
+use crate::{
+    exec::{self, Interest, Watch},
+    wire::route::Transport,
+};
 
 /// Bytes that a lane may always accept before it can send them; fewer made no difference on long paths.
 const LANE_NOT_SENT_BYTES_MIN: u32 = 128 << 10;
@@ -42,6 +45,14 @@ pub enum ConnectError {
         address: SocketAddr,
         /// What the kernel says.
         source: io::Error,
+    },
+    /// This side has no MPTCP.
+    #[error("cannot connect to {address} by MPTCP: {source}")]
+    NoMptcp {
+        /// Where to.
+        address: SocketAddr,
+        /// What is missing.
+        source: MptcpMissing,
     },
 }
 
@@ -77,8 +88,13 @@ impl Socket {
         // Heads and frame headers are small and must not wait for an acknowledgement; a peer that is gone already
         // answers EINVAL here and shows its error at the first read.
         let _ = SockRef::from(&fd).set_tcp_nodelay(true);
-        let splices = splice_probe::splices(fd.as_fd());
-        Ok(Self::on_this_core(Shared::new(fd, splices)))
+        // What was accepted from a plain TCP peer is a TCP socket, also on an MPTCP listener.
+        let transport = match SockRef::from(&fd).protocol() {
+            Ok(Some(Protocol::MPTCP)) => Transport::Mptcp,
+            _ => Transport::Tcp,
+        };
+        let splices = transport == Transport::Tcp || splice_probe::mptcp_splices();
+        Ok(Self::on_this_core(Shared::new(fd, transport, splices)))
     }
 
     /// A second handle of a connection, with readiness of its own on the core that calls.
@@ -91,19 +107,28 @@ impl Socket {
         self.fd.clone()
     }
 
-    /// Connects to `address` within `deadline`, with `congestion` control set before the first segment.
+    /// Connects to `address` by `transport` within `deadline`, with `congestion` control set before the first segment.
+    /// MPTCP may turn out to be plain TCP: [`Socket::mptcp`] tells.
     ///
     /// # Errors
     /// [`ConnectError`] names the address.
     pub async fn connect(
         address: SocketAddr,
+        transport: Transport,
         congestion: &Congestion,
         deadline: Duration,
     ) -> Result<Self, ConnectError> {
         let refused = |source| ConnectError::Refused { address, source };
-        let start = || {
-            let socket =
-                socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        let domain = Domain::for_address(address);
+        let made = match transport {
+            Transport::Tcp => {
+                socket2::Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).map_err(refused)?
+            }
+            Transport::Mptcp => {
+                mptcp::stream_socket(domain).map_err(|source| ConnectError::NoMptcp { address, source })?
+            }
+        };
+        let start = |socket: socket2::Socket| {
             socket.set_nonblocking(true)?;
             congestion.apply(&socket, address.ip());
             match socket.connect(&address.into()) {
@@ -111,7 +136,7 @@ impl Socket {
                 _ => Socket::new(socket.into()),
             }
         };
-        let socket = start().map_err(refused)?;
+        let socket = start(made).map_err(refused)?;
         match exec::timeout(deadline, socket.watch.ready(Interest::Write)).await {
             Ok(ready) => ready.map_err(refused)?,
             Err(exec::Elapsed) => return Err(ConnectError::Deadline { address, deadline }),
@@ -154,9 +179,21 @@ impl Socket {
         }
     }
 
-    /// A sample of the connection.
+    /// A sample of the connection; of all subflows together if it is MPTCP.
     pub fn tcp_info(&self) -> io::Result<TcpInfo> {
-        TcpInfo::of(self.fd.as_fd())
+        match self.fd.transport() {
+            Transport::Tcp => TcpInfo::of(self.fd.as_fd()),
+            Transport::Mptcp => mptcp::tcp_info(self.fd.as_fd()),
+        }
+    }
+
+    /// How an MPTCP connection stands; `None` for plain TCP.
+    pub fn mptcp(&self) -> Option<MptcpState> {
+        match self.fd.transport() {
+            Transport::Tcp => None,
+            // A connection that is gone already shows its error at the next read.
+            Transport::Mptcp => mptcp::state(self.fd.as_fd()).ok(),
+        }
     }
 
     /// Resolves when the socket may be ready; see [`Watch::ready`].

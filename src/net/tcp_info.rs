@@ -11,8 +11,8 @@ use std::{
 
 /// `struct tcp_info` of linux/tcp.h up to the fields read here; the kernel fills as much of it as it knows.
 #[repr(C)]
-#[derive(Clone, Copy)]
-struct RawTcpInfo {
+#[derive(Clone, Copy, Default)]
+pub(super) struct RawTcpInfo {
     states: [u8; 8],
     rto: u32,
     ato: u32,
@@ -105,8 +105,13 @@ impl TcpInfo {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: every field is an integer and the memory was zeroed before the kernel wrote to it.
-        let raw = unsafe { raw.assume_init() };
-        Ok(Self {
+        Ok((&unsafe { raw.assume_init() }).into())
+    }
+}
+
+impl From<&RawTcpInfo> for TcpInfo {
+    fn from(raw: &RawTcpInfo) -> Self {
+        Self {
             rtt: Duration::from_micros(raw.rtt.into()),
             rtt_min: Duration::from_micros(raw.min_rtt.into()),
             out_of_order: raw.rcv_ooopack,
@@ -115,6 +120,6 @@ impl TcpInfo {
             retransmitted: raw.total_retrans,
             not_sent_bytes: raw.notsent_bytes,
             acknowledged_bytes: raw.bytes_acked,
-        })
+        }
     }
 }

@@ -13,7 +13,10 @@ use std::{
 };
 
 use super::*;
-use crate::exec::{self, Backend, Interest};
+use crate::{
+    exec::{self, Backend, Interest},
+    wire::route::Transport,
+};
 
 fn on_each<Fut: Future<Output = ()> + 'static>(entry: fn() -> Fut) {
     for backend in [Backend::TokioUring, Backend::Glommio] {
@@ -67,7 +70,7 @@ fn a_conduit_of_either_kind_keeps_order_and_count() {
         for splices in [true, false] {
             let (near, mut writer) = pair();
             let fd = near.as_fd().try_clone_to_owned().unwrap();
-            let near = Socket::on_this_core(shared::Shared::new(fd, splices));
+            let near = Socket::on_this_core(shared::Shared::new(fd, Transport::Tcp, splices));
             let (far, mut reader) = pair();
             let sent = pattern(300_000);
             writer.write_all(&sent).unwrap();
@@ -233,15 +236,20 @@ fn connect_names_the_address_that_refuses() {
     on_each(|| async {
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
         let congestion = Congestion::Auto(Leg::Lane);
-        let refused = Socket::connect(free, &congestion, Duration::from_secs(5)).await;
+        let refused = Socket::connect(free, Transport::Tcp, &congestion, Duration::from_secs(5)).await;
         let text = refused.err().expect("nobody listens").to_string();
         assert!(text.contains(&free.to_string()) && text.contains("refused"), "{text}");
-        let (listeners, address) = Listener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), 2).unwrap();
+        let (listeners, address) =
+            Listener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), 2, Transport::Tcp).unwrap();
         assert_eq!(listeners.len(), 2);
-        let connected = Socket::connect(address, &congestion, Duration::from_secs(5)).await.unwrap();
+        let connected =
+            Socket::connect(address, Transport::Tcp, &congestion, Duration::from_secs(5)).await.unwrap();
         assert_eq!(connected.peer().unwrap(), address);
         // A second process on the same address is told, although the cores share it.
-        assert_eq!(Listener::bind(address, 1).unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
+        assert_eq!(
+            Listener::bind(address, 1, Transport::Tcp).unwrap_err().kind(),
+            std::io::ErrorKind::AddrInUse
+        );
     });
 }
 

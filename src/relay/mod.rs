@@ -19,9 +19,9 @@ use tokio::sync::watch;
 use crate::{
     exec,
     lanes::handshake,
-    net::{ConnectError, Legs, Listener, ResolveError, Socket, pump, resolve},
+    net::{ConnectError, Legs, Listener, MptcpState, ResolveError, Socket, pump, resolve},
     wire::{
-        handshake::Refusal,
+        handshake::{Accepted, Refusal},
         key::Key,
         reason::Reason,
         route::{HopAddr, Route},
@@ -177,8 +177,8 @@ async fn forward(
     near.set_congestion(&relay.legs.lane, peer.ip());
     let hello = handshake::receive(&near, &relay.key).await.map_err(RelayError::Hello)?;
     let far = match connect_next(relay, hello.route()).await {
-        Ok((far, instance)) => {
-            near.send_all(&hello.accept(instance), false).await?;
+        Ok((far, accepted)) => {
+            near.send_all(&hello.pass_on(accepted), false).await?;
             far
         }
         Err(error) => {
@@ -188,11 +188,11 @@ async fn forward(
             return Err(error);
         }
     };
-    tracing::debug!(%peer, "a lane stands");
+    tracing::debug!(%peer, near = ?near.mptcp(), far = ?far.mptcp(), "a lane stands");
     carry(&near, far, shutdown).await
 }
 
-async fn connect_next(relay: &Relay, route: &Route) -> Result<(Socket, u64), RelayError> {
+async fn connect_next(relay: &Relay, route: &Route) -> Result<(Socket, Accepted), RelayError> {
     let (hop, rest) = route.split_first().ok_or(RelayError::RouteEnds)?;
     let not_allowed = || RelayError::NotAllowed { hop: hop.clone() };
     if !relay.allow.is_empty() && !relay.allow.iter().any(|rule| rule.allows(hop)) {
@@ -204,11 +204,11 @@ async fn connect_next(relay: &Relay, route: &Route) -> Result<(Socket, u64), Rel
     }
     let mut outcome = not_allowed();
     for address in addresses {
-        match Socket::connect(address, &relay.legs.lane, CONNECT_DEADLINE).await {
+        match Socket::connect(address, route.transport(), &relay.legs.lane, CONNECT_DEADLINE).await {
             Ok(far) => {
                 let opened = handshake::open(&far, &relay.key, &rest, HANDSHAKE_DEADLINE).await;
                 return match opened {
-                    Ok(instance) => Ok((far, instance)),
+                    Ok(accepted) => Ok(report_fallback(hop, far, accepted)),
                     Err(source) => Err(RelayError::NextHop { hop: hop.clone(), source }),
                 };
             }
@@ -216,6 +216,15 @@ async fn connect_next(relay: &Relay, route: &Route) -> Result<(Socket, u64), Rel
         }
     }
     Err(outcome)
+}
+
+/// Says in the log and to the hop before when the leg to `hop` was to be MPTCP and is plain TCP.
+fn report_fallback(hop: &HopAddr, far: Socket, accepted: Accepted) -> (Socket, Accepted) {
+    let fell_back = far.mptcp() == Some(MptcpState::FellBack);
+    if fell_back {
+        tracing::info!("a lane goes on to {hop} by plain TCP: MPTCP fell back");
+    }
+    (far, Accepted { fell_back: accepted.fell_back || fell_back, ..accepted })
 }
 
 /// Addresses that reach this host itself or its link only, which a route must not name unless allowed.

@@ -11,7 +11,10 @@ use super::*;
 use crate::{
     exec::{Backend, Config, available_cpus},
     lanes::tests::scripted::*,
-    wire::handshake::{CHALLENGE_BYTES, ClientHandshake, HandshakeError, Progress},
+    wire::{
+        handshake::{CHALLENGE_BYTES, ClientHandshake, HandshakeError, Progress},
+        route::Transport,
+    },
 };
 
 /// Runs `drive` against `count` relays, each with `allow`, on each executor.
@@ -19,7 +22,8 @@ fn with_relays(count: usize, allow: &[&str], drive: impl Fn(&[SocketAddr])) {
     for backend in [Backend::TokioUring, Backend::Glommio] {
         let (descriptors, addresses): (Vec<_>, Vec<_>) = (0..count)
             .map(|_| {
-                let (mut fds, address) = Listener::bind(([127, 0, 0, 1], 0).into(), 1).unwrap();
+                let (mut fds, address) =
+                    Listener::bind(([127, 0, 0, 1], 0).into(), 1, Transport::Tcp).unwrap();
                 (fds.remove(0), address)
             })
             .unzip();

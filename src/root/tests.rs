@@ -14,7 +14,10 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use super::*;
-use crate::exec::{self, Backend};
+use crate::{
+    exec::{self, Backend},
+    wire::route::Transport,
+};
 
 /// No test waits longer for an answer; a hang becomes a failure.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -40,7 +43,8 @@ impl Served {
         let mut root = Root::open(&served).unwrap();
         root.deadlines = deadlines;
         let root = Arc::new(root);
-        let (mut listeners, address) = Listener::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+        let (mut listeners, address) =
+            Listener::bind("127.0.0.1:0".parse().unwrap(), 1, Transport::Tcp).unwrap();
         let listener = listeners.remove(0);
         let (stop, stopping) = watch::channel(false);
         let core = thread::spawn(move || {

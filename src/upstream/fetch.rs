@@ -31,7 +31,7 @@ use crate::{
         response::{Framing, ResponseError, ResponseHead, parse_final_response},
     },
     net::{ConnectError, ResolveError, Socket, resolve},
-    wire::frame::MAX_HEAD_BYTES,
+    wire::{frame::MAX_HEAD_BYTES, route::Transport},
 };
 
 /// Connecting the root, which is near: a SYN and its first two repetitions, after 1 s and 3 s.
@@ -173,7 +173,7 @@ async fn ask(
 async fn connect(upstream: &Upstream, root: &str) -> Result<Socket, RootError> {
     let mut refused = None;
     for address in resolve(root).await? {
-        match Socket::connect(address, &upstream.legs.client, CONNECT_DEADLINE).await {
+        match Socket::connect(address, Transport::Tcp, &upstream.legs.client, CONNECT_DEADLINE).await {
             Ok(connection) => return Ok(connection),
             Err(error) => refused = Some(error),
         }

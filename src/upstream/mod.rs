@@ -197,5 +197,6 @@ async fn authenticate_and_run(
         return Err(error);
     }
     socket.send_all(&hello.accept(upstream.instance), false).await?;
+    tracing::debug!(mptcp = ?socket.mptcp(), "a lane stands");
     Ok(lane::run(upstream, socket, shutdown).await?)
 }

@@ -34,8 +34,8 @@ pub use server::{Refusal, ServerHandshake, VerifiedHello, bad_key_reply};
 mod client;
 mod server;
 
-/// The version of handshake and frames that this release speaks; there is no other yet.
-pub const VERSION: u8 = 1;
+/// The version of handshake and frames that this release speaks. Version 1 had no transport in its routes.
+pub const VERSION: u8 = 2;
 
 /// 128 bits: two connections get the same random nonce with a probability of 2^-64 after 2^32 of them.
 pub const NONCE_BYTES: usize = 16;
@@ -62,8 +62,8 @@ const HELLO_NONCE_AT: usize = PREFIX_BYTES + 4;
 const HELLO_ROUTE_AT: usize = HELLO_NONCE_AT + NONCE_BYTES;
 const REPLY_REASON_AT: usize = PREFIX_BYTES + 8;
 
-/// An empty route is its count byte.
-const MIN_HELLO_BYTES: usize = HELLO_ROUTE_AT + 1 + MAC_BYTES;
+/// An empty route is its transport and its count.
+const MIN_HELLO_BYTES: usize = HELLO_ROUTE_AT + 2 + MAC_BYTES;
 const MIN_REPLY_BYTES: usize = REPLY_REASON_AT + MAC_BYTES;
 
 const _: () = assert!(HELLO_ROUTE_AT + MAX_ROUTE_BYTES + MAC_BYTES <= MAX_HELLO_BYTES);
@@ -211,6 +211,8 @@ enum Status {
     Unreachable = 3,
     /// Only in the reply without a MAC.
     BadKey = 4,
+    /// Accepted, but a leg behind this server was to be MPTCP and is plain TCP.
+    AcceptedFellBack = 5,
 }
 
 /// Collects one hello or reply, whose length stands in its prefix.

@@ -22,14 +22,15 @@ pub const MAX_HOP_BYTES: usize = 255;
 /// 1920 bytes: with the hello's own 60 it stays below the 2 KiB that a server reads from a stranger.
 pub const MAX_ROUTE_BYTES: usize = 1920;
 
-/// What carries the first leg of a path.
+/// What carries each leg of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[repr(u8)]
 pub enum Transport {
-    /// One TCP connection per lane.
+    /// One TCP connection per lane and leg.
     #[default]
-    Tcp,
-    /// The kernel's MPTCP.
-    Mptcp,
+    Tcp = 0,
+    /// The kernel's MPTCP (RFC 8684): a connection of several TCP subflows.
+    Mptcp = 1,
 }
 
 /// `HOST:PORT` of one hop. Names are lower case; IPv6 addresses are in brackets.
@@ -46,15 +47,17 @@ enum Host {
     V6(Ipv6Addr),
 }
 
-/// The hops that remain after the one that reads this: at most [`MAX_HOPS`], in order, the upstream last. Empty: the reader
-/// is the upstream.
+/// The hops that remain after the one that reads this: at most [`MAX_HOPS`], in order, the upstream last; and what carries
+/// the legs to them. No hops: the reader is the upstream.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub struct Route(Vec<HopAddr>);
+pub struct Route {
+    hops: Vec<HopAddr>,
+    transport: Transport,
+}
 
 /// A path as configured: `[tcp:|mptcp:]HOST:PORT[,HOST:PORT]...`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PathSpec {
-    transport: Transport,
     first: HopAddr,
     route: Route,
 }
@@ -94,6 +97,14 @@ pub enum RouteError {
         /// Bytes needed.
         bytes: usize,
     },
+    /// A hello's route wants a transport of another release.
+    #[error(
+        "the route in the peer's hello has the unknown transport {transport} (run the same release on both)"
+    )]
+    UnknownTransport {
+        /// Its byte.
+        transport: u8,
+    },
     /// A hello's route ends in the middle of a hop, or goes on after the last.
     #[error("the route in the peer's hello does not have the length it announces")]
     Framing,
@@ -131,14 +142,14 @@ pub enum HopError {
 }
 
 impl PathSpec {
-    /// A path from its parts.
-    pub fn new(transport: Transport, first: HopAddr, route: Route) -> Self {
-        Self { transport, first, route }
+    /// A path from its parts; all its legs have the transport of `route`.
+    pub fn new(first: HopAddr, route: Route) -> Self {
+        Self { first, route }
     }
 
-    /// What carries the first leg.
+    /// What carries each leg.
     pub fn transport(&self) -> Transport {
-        self.transport
+        self.route.transport
     }
 
     /// The hop to connect to.
@@ -153,7 +164,7 @@ impl PathSpec {
 
     /// All hops in order, at least one, the upstream last.
     pub fn hops(&self) -> impl Iterator<Item = &HopAddr> {
-        std::iter::once(&self.first).chain(&self.route.0)
+        std::iter::once(&self.first).chain(&self.route.hops)
     }
 }
 
@@ -172,54 +183,64 @@ impl FromStr for PathSpec {
         }
         let mut parsed = hops.split(',').enumerate().map(|(index, text)| parse_hop(index + 1, text));
         let first = parsed.next().unwrap_or(Err(RouteError::EmptyHop { hop: 1 }))?;
-        let route = Route::new(parsed.collect::<Result<_, _>>()?)?;
-        Ok(Self { transport, first, route })
+        let route = Route::new(parsed.collect::<Result<_, _>>()?)?.over(transport);
+        Ok(Self { first, route })
     }
 }
 
 impl fmt::Display for PathSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.transport == Transport::Mptcp {
+        if self.transport() == Transport::Mptcp {
             f.write_str("mptcp:")?;
         }
         write!(f, "{}", self.first)?;
-        self.route.0.iter().try_for_each(|hop| write!(f, ",{hop}"))
+        self.route.hops.iter().try_for_each(|hop| write!(f, ",{hop}"))
     }
 }
 
 impl Route {
-    /// A route over `hops`, the upstream last.
+    /// A route over `hops`, the upstream last, by TCP.
     pub fn new(hops: Vec<HopAddr>) -> Result<Self, RouteError> {
         if hops.len() > MAX_HOPS {
             return Err(RouteError::TooManyHops { hops: hops.len(), max: MAX_HOPS });
         }
-        let route = Self(hops);
+        let route = Self { hops, transport: Transport::Tcp };
         match route.encode().len() {
             bytes if bytes > MAX_ROUTE_BYTES => Err(RouteError::TooLong { bytes }),
             _ => Ok(route),
         }
     }
 
+    /// The same hops by `transport`.
+    pub fn over(self, transport: Transport) -> Self {
+        Self { transport, ..self }
+    }
+
+    /// What carries each leg.
+    pub fn transport(&self) -> Transport {
+        self.transport
+    }
+
     /// The hops, the upstream last.
     pub fn hops(&self) -> &[HopAddr] {
-        &self.0
+        &self.hops
     }
 
     /// Whether the reader of this route is the upstream.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.hops.is_empty()
     }
 
     /// For a relay: the hop to connect to, and the route to send there. `None` at the upstream.
     pub fn split_first(&self) -> Option<(&HopAddr, Route)> {
-        let (next, rest) = self.0.split_first()?;
-        Some((next, Self(rest.to_vec())))
+        let (next, rest) = self.hops.split_first()?;
+        Some((next, Self { hops: rest.to_vec(), transport: self.transport }))
     }
 
-    /// As in a hello: a count byte, then each hop's length byte and text.
+    /// As in a hello: a transport byte, a count byte, then each hop's length byte and text.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![self.0.len() as u8];
-        for hop in &self.0 {
+        let mut bytes = vec![self.transport as u8, self.hops.len() as u8];
+        for hop in &self.hops {
             let text = hop.to_string();
             bytes.push(text.len() as u8);
             bytes.extend_from_slice(text.as_bytes());
@@ -229,8 +250,13 @@ impl Route {
 
     /// The reverse of [`Route::encode`], for bytes that may say anything.
     pub fn decode(bytes: &[u8]) -> Result<Self, RouteError> {
-        let (&count, mut rest) = bytes.split_first().ok_or(RouteError::Framing)?;
-        let count = usize::from(count);
+        let &[transport, count, ref rest @ ..] = bytes else { return Err(RouteError::Framing) };
+        let transport = match transport {
+            0 => Transport::Tcp,
+            1 => Transport::Mptcp,
+            transport => return Err(RouteError::UnknownTransport { transport }),
+        };
+        let (count, mut rest) = (usize::from(count), rest);
         if count > MAX_HOPS {
             return Err(RouteError::TooManyHops { hops: count, max: MAX_HOPS });
         }
@@ -245,7 +271,7 @@ impl Route {
         if !rest.is_empty() {
             return Err(RouteError::Framing);
         }
-        Self::new(hops)
+        Ok(Self::new(hops)?.over(transport))
     }
 }
 

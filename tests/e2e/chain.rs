@@ -37,6 +37,8 @@ pub struct Plan {
     pub paths: usize,
     /// Relays of each path.
     pub depth: usize,
+    /// What each path begins with: `mptcp:`, or nothing for TCP.
+    pub transport: &'static str,
     pub root: Root,
     pub settings: Settings,
     /// More arguments of the downstream.
@@ -50,6 +52,7 @@ impl Default for Plan {
         Self {
             paths: 2,
             depth: 1,
+            transport: "",
             root: Root::Plait,
             settings: Settings::default(),
             downstream: Vec::new(),
@@ -176,7 +179,7 @@ impl Plan {
                 (0..self.depth).map(|_| ground.start_relay(&settings)).unzip();
             relays.push(chained);
             let hops = hops.iter().chain([&upstream_address]).map(SocketAddr::to_string);
-            paths.push(hops.collect::<Vec<_>>().join(","));
+            paths.push(format!("{}{}", self.transport, hops.collect::<Vec<_>>().join(",")));
         }
         paths.extend(self.more_paths.iter().map(|first| format!("{first},{upstream_address}")));
         let (downstream, address) = ground.start_downstream(&settings, &paths, &self.downstream);

@@ -10,6 +10,7 @@ mod gate;
 mod integrity;
 mod load;
 mod media;
+mod mptcp;
 mod process;
 mod roots;
 mod semantics;

@@ -18,7 +18,7 @@ use crate::{
         frame::{Frame, HEADER_BYTES, Outcome, Reading},
         frame_check::FrameCheck,
         handshake::{CHALLENGE_BYTES, ClientHandshake, HandshakeError, Progress},
-        route::Route,
+        route::{Route, Transport},
         units::{FrameLen, MAX_BODY_BYTES, Offset, Seq, TransferId},
     },
 };
@@ -79,7 +79,7 @@ pub(super) fn with_upstream_of(root: &str, drive: impl Fn(SocketAddr)) {
     for backend in BACKENDS {
         let cpus = available_cpus();
         let (listeners, address) =
-            Listener::bind((std::net::Ipv4Addr::LOCALHOST, 0).into(), cpus.len()).unwrap();
+            Listener::bind((std::net::Ipv4Addr::LOCALHOST, 0).into(), cpus.len(), Transport::Tcp).unwrap();
         let listeners: Arc<Vec<Mutex<Option<OwnedFd>>>> =
             Arc::new(listeners.into_iter().map(|fd| Mutex::new(Some(fd))).collect());
         let upstream = Upstream::new(root.parse().unwrap(), Arc::new(key()), Legs::default()).unwrap();

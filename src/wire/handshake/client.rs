@@ -32,6 +32,8 @@ pub struct AwaitingReply {
 pub struct Accepted {
     /// The upstream's random number for this run of it: lanes with the same one reach the same process.
     pub instance: u64,
+    /// A leg behind the server was to be MPTCP and is plain TCP.
+    pub fell_back: bool,
 }
 
 impl<'k> ClientHandshake<'k> {
@@ -58,8 +60,8 @@ impl<'k> ClientHandshake<'k> {
 
     fn hello(&self, challenge: &[u8; CHALLENGE_BYTES]) -> Vec<u8> {
         let route = self.route.encode();
-        // An empty route is one byte of the minimum.
-        let mut hello = Vec::from(prefix(PURPOSE_LANE, MIN_HELLO_BYTES - 1 + route.len()));
+        // An empty route is two bytes of the minimum.
+        let mut hello = Vec::from(prefix(PURPOSE_LANE, MIN_HELLO_BYTES - 2 + route.len()));
         hello.extend_from_slice(&self.key.key_id().0);
         hello.extend_from_slice(&self.nonce);
         hello.extend_from_slice(&route);
@@ -98,7 +100,12 @@ impl AwaitingReply {
             body[PREFIX_BYTES..REPLY_REASON_AT].iter().fold(0, |value, &byte| value << 8 | u64::from(byte));
         let reason = Reason::decode(&body[REPLY_REASON_AT..])?;
         match status {
-            status if status == Status::Accepted as u8 && reason.is_empty() => Ok(Accepted { instance }),
+            status if status == Status::Accepted as u8 && reason.is_empty() => {
+                Ok(Accepted { instance, fell_back: false })
+            }
+            status if status == Status::AcceptedFellBack as u8 && reason.is_empty() => {
+                Ok(Accepted { instance, fell_back: true })
+            }
             status if status == Status::Refused as u8 && instance == 0 => {
                 Err(HandshakeError::Refused { reason })
             }

@@ -7,8 +7,8 @@ use super::super::key::{Key, KeyId, Seal};
 use super::super::reason::Reason;
 use super::super::route::Route;
 use super::{
-    CHALLENGE_BYTES, HELLO_NONCE_AT, HELLO_ROUTE_AT, HandshakeError, Intake, LABEL_HELLO, LABEL_REPLY,
-    MIN_REPLY_BYTES, Message, NONCE_BYTES, PREFIX_BYTES, PURPOSE_LANE, Progress, Status, prefix,
+    Accepted, CHALLENGE_BYTES, HELLO_NONCE_AT, HELLO_ROUTE_AT, HandshakeError, Intake, LABEL_HELLO,
+    LABEL_REPLY, MIN_REPLY_BYTES, Message, NONCE_BYTES, PREFIX_BYTES, PURPOSE_LANE, Progress, Status, prefix,
 };
 
 /// Waits for the hello that answers its challenge.
@@ -85,10 +85,15 @@ impl VerifiedHello {
         &self.route
     }
 
-    /// The reply that opens the lane. `instance` is the upstream's random number for this run of it; a relay passes on
-    /// what the next hop said.
+    /// The upstream's reply that opens the lane. `instance` is its random number for this run of it.
     pub fn accept(self, instance: u64) -> Vec<u8> {
-        self.reply(Status::Accepted, instance, "")
+        self.pass_on(Accepted { instance, fell_back: false })
+    }
+
+    /// A relay's: what the next hop said, and whether the leg there fell back.
+    pub fn pass_on(self, Accepted { instance, fell_back }: Accepted) -> Vec<u8> {
+        let status = if fell_back { Status::AcceptedFellBack } else { Status::Accepted };
+        self.reply(status, instance, "")
     }
 
     /// The reply that says why there is no lane. Close the connection behind it.

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::wire::key::{KEY_BYTES, Key};
-use crate::wire::route::{PathSpec, Route};
+use crate::wire::route::{PathSpec, Route, Transport};
 
 const INSTANCE: u64 = 0x0102_0304_0506_0708;
 
@@ -68,24 +68,28 @@ fn a_lane_is_agreed_on_in_pieces_of_any_size() {
         assert_eq!(verified.route(), &route());
         let reply = verified.accept(INSTANCE);
         let accepted = feed(&reply, piece, |bytes| client.reply(bytes)).unwrap();
-        assert_eq!(accepted, Accepted { instance: INSTANCE });
+        assert_eq!(accepted, Accepted { instance: INSTANCE, fell_back: false });
     }
 }
 
 #[test]
 fn a_lane_is_agreed_on_for_any_key_nonces_and_instance() {
-    type Draw = ([u8; KEY_BYTES], [u8; NONCE_BYTES], [u8; NONCE_BYTES], u64, u8);
-    bolero::check!().with_type::<Draw>().for_each(|(key, server_nonce, client_nonce, instance, hops)| {
-        let key = Key::from_bytes(*key);
-        let hop = "[2001:db8::ffff:1]:65535".parse::<crate::wire::route::HopAddr>().unwrap();
-        let route = Route::new(vec![hop; usize::from(hops % 9)]).unwrap();
-        let (mut server, challenge) = ServerHandshake::new(&key, *server_nonce);
-        let client = ClientHandshake::new(&key, &route, *client_nonce);
-        let (mut client, hello) = client.challenge(&challenge).unwrap();
-        let verified = done(server.hello(&hello));
-        assert_eq!(verified.route(), &route);
-        assert_eq!(done(client.reply(&verified.accept(*instance))).instance, *instance);
-    });
+    type Draw = ([u8; KEY_BYTES], [u8; NONCE_BYTES], [u8; NONCE_BYTES], u64, bool, u8);
+    bolero::check!().with_type::<Draw>().for_each(
+        |(key, server_nonce, client_nonce, instance, mptcp, hops)| {
+            let key = Key::from_bytes(*key);
+            let hop = "[2001:db8::ffff:1]:65535".parse::<crate::wire::route::HopAddr>().unwrap();
+            let transport = if *mptcp { Transport::Mptcp } else { Transport::Tcp };
+            let route = Route::new(vec![hop; usize::from(hops % 9)]).unwrap().over(transport);
+            let (mut server, challenge) = ServerHandshake::new(&key, *server_nonce);
+            let client = ClientHandshake::new(&key, &route, *client_nonce);
+            let (mut client, hello) = client.challenge(&challenge).unwrap();
+            let verified = done(server.hello(&hello));
+            assert_eq!(verified.route(), &route);
+            let accepted = Accepted { instance: *instance, fell_back: *mptcp };
+            assert_eq!(done(client.reply(&verified.pass_on(accepted))), accepted);
+        },
+    );
 }
 
 /// A change of the layout breaks every deployed peer: it must not happen unnoticed.
@@ -94,10 +98,10 @@ fn the_layout_is_the_documented_one() {
     let key = key();
     let (mut server, _, hello) = up_to_hello(&key, 0xaa, 0xbb);
     let (_, challenge) = ServerHandshake::new(&key, [0xaa; NONCE_BYTES]);
-    assert_eq!(challenge[..8], *b"PLAT\x01\0\0\0");
+    assert_eq!(challenge[..8], *b"PLAT\x02\0\0\0");
     assert_eq!(challenge[8..], [0xaa; 16]);
-    let route = b"\x02\x12relay.example:7002\x12[2001:db8::1]:7003";
-    assert_eq!(hello[..6], *b"PLAT\x01\x01");
+    let route = b"\0\x02\x12relay.example:7002\x12[2001:db8::1]:7003";
+    assert_eq!(hello[..6], *b"PLAT\x02\x01");
     assert_eq!(hello[6..8], (hello.len() as u16).to_be_bytes());
     assert_eq!(hello[8..12], key.key_id().0);
     assert_eq!(hello[12..28], [0xbb; 16]);
@@ -106,7 +110,7 @@ fn the_layout_is_the_documented_one() {
     assert_eq!(*mac, key.seal("plait-1 hello").with(&challenge).with(signed).finish());
 
     let reply = done(server.hello(&hello)).refuse(Refusal::NotAllowed, &Reason::new("no"));
-    assert_eq!(reply[..18], *b"PLAT\x01\x02\x00\x32\0\0\0\0\0\0\0\0no");
+    assert_eq!(reply[..18], *b"PLAT\x02\x02\x00\x32\0\0\0\0\0\0\0\0no");
     let (signed, mac) = reply.split_at(18);
     assert_eq!(*mac, key.seal("plait-1 reply").with(&challenge).with(&hello).with(signed).finish());
 }
@@ -266,10 +270,10 @@ fn strangers_are_told_apart() {
     assert_eq!(hello_error(b"GET / HTTP/1.1\r\n"), HandshakeError::NotPlait { message, found });
     let http = hello_error(b"GET / HTTP/1.1\r\n").to_string();
     assert!(http.contains("\"GET \"") && http.contains("right address"), "{http}");
-    assert_eq!(hello_error(b"PLAT\x02\x01\0\x50"), HandshakeError::Version { theirs: 2, ours: 1 });
+    assert_eq!(hello_error(b"PLAT\x01\x01\0\x50"), HandshakeError::Version { theirs: 1, ours: 2 });
     let (len, max) = (MAX_HELLO_BYTES + 1, MAX_HELLO_BYTES);
-    assert_eq!(hello_error(b"PLAT\x01\x01\x08\x01"), HandshakeError::TooLong { message, len, max });
-    assert_eq!(hello_error(b"PLAT\x01\x01\0\x3c"), HandshakeError::TooShort { message, len: 60, min: 61 });
+    assert_eq!(hello_error(b"PLAT\x02\x01\x08\x01"), HandshakeError::TooLong { message, len, max });
+    assert_eq!(hello_error(b"PLAT\x02\x01\0\x3d"), HandshakeError::TooShort { message, len: 61, min: 62 });
     let (mut server, mut client, mut hello) = fresh();
     let reply = done(server.hello(&hello)).accept(INSTANCE);
     hello.push(0);
@@ -284,9 +288,9 @@ fn strangers_are_told_apart() {
     assert_eq!(challenge_error(b"SSH-2.0-OpenSSH_9.9\r\n   "), HandshakeError::NotPlait { message, found });
     assert_eq!(
         challenge_error(b"PLAT\x07\0\0\0nonce-of-16-byte"),
-        HandshakeError::Version { theirs: 7, ours: 1 }
+        HandshakeError::Version { theirs: 7, ours: 2 }
     );
-    assert_eq!(challenge_error(b"PLAT\x01\0\x01\0nonce-of-16-byte"), HandshakeError::Reserved);
+    assert_eq!(challenge_error(b"PLAT\x02\0\x01\0nonce-of-16-byte"), HandshakeError::Reserved);
 }
 
 /// A key holder can still be of another release: what it signs is checked like anything else.
@@ -303,9 +307,9 @@ fn a_key_holders_nonsense_is_refused() {
         hello.extend_from_slice(&mac);
         up_to_hello(&key, 1, 2).0.hello(&hello)
     };
-    assert!(done(signed_hello(1, b"\0")).route().is_empty());
-    assert_eq!(signed_hello(9, b"\0").unwrap_err(), HandshakeError::UnknownPurpose { purpose: 9 });
-    for route in [&b"\x01"[..], b"\x09", b"\0\0", b"\x01\x03a:0", b"\x01\x05a b:1"] {
+    assert!(done(signed_hello(1, b"\0\0")).route().is_empty());
+    assert_eq!(signed_hello(9, b"\0\0").unwrap_err(), HandshakeError::UnknownPurpose { purpose: 9 });
+    for route in [&b"\0\x01"[..], b"\0\x09", b"\x02\0", b"\0\0\0", b"\0\x01\x03a:0", b"\0\x01\x05a b:1"] {
         assert!(matches!(signed_hello(1, route), Err(HandshakeError::Route(_))), "{route:?}");
     }
 
@@ -318,10 +322,17 @@ fn a_key_holders_nonsense_is_refused() {
         reply.extend_from_slice(&mac);
         up_to_hello(&key, 1, 2).1.reply(&reply)
     };
-    assert_eq!(done(signed_reply(1, 5, b"")), Accepted { instance: 5 });
-    for (status, instance, reason) in
-        [(0, 0, &b""[..]), (1, 5, b"but"), (2, 5, b"no"), (3, 5, b""), (4, 0, b""), (99, 0, b"")]
-    {
+    assert_eq!(done(signed_reply(1, 5, b"")), Accepted { instance: 5, fell_back: false });
+    assert_eq!(done(signed_reply(5, 7, b"")), Accepted { instance: 7, fell_back: true });
+    for (status, instance, reason) in [
+        (0, 0, &b""[..]),
+        (1, 5, b"but"),
+        (2, 5, b"no"),
+        (3, 5, b""),
+        (4, 0, b""),
+        (5, 5, b"but"),
+        (99, 0, b""),
+    ] {
         assert_eq!(signed_reply(status, instance, reason).unwrap_err(), HandshakeError::BadStatus { status });
     }
     assert!(matches!(signed_reply(2, 0, b"a\x1b[2J"), Err(HandshakeError::Reason(_))));

@@ -35,6 +35,7 @@ fn a_path_is_a_first_hop_and_a_route() {
     let all: Vec<_> = spec.hops().map(HopAddr::to_string).collect();
     assert_eq!(all, ["a:1", "[::1]:2", "10.0.0.3:3"]);
     let (second, rest) = spec.route().split_first().unwrap();
+    assert_eq!(rest.transport(), Transport::Mptcp);
     assert_eq!(second.socket_addr(), Some("[::1]:2".parse().unwrap()));
     assert_eq!(second.host(), "::1");
     let (third, rest) = rest.split_first().unwrap();
@@ -86,17 +87,18 @@ fn what_is_wrong_with_a_path_is_named() {
     assert_eq!(path(&hops(9)).hops().count(), 9);
     assert_eq!(error(&hops(10)), RouteError::TooManyHops { hops: 10, max: 9 });
     let long = vec![format!("{}:1", "h".repeat(253)); 9].join(",");
-    assert_eq!(error(&long), RouteError::TooLong { bytes: 1 + 8 * 256 });
+    assert_eq!(error(&long), RouteError::TooLong { bytes: 2 + 8 * 256 });
 }
 
 #[test]
 fn any_text_parses_to_what_it_prints_or_is_refused() {
-    bolero::check!().with_type::<(bool, String)>().for_each(|(plausible, text)| {
+    bolero::check!().with_type::<(bool, bool, String)>().for_each(|(plausible, mptcp, text)| {
         let alphabet = b"ab.1:,[]:,::1";
         let text = match plausible {
             true => text.bytes().map(|b| char::from(alphabet[usize::from(b) % alphabet.len()])).collect(),
             false => text.clone(),
         };
+        let text = if *mptcp { format!("mptcp:{text}") } else { text };
         if let Ok(spec) = text.parse::<PathSpec>() {
             assert_eq!(spec.to_string().parse(), Ok(spec.clone()));
             assert_eq!(Route::decode(&spec.route().encode()).as_ref(), Ok(spec.route()));
@@ -108,7 +110,8 @@ fn any_text_parses_to_what_it_prints_or_is_refused() {
 fn any_route_bytes_decode_or_are_refused() {
     bolero::check!().with_type::<(Vec<u8>, Vec<(u16, u8)>)>().for_each(|(bytes, damage)| {
         let _ = Route::decode(bytes);
-        let good = path("x:9,a:1,[::1]:2,relay.example:7000").route().clone();
+        let transport = if damage.len() % 2 == 0 { "" } else { "mptcp:" };
+        let good = path(&format!("{transport}x:9,a:1,[::1]:2,relay.example:7000")).route().clone();
         let mut encoded = good.encode();
         for &(at, value) in damage {
             let at = usize::from(at) % encoded.len();
@@ -126,13 +129,16 @@ fn any_route_bytes_decode_or_are_refused() {
 #[test]
 fn a_route_with_a_wrong_length_is_refused() {
     let good = path("x:9,a:1,[::1]:2").route().encode();
-    assert_eq!(good, b"\x02\x03a:1\x07[::1]:2");
+    assert_eq!(good, b"\0\x02\x03a:1\x07[::1]:2");
+    assert_eq!(path("mptcp:x:9,a:1").route().encode(), b"\x01\x01\x03a:1");
     for end in 0..good.len() {
         assert_eq!(Route::decode(&good[..end]), Err(RouteError::Framing), "{end}");
     }
     assert_eq!(Route::decode(&[&good[..], b"x"].concat()), Err(RouteError::Framing));
-    assert_eq!(Route::decode(&[9]), Err(RouteError::TooManyHops { hops: 9, max: 8 }));
-    assert_eq!(Route::decode(&[1, 0]), Err(RouteError::EmptyHop { hop: 1 }));
-    assert!(matches!(Route::decode(b"\x01\x04\xff\xfe:1"), Err(RouteError::Hop { hop: 1, .. })));
-    assert_eq!(Route::decode(&[0]), Ok(Route::default()));
+    assert_eq!(Route::decode(&[0, 9]), Err(RouteError::TooManyHops { hops: 9, max: 8 }));
+    assert_eq!(Route::decode(&[0, 1, 0]), Err(RouteError::EmptyHop { hop: 1 }));
+    assert_eq!(Route::decode(&[2, 0]), Err(RouteError::UnknownTransport { transport: 2 }));
+    assert!(matches!(Route::decode(b"\0\x01\x04\xff\xfe:1"), Err(RouteError::Hop { hop: 1, .. })));
+    assert_eq!(Route::decode(&[0, 0]), Ok(Route::default()));
+    assert_eq!(Route::decode(&[1, 0]), Ok(Route::default().over(Transport::Mptcp)));
 }
