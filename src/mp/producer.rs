@@ -422,9 +422,8 @@ impl Producer {
     async fn gather(&mut self, seq: u64, offset: u64, len: usize) -> Result<HandedFrame, Stop> {
         loop {
             let wait = exec::timeout(HELD_BACK_MAX, self.transfer.room_to_hand_over(seq, len));
-            match or_over(&self.transfer, wait).await? {
-                Ok(()) => break,
-                Err(exec::Elapsed) => {}
+            if or_over(&self.transfer, wait).await?.is_ok() {
+                break;
             }
             self.tell(true);
         }

@@ -32,7 +32,8 @@ impl Window {
         Self { size: FIRST_CREDIT_BYTES, taken: 0, granted: FIRST_CREDIT_BYTES, mark: (0, now) }
     }
 
-    ///
+    /// One that begins with another size.
+    #[cfg(test)]
     pub fn with_size(size: u64, now: Instant) -> Self {
         Self { size, taken: 0, granted: size, mark: (0, now) }
     }

@@ -173,6 +173,12 @@ pub(super) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
     let (info, len) = info(socket)?;
     Ok(TcpInfo {
         rtt: samples().map(|sample| sample.rtt).filter(|rtt| !rtt.is_zero()).min().unwrap_or(Duration::ZERO),
+        rtt_min: samples()
+            .map(|sample| sample.rtt_min)
+            .filter(|rtt| !rtt.is_zero())
+            .min()
+            .unwrap_or(Duration::ZERO),
+        out_of_order: samples().map(|sample| sample.out_of_order).sum(),
         delivery_rate: samples().map(|sample| sample.delivery_rate).sum(),
         congestion_window: samples().map(|sample| sample.congestion_window).sum(),
         retransmitted: samples().map(|sample| sample.retransmitted).sum(),
