@@ -108,7 +108,7 @@ pub(super) fn random_spec(seed: u64) -> Spec {
     let bytes = (rate * seconds).clamp(1.0, BYTES_MAX) as u64;
     let mut spec = Spec {
         paths,
-        warm_up: bytes / 2,
+        warm_up: 2 * bytes,
         bytes,
         first_window: FIRST_CREDIT_BYTES << (2 * random.below(2)),
         is_length_known: true,
