@@ -18,6 +18,9 @@ const SEED: &str = "PLAIT_STRIPE_SEED";
 const COPIES_SHARE: f64 = 0.03;
 const COPIES_BYTES_MIN: f64 = 65_536.0;
 
+/// What a transfer may lose at its start and end, besides a round trip: now and then a burst overflows a queue there.
+const SLACK_SECONDS: f64 = 0.5;
+
 /// Runs `check` for every seed, on all cores, and says how to run one again that fails.
 fn for_seeds(seeds: u64, check: impl Fn(u64) + Sync) {
     if let Some(seed) = std::env::var(SEED).ok().and_then(|seed| seed.parse().ok()) {
@@ -46,12 +49,14 @@ fn best_alone(spec: &Spec) -> f64 {
 fn check(seed: u64) {
     let spec = random_spec(seed);
     let Report { seconds, resent, .. } = spec.run();
-    let copies_max = COPIES_BYTES_MIN.max(spec.bytes as f64 * COPIES_SHARE);
+    let copies_max = COPIES_BYTES_MIN + spec.bytes as f64 * COPIES_SHARE;
     assert!(resent.tail_bytes as f64 <= copies_max, "{resent:?} of {}", spec.bytes);
     if Weather::of(seed) == Weather::Fair {
+        // A burst that overflows a queue is now and then taken for silence.
+        assert!(resent.recovered_bytes as f64 <= 0.3 * spec.bytes as f64, "{resent:?} of {}", spec.bytes);
         let best = best_alone(&spec);
         let longest = spec.paths.iter().map(|path| path.round_trip).fold(0.0, f64::max);
-        assert!(seconds <= 1.05 * best + longest + 0.1, "{seconds:.3} s, and {best:.3} s over the best path");
+        assert!(seconds <= 1.05 * best + longest + SLACK_SECONDS, "{seconds:.3} s, and {best:.3} s over the best path");
     }
 }
 
@@ -128,4 +133,15 @@ fn a_lane_that_recovers_is_used_again() {
     let changes = vec![(2.0, steady.rate / 50.0), (6.0, steady.rate)];
     // Of 200 MB, the second path cannot carry the 25 MB of 4 s.
     assert_floor("4 s of 1 Mbit/s", share(&[steady.clone(), PathSpec { changes, ..steady }]), 0.84);
+}
+#[test]
+fn zz_time() {
+    for w in 0..3 {
+        let began = std::time::Instant::now();
+        let (mut turns, mut frames) = (0, 0);
+        let mut slow = vec![];
+        for seed in (w..900).step_by(3) { let b = std::time::Instant::now(); let r = random_spec(seed).run(); turns += r.turns; frames += r.frames; slow.push((b.elapsed(), seed, r.turns, r.frames, r.seconds)); }
+        slow.sort_by(|a, b| b.0.cmp(&a.0));
+        println!("{w} {:?} turns {turns} frames {frames} slowest {:?}", began.elapsed(), &slow[..4]);
+    }
 }
