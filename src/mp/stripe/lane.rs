@@ -12,6 +12,15 @@ use crate::wire::frame::Reading;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LaneId(pub u32);
 
+/// A lane is full with so much in flight: slow start doubles its rate each round trip, which is known one later, and a
+/// lossy lane catches up after a pause.
+const QUEUE_ROUND_TRIPS: f64 = 3.0;
+const QUEUE_SECONDS: f64 = 0.1;
+/// Two of the smallest frames.
+const QUEUE_BYTES_MIN: u64 = 32 << 10;
+/// How often a lane that brings nothing in time is tried again.
+const TRIAL_PAUSE_SECONDS: f64 = 1.0;
+const TRIAL_PAUSE_ROUND_TRIPS: f64 = 4.0;
 /// A frame on its way.
 #[derive(Debug)]
 pub(super) struct Sent {
@@ -51,6 +60,8 @@ pub(super) struct Lane {
     pub(super) has_asked: bool,
     /// When the lane was last told to bring fresh bytes.
     pub(super) asked_at: f64,
+    /// Frames that others bring in time as well: they show whether the lane has become better.
+    pub(super) is_trial: bool,
 }
 
 impl Lane {
@@ -70,6 +81,7 @@ impl Lane {
             silent_since: None,
             has_asked: false,
             asked_at: now,
+            is_trial: false,
         }
     }
 
@@ -99,6 +111,13 @@ impl Lane {
     pub(super) fn arrival(&self, len: u64, now: f64) -> Option<f64> {
         let arrival = self.model.arrival(self.in_flight() as f64, len as f64)?;
         Some(arrival.max(self.overdue(now)))
+    }
+
+    /// Whether more would only wait in a queue on the way.
+    pub(super) fn is_full(&self) -> bool {
+        let (Some(rate), Some(round_trip)) = (self.model.rate(), self.model.round_trip()) else { return false };
+        let seconds = QUEUE_ROUND_TRIPS * round_trip + QUEUE_SECONDS;
+        self.in_flight() >= QUEUE_BYTES_MIN.max((rate * seconds) as u64)
     }
 
     /// Seconds by which the oldest frame is late.
@@ -159,6 +178,12 @@ impl Lane {
         }
         self.quiet_since = now;
         acknowledged.into_iter().map(|sent| sent.seq).collect()
+    }
+
+    /// Whether nothing was heard of the lane for so long that it may have become better than it was.
+    pub(super) fn is_stale(&self, now: f64) -> bool {
+        let round_trip = self.model.round_trip().unwrap_or(0.0);
+        now - self.quiet_since.max(self.asked_at) > TRIAL_PAUSE_SECONDS.max(TRIAL_PAUSE_ROUND_TRIPS * round_trip)
     }
 
     /// The downstream reads the lane again: what was due meanwhile is due from now on.

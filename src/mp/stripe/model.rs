@@ -80,6 +80,11 @@ impl LaneModel {
         Some((in_flight.max(rate * round_trip) + len) / rate - round_trip / 2.0)
     }
 
+    /// The longest pause of the last minute or so, in seconds.
+    pub(super) fn stall(&self) -> f64 {
+        self.stall
+    }
+
     /// Seconds by which an acknowledgement that was expected after `expected` may be late, and the lane quiet, before the
     /// lane counts as silent.
     pub(super) fn patience(&self, expected: f64) -> f64 {
@@ -114,6 +119,8 @@ impl LaneModel {
         }
         let memory = (self.round_trip().unwrap_or(0.0) / 2.0).max(RATE_MEMORY_SECONDS_MIN);
         let weight = 1.0 - (-sample.since_last / memory).exp();
+        // That it is no less is certain.
+        let weight = if sample.is_floor { weight.max(0.5) } else { weight };
         self.rate = Some(rate + (measured - rate) * weight);
     }
 

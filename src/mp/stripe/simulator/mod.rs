@@ -1,7 +1,10 @@
-//! The striper in random worlds, in virtual time: see `tests` for what must hold.
+//! The striper in random worlds, in virtual time: `tests` says what must hold.
 
+mod event;
+mod lane;
 mod path;
 mod random;
+mod receiver;
 mod spec;
 mod tests;
 mod world;

@@ -71,6 +71,7 @@ impl PathSpec {
     fn chunk(&self) -> f64 {
         (self.rate * self.round_trip / 16.0).clamp(4.0 * SEGMENT_BYTES, 64e3)
     }
+
 }
 
 /// A path at work.
@@ -79,13 +80,15 @@ pub(super) struct Path {
     pub(super) spec: PathSpec,
     /// When the bottleneck is through with what it has.
     free_at: f64,
+    /// Bytes that were sent and not acknowledged.
+    in_flight: f64,
     /// Those that are still to come or have come, in the world's time.
     changes: Vec<(f64, f64)>,
 }
 
 impl Path {
     pub(super) fn new(spec: PathSpec) -> Self {
-        Self { spec, free_at: 0.0, changes: Vec::new() }
+        Self { spec, free_at: 0.0, in_flight: 0.0, changes: Vec::new() }
     }
 
     /// The measured transfer begins.
@@ -107,11 +110,6 @@ impl Path {
             (0.0, until) => until + random.up_to((until - at) / 2.0),
             _ => at,
         }
-    }
-
-    /// Bytes that wait at the bottleneck.
-    fn backlog(&self, now: f64) -> f64 {
-        (self.free_at - now).max(0.0) * self.rate_at(now).0
     }
 
     /// When the last of `bytes` that come at `at` leaves the bottleneck.
@@ -145,7 +143,8 @@ pub(super) struct Connection {
     window: f64,
     in_flight: f64,
     is_in_slow_start: bool,
-    cut_at: f64,
+    /// The window is not cut again before.
+    cut_until: f64,
     /// Frames not sent yet, and what is left of each.
     unsent: VecDeque<(u64, f64)>,
     unsent_bytes: f64,
@@ -163,7 +162,7 @@ impl Connection {
             window: FIRST_WINDOW_BYTES,
             in_flight: 0.0,
             is_in_slow_start: true,
-            cut_at: f64::NEG_INFINITY,
+            cut_until: 0.0,
             unsent: VecDeque::new(),
             unsent_bytes: 0.0,
             delivered_at: 0.0,
@@ -208,12 +207,16 @@ impl Connection {
         }
         self.unsent_bytes -= bytes;
         self.in_flight += bytes;
-        let spec = &path.spec;
+        path.in_flight += bytes;
+        let spec = path.spec.clone();
         let policed = self.policed_until.max(now) + bytes / spec.connection_rate;
         self.policed_until = policed;
-        // BBR paces: its own window is no burst.
-        let burst = if spec.congestion == Congestion::Bbr { 2.0 * self.window } else { 2.0 * bytes };
-        let overflows = path.backlog(now) + bytes > spec.queue.max(burst);
+        // As if senders paced: what a round trip holds is no queue.
+        let overflows = path.in_flight + bytes > spec.queue + spec.round_trip * path.rate_at(now).0;
+        if overflows && spec.congestion == Congestion::Cubic {
+            // At once, and not a round trip later: nothing here forgets what the queue dropped.
+            self.cut(now, spec.round_trip + (path.free_at - now).max(0.0));
+        }
         let packets = (bytes / SEGMENT_BYTES).ceil() as i32;
         let mut attempts = 1;
         if overflows || random.chance(1.0 - (1.0 - spec.loss).powi(packets)) {
@@ -242,9 +245,19 @@ impl Connection {
         Some((flight, complete))
     }
 
+    /// Loss, once for all that is on its way.
+    fn cut(&mut self, now: f64, round_trip: f64) {
+        if now >= self.cut_until {
+            self.cut_until = now + round_trip;
+            self.is_in_slow_start = false;
+            self.window = (0.7 * self.window).max(2.0 * SEGMENT_BYTES);
+        }
+    }
+
     /// TCP hears that a chunk has arrived. `lanes` share the path.
-    pub(super) fn acknowledged(&mut self, flight: &Flight, path: &Path, lanes: usize, now: f64) {
+    pub(super) fn acknowledged(&mut self, flight: &Flight, path: &mut Path, lanes: usize, now: f64) {
         self.in_flight -= flight.bytes;
+        path.in_flight -= flight.bytes;
         let round_trip = path.spec.round_trip;
         let rate = path.rate_at(now).0.max(path.spec.rate / 100.0) / lanes as f64;
         let product = rate.min(path.spec.connection_rate) * round_trip;
@@ -254,12 +267,7 @@ impl Connection {
                 self.window = (self.window + flight.bytes).min(full);
             }
             Congestion::Cubic if flight.is_lost => {
-                // Once for all that was on its way then.
-                if flight.sent_at > self.cut_at {
-                    self.cut_at = now;
-                    self.is_in_slow_start = false;
-                    self.window = (0.7 * self.window).max(2.0 * SEGMENT_BYTES);
-                }
+                self.cut(now, now - flight.sent_at);
             }
             Congestion::Cubic if self.is_in_slow_start => self.window += flight.bytes,
             Congestion::Cubic => {

@@ -1,10 +1,85 @@
-//! Random worlds.
+//! Worlds: those of the transfer table, and random ones.
 
 use super::{
     path::{Congestion, PathSpec},
     random::Random,
-    world::{Fault, Spec},
+    world::World,
 };
+use crate::{mp::stripe::Resent, wire::frame::FIRST_CREDIT_BYTES};
+
+/// Ten thousand runs of more would take minutes.
+const BYTES_MAX: f64 = 8e6;
+
+/// Something that happens to a lane.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Fault {
+    /// The connection is lost; another one stands after so many seconds.
+    Lost(f64),
+    /// The downstream wants nothing fresh of it for so many seconds.
+    Rest(f64),
+}
+
+/// A world and what is asked of it.
+#[derive(Clone, Debug)]
+pub(super) struct Spec {
+    pub(super) paths: Vec<PathSpec>,
+    /// A transfer of this size goes before the measured one, if not 0.
+    pub(super) warm_up: u64,
+    pub(super) bytes: u64,
+    /// Credit that the measured transfer begins with.
+    pub(super) first_window: u64,
+    /// The head tells the length.
+    pub(super) is_length_known: bool,
+    /// Bytes per second that the client takes, and that the root gives.
+    pub(super) client_rate: f64,
+    pub(super) source_rate: f64,
+    /// Seconds since the measured transfer's start, the path, and what happens to its first lane.
+    pub(super) faults: Vec<(f64, usize, Fault)>,
+    pub(super) seed: u64,
+}
+
+/// How the measured transfer went.
+#[derive(Clone, Debug)]
+pub(super) struct Report {
+    /// From its start to the client's last byte.
+    pub(super) seconds: f64,
+    pub(super) resent: Resent,
+    pub(super) parked_max: u64,
+    pub(super) turns: u64,
+    pub(super) frames: u64,
+}
+
+impl Spec {
+    /// 200 MB over warm lanes, as the transfer table has it.
+    pub(super) fn table(paths: Vec<PathSpec>, seed: u64) -> Self {
+        Self {
+            paths,
+            warm_up: 100_000_000,
+            bytes: 200_000_000,
+            first_window: FIRST_CREDIT_BYTES,
+            is_length_known: true,
+            client_rate: f64::INFINITY,
+            source_rate: f64::INFINITY,
+            faults: Vec::new(),
+            seed,
+        }
+    }
+
+    /// The same with one path only.
+    pub(super) fn only(&self, path: usize) -> Self {
+        let faults = self.faults.iter().filter(|(_, at, _)| *at == path).map(|(at, _, fault)| (*at, 0, *fault));
+        Self { paths: vec![self.paths[path].clone()], faults: faults.collect(), ..self.clone() }
+    }
+
+    /// Runs it: once more for the warm-up, if there is one.
+    pub(super) fn run(&self) -> Report {
+        let mut world = World::new(self);
+        if self.warm_up > 0 {
+            world.transfer(self.warm_up, false);
+        }
+        world.transfer(self.bytes, true)
+    }
+}
 
 /// What may go wrong in a world.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,15 +101,16 @@ impl Weather {
 /// The world of a seed.
 pub(super) fn random_spec(seed: u64) -> Spec {
     let (random, weather) = (&mut Random::new(!seed), Weather::of(seed));
-    let seconds = random.magnitude(0.5, 6.0);
+    let seconds = random.magnitude(0.3, 4.0);
     let count = 1 + random.below(4);
     let paths: Vec<_> = (0..count).map(|_| random_path(random, weather, seconds)).collect();
     let rate: f64 = paths.iter().map(|path| path.rate).sum();
     let bytes = (rate * seconds).clamp(1.0, BYTES_MAX) as u64;
     let mut spec = Spec {
         paths,
-        warm_up: bytes / 2,
+        warm_up: 2 * bytes,
         bytes,
+        first_window: FIRST_CREDIT_BYTES << (2 * random.below(2)),
         is_length_known: true,
         client_rate: f64::INFINITY,
         source_rate: f64::INFINITY,
@@ -53,19 +129,13 @@ pub(super) fn random_spec(seed: u64) -> Spec {
             spec.source_rate = rate * random.magnitude(0.05, 2.0);
         }
         for _ in 0..random.below(4) {
-            let fault = if random.chance(0.5) {
-                Fault::Lost(random.up_to(2.0))
-            } else {
-                Fault::Rest(random.up_to(2.0))
-            };
+            let fault =
+                if random.chance(0.5) { Fault::Lost(random.up_to(2.0)) } else { Fault::Rest(random.up_to(2.0)) };
             spec.faults.push((random.up_to(seconds), random.below(count), fault));
         }
     }
     spec
 }
-
-/// Ten thousand runs of more would take minutes.
-const BYTES_MAX: f64 = 24e6;
 
 fn random_path(random: &mut Random, weather: Weather, seconds: f64) -> PathSpec {
     let congestion = if random.chance(0.5) { Congestion::Bbr } else { Congestion::Cubic };
@@ -74,7 +144,8 @@ fn random_path(random: &mut Random, weather: Weather, seconds: f64) -> PathSpec 
     if random.chance(0.1) {
         path.queue = path.queue.max(path.rate * random.up_to(2.0));
     }
-    if random.chance(0.3) {
+    // A clean path has one lane: see `LaneCount`.
+    if weather != Weather::Fair && random.chance(0.3) {
         path.lanes = 1 + random.below(4);
     }
     if weather != Weather::Fair {

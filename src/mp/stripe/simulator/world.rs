@@ -6,28 +6,23 @@
 //! in a loop, and every transfer ends.
 
 use std::{
-    cmp::{Ordering, Reverse},
-    collections::{BTreeMap, BinaryHeap, VecDeque},
+    collections::VecDeque,
     time::{Duration, Instant},
 };
 
 use super::{
-    path::{Connection, Flight, Path, PathSpec},
+    event::{Events, What},
+    lane::Lane,
+    path::{Path, PathSpec},
     random::Random,
+    receiver::Receiver,
+    spec::{Fault, Report, Spec},
 };
 use crate::{
-    mp::{
-        stripe::{FRAME_BYTES_MAX, FrameSizer, LaneId, LaneModel, Resent, Striper, Turn},
-        window::Window,
-    },
-    wire::{
-        frame::{FIRST_CREDIT_BYTES, Reading},
-        units::FrameLen,
-    },
+    mp::stripe::{Striper, Turn},
+    wire::{frame::Reading, units::FrameLen},
 };
 
-/// What the client's socket holds.
-const CLIENT_BUFFER_BYTES: f64 = 1e6;
 /// As in `mp::producer`: a lane left unread for the client's sake says so after this long.
 const HELD_BACK_SECONDS: f64 = 0.05;
 /// As in `mp::producer`: on shorter paths acknowledgements are gathered.
@@ -35,246 +30,20 @@ const SHORT_ROUND_TRIP_SECONDS: f64 = 0.005;
 const FRAMES_UNTOLD_MAX: u64 = 16;
 /// After which a lane without another frame tells.
 const SHORT_GAP_SECONDS: f64 = 0.001;
-/// As in `mp::transfer`.
-const PARKED_BYTES_MAX: u64 = 64 << 20;
 /// As in `upstream::transfer`: bounds of the pauses between two looks for silent lanes.
 const WATCH_SECONDS: (f64, f64) = (0.02, 0.2);
-/// As in `net::socket`.
-const NOT_SENT_BYTES_MIN: usize = 128 << 10;
 /// Turns that a lane may ask for in a second without anything having happened.
 const IDLE_TURNS_MAX: f64 = 110.0;
 
-/// Something that happens to a lane.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Fault {
-    /// The connection is lost; another one stands after so many seconds.
-    Lost(f64),
-    /// The downstream wants nothing fresh of it for so many seconds.
-    Rest(f64),
-}
-
-/// A world and what is asked of it.
-#[derive(Clone, Debug)]
-pub(super) struct Spec {
-    pub(super) paths: Vec<PathSpec>,
-    /// A transfer of this size goes before the measured one, if not 0.
-    pub(super) warm_up: u64,
-    pub(super) bytes: u64,
-    /// The head tells the length.
-    pub(super) is_length_known: bool,
-    /// Bytes per second that the client takes, and that the root gives.
-    pub(super) client_rate: f64,
-    pub(super) source_rate: f64,
-    /// Seconds since the measured transfer's start, the path, and what happens to its first lane.
-    pub(super) faults: Vec<(f64, usize, Fault)>,
-    pub(super) seed: u64,
-}
-
-/// How the measured transfer went.
-#[derive(Clone, Debug)]
-pub(super) struct Report {
-    /// From its start to the client's last byte.
-    pub(super) seconds: f64,
-    pub(super) resent: Resent,
-    pub(super) parked_max: u64,
-    pub(super) turns: u64,
-    pub(super) frames: u64,
-}
-
-impl Spec {
-    /// 200 MB over warm lanes, as the transfer table has it.
-    pub(super) fn table(paths: Vec<PathSpec>, seed: u64) -> Self {
-        Self {
-            paths,
-            warm_up: 100_000_000,
-            bytes: 200_000_000,
-            is_length_known: true,
-            client_rate: f64::INFINITY,
-            source_rate: f64::INFINITY,
-            faults: Vec::new(),
-            seed,
-        }
-    }
-
-    /// The same with one path only.
-    pub(super) fn only(&self, path: usize) -> Self {
-        let faults =
-            self.faults.iter().filter(|(_, at, _)| *at == path).map(|(at, _, fault)| (*at, 0, *fault));
-        Self { paths: vec![self.paths[path].clone()], faults: faults.collect(), ..self.clone() }
-    }
-
-    /// Runs it.
-    pub(super) fn run(&self) -> Report {
-        let mut world = World::new(self);
-        if self.warm_up > 0 {
-            world.transfer(self.warm_up, false);
-        }
-        world.transfer(self.bytes, true)
-    }
-}
-
-enum What {
-    /// A chunk with the ends of frames can be read at the downstream.
-    Delivered {
-        lane: usize,
-        frames: Vec<u64>,
-    },
-    /// TCP's acknowledgement is at the upstream.
-    Acknowledged {
-        lane: usize,
-        flight: Flight,
-    },
-    /// A CREDIT frame is at the upstream.
-    Credit {
-        lane: usize,
-        frames: u64,
-        reading: Reading,
-        limit: u64,
-    },
-    /// The request is at the upstream.
-    Open {
-        lane: usize,
-    },
-    /// A lane wanted to be asked again.
-    Wake {
-        lane: usize,
-    },
-    /// The root has the bytes that a lane waits for.
-    Source,
-    /// Looks for silent lanes.
-    Watch,
-    /// The client has taken some.
-    Client,
-    /// A short path's lane tells what has arrived.
-    Tell {
-        lane: usize,
-    },
-    /// A lane has been left unread for long.
-    HeldBack {
-        lane: usize,
-    },
-    Fault(usize),
-    /// A lane stands again.
-    Back {
-        path: usize,
-    },
-    /// A lane need not rest any more.
-    Rested {
-        lane: usize,
-    },
-}
-
-struct Event {
-    at: f64,
-    serial: u64,
-    what: What,
-}
-
-impl PartialEq for Event {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Event {}
-
-impl PartialOrd for Event {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Event {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.at.total_cmp(&other.at).then(self.serial.cmp(&other.serial))
-    }
-}
-
-/// A lane: both ends.
-struct Lane {
-    path: usize,
-    connection: Connection,
-    sizer: FrameSizer,
-    model: LaneModel,
-    /// Since the request is at the upstream.
-    id: Option<LaneId>,
-    is_alive: bool,
-    not_sent: usize,
-    /// Bytes of the frame before, and since when the lane is busy with them.
-    carried: Option<(usize, f64)>,
-    wake_at: f64,
-    waits_for_source: bool,
-    /// Whole frames in the socket at the downstream: sequence number and length.
-    readable: VecDeque<(u64, u64)>,
-    frames: u64,
-    told: (u64, u64, bool),
-    rests: bool,
-    held_back_since: Option<f64>,
-    will_tell: bool,
-    credit_at: f64,
-}
-
-impl Lane {
-    fn new(path: usize) -> Self {
-        Self {
-            path,
-            connection: Connection::new(),
-            sizer: FrameSizer::default(),
-            model: LaneModel::default(),
-            id: None,
-            is_alive: true,
-            not_sent: NOT_SENT_BYTES_MIN,
-            carried: None,
-            wake_at: f64::NAN,
-            waits_for_source: false,
-            readable: VecDeque::new(),
-            frames: 0,
-            told: (0, FIRST_CREDIT_BYTES, false),
-            rests: false,
-            held_back_since: None,
-            will_tell: false,
-            credit_at: 0.0,
-        }
-    }
-
-    /// The next transfer begins.
-    fn restart(&mut self) {
-        let old = std::mem::replace(self, Self::new(self.path));
-        self.is_alive = old.is_alive;
-        self.connection = old.connection;
-        self.connection.unread = 0.0;
-        self.sizer = old.sizer;
-        self.model = old.model;
-        self.not_sent = old.not_sent;
-        self.rests = old.rests;
-    }
-}
-
-/// The client's side of the transfer.
-struct Receiver {
-    next: u64,
-    next_offset: u64,
-    parked: BTreeMap<u64, u64>,
-    parked_bytes: u64,
-    parked_max: u64,
-    window: Window,
-    limit: u64,
-    /// Bytes in the client's socket, and when that was so.
-    client: (f64, f64),
-    client_rate: f64,
-    is_client_blocked: bool,
-}
-
 /// See the module's description.
-struct World<'a> {
+pub(super) struct World<'a> {
     spec: &'a Spec,
     random: Random,
     paths: Vec<Path>,
     lanes: Vec<Lane>,
     now: f64,
     began: f64,
-    events: BinaryHeap<Reverse<Event>>,
-    serial: u64,
+    events: Events,
     striper: Striper,
     receiver: Receiver,
     /// What a connection calls the transfer's frame 0: what came before is of an earlier transfer.
@@ -288,12 +57,10 @@ struct World<'a> {
     credits: u64,
     joined: u64,
     instant: Instant,
-    waits: BTreeMap<(usize, &'static str), f64>,
-    idle: Vec<Option<(f64, &'static str)>>,
 }
 
 impl<'a> World<'a> {
-    fn new(spec: &'a Spec) -> Self {
+    pub(super) fn new(spec: &'a Spec) -> Self {
         let paths: Vec<_> = spec.paths.iter().cloned().map(Path::new).collect();
         let lanes = spec.paths.iter().enumerate();
         let lanes = lanes.flat_map(|(path, spec)| (0..spec.lanes).map(move |_| Lane::new(path))).collect();
@@ -305,10 +72,9 @@ impl<'a> World<'a> {
             lanes,
             now: 0.0,
             began: 0.0,
-            events: BinaryHeap::new(),
-            serial: 0,
+            events: Events::default(),
             striper: Striper::new(),
-            receiver: Receiver::new(instant, spec.client_rate),
+            receiver: Receiver::new(spec.first_window, spec.client_rate, instant),
             first_key: 0,
             frames: Vec::new(),
             bytes: 0,
@@ -317,27 +83,20 @@ impl<'a> World<'a> {
             credits: 0,
             joined: 0,
             instant,
-            waits: BTreeMap::new(),
-            idle: vec![],
         }
     }
 
-    fn transfer(&mut self, bytes: u64, is_measured: bool) -> Report {
+    /// Runs one transfer of `bytes`, which is the measured one or goes before.
+    pub(super) fn transfer(&mut self, bytes: u64, is_measured: bool) -> Report {
         let spec = self.spec;
         self.began = self.now;
         self.bytes = bytes;
-        let is_kept =
-            |what: &What| matches!(what, What::Acknowledged { .. } | What::Back { .. } | What::Rested { .. });
-        self.events.retain(|Reverse(event)| is_kept(&event.what));
+        let is_kept = |what: &What| matches!(what, What::Acknowledged { .. } | What::Back { .. } | What::Rested { .. });
+        self.events.retain(is_kept);
         self.striper = Striper::new();
         self.striper.set_length(spec.is_length_known.then_some(bytes));
-        self.receiver = Receiver::new(self.at(self.now), spec.client_rate);
-        if let Ok(first) = std::env::var("FIRST") {
-            let first: u64 = first.parse::<u64>().unwrap() << 20;
-            self.receiver.window = Window::with_size(first, self.at(self.now));
-            self.receiver.limit = first;
-            self.striper.grant(first);
-        }
+        self.receiver = Receiver::new(spec.first_window, spec.client_rate, self.at(self.now));
+        self.striper.grant(spec.first_window);
         self.first_key += self.frames.len() as u64;
         self.frames.clear();
         self.source.clear();
@@ -359,37 +118,14 @@ impl<'a> World<'a> {
         let deadline = self.deadline();
         let mut finished_at = None;
         while !self.striper.is_delivered() || finished_at.is_none() {
-            let Reverse(event) = self.events.pop().expect("somebody does something");
+            let event = self.events.next().expect("somebody does something");
             assert!(event.at >= self.now);
             self.now = event.at;
-            assert!(
-                self.now < deadline,
-                "the transfer does not end: {} {:?}",
-                self.striper.dump(self.now - self.began),
-                self.lanes
-                    .iter()
-                    .map(|l| (
-                        l.is_alive,
-                        l.rests,
-                        l.path,
-                        l.connection.has_room(l.not_sent as f64),
-                        l.waits_for_source,
-                        l.readable.len(),
-                        l.held_back_since,
-                        l.told,
-                        l.frames
-                    ))
-                    .collect::<Vec<_>>()
-            );
+            assert!(self.now < deadline, "the transfer does not end: {:?}", self.striper);
             self.happen(event.what);
             if finished_at.is_none() && self.receiver.next_offset == bytes {
                 finished_at = Some(self.now);
             }
-        }
-        if !self.waits.is_empty() {
-            eprintln!("WAITS {:?}", self.waits);
-            self.waits.clear();
-            self.idle.clear();
         }
         let seconds = self.now - self.began;
         let live = self.lanes.len() as f64;
@@ -418,9 +154,7 @@ impl<'a> World<'a> {
 
     /// Far beyond what anything should take.
     fn deadline(&self) -> f64 {
-        let slowest = |path: &PathSpec| {
-            path.rate.min(path.connection_rate) * (1.0 - path.loss).powi(8) / (1.0 + 1e3 * path.loss)
-        };
+        let slowest = |path: &PathSpec| path.rate.min(path.connection_rate) * (1.0 - path.loss).powi(8) / (1.0 + 1e3 * path.loss);
         let rates = self.spec.paths.iter().map(slowest).chain([self.spec.client_rate, self.spec.source_rate]);
         let round_trip = self.spec.paths.iter().map(|path| path.round_trip).fold(0.0, f64::max);
         let faults = self.spec.faults.iter().map(|(at, _, fault)| match fault {
@@ -433,8 +167,7 @@ impl<'a> World<'a> {
     }
 
     fn schedule(&mut self, at: f64, what: What) {
-        self.serial += 1;
-        self.events.push(Reverse(Event { at: at.max(self.now), serial: self.serial, what }));
+        self.events.schedule(at.max(self.now), what);
     }
 
     fn at(&self, seconds: f64) -> Instant {
@@ -463,7 +196,7 @@ impl<'a> World<'a> {
             What::Acknowledged { lane, flight } => {
                 let path = self.lanes[lane].path;
                 let sharing = self.lanes.iter().filter(|lane| lane.path == path && lane.is_alive).count();
-                self.lanes[lane].connection.acknowledged(&flight, &self.paths[path], sharing, self.now);
+                self.lanes[lane].connection.acknowledged(&flight, &mut self.paths[path], sharing, self.now);
                 self.transmit(lane);
                 if self.lanes[lane].carried.is_some() {
                     self.pull(lane);
@@ -535,9 +268,7 @@ impl<'a> World<'a> {
 
     fn fault(&mut self, fault: usize) {
         let (_, path, fault) = self.spec.faults[fault];
-        let Some(lane) = self.lanes.iter().position(|lane| lane.path == path && lane.is_alive) else {
-            return;
-        };
+        let Some(lane) = self.lanes.iter().position(|lane| lane.path == path && lane.is_alive) else { return };
         match fault {
             Fault::Lost(seconds) => {
                 self.lanes[lane].is_alive = false;
@@ -591,13 +322,7 @@ impl<'a> World<'a> {
             if !has_room || self.striper.is_delivered() {
                 return;
             }
-            if let Some((bytes, since)) = lane.carried.take() {
-                lane.sizer.carried(bytes, Duration::from_secs_f64(self.now - since));
-                let size = lane.sizer.size();
-                if size >= 2 * lane.not_sent || size <= lane.not_sent / 2 {
-                    lane.not_sent = size.max(NOT_SENT_BYTES_MIN);
-                }
-            }
+            lane.has_carried(self.now);
             self.turns += 1;
             match self.striper.turn(id, lane.sizer.size(), now) {
                 Turn::Fresh { want } => {
@@ -615,31 +340,6 @@ impl<'a> World<'a> {
                     self.send(index, seq.0, piece.len.as_usize());
                 }
                 Turn::Wait { until } => {
-                    if std::env::var_os("TRACE").is_some() {
-                        let (taken, r) = (self.striper.totals().1, &self.receiver);
-                        let why = if taken == self.bytes {
-                            "tail"
-                        } else if taken >= r.limit {
-                            "credit"
-                        } else {
-                            "ecf"
-                        };
-                        *self.waits.entry((index, why)).or_insert(0.0) += 0.0;
-                        if self.idle.len() <= index {
-                            self.idle.resize(index + 1, None);
-                        }
-                        if self.idle[index].is_none() {
-                            self.idle[index] = Some((self.now, why));
-                        }
-                        if std::env::var_os("TRACE").is_some_and(|v| v == "2") {
-                            eprintln!(
-                                "{:.3} lane {index} waits {why} until {:?} {}",
-                                self.now - self.began,
-                                until,
-                                self.striper.dump(self.now - self.began)
-                            );
-                        }
-                    }
                     if let Some(until) = until {
                         assert!(until > now, "a wait for the past");
                         self.wake(index, self.began + until.as_secs_f64());
@@ -668,11 +368,7 @@ impl<'a> World<'a> {
         if len > 0 {
             let (id, now) = (self.lanes[index].id.expect("it has asked"), self.since_began());
             let piece = self.striper.cut(id, FrameLen(len as u32), now).expect("the body is short");
-            assert_eq!(
-                (piece.seq.0, piece.offset.0),
-                (self.frames.len() as u64, taken),
-                "no gap, no overlap"
-            );
+            assert_eq!((piece.seq.0, piece.offset.0), (self.frames.len() as u64, taken), "no gap, no overlap");
             self.frames.push((taken, len));
             if taken + len == self.bytes {
                 self.striper.end_of_body();
@@ -690,9 +386,6 @@ impl<'a> World<'a> {
     }
 
     fn send(&mut self, index: usize, seq: u64, bytes: usize) {
-        if let Some(Some((since, why))) = self.idle.get_mut(index).map(|i| i.take()) {
-            *self.waits.entry((index, why)).or_insert(0.0) += self.now - since;
-        }
         let lane = &mut self.lanes[index];
         lane.carried = Some((bytes, self.now));
         lane.connection.push(self.first_key + seq, bytes as f64);
@@ -716,21 +409,14 @@ impl<'a> World<'a> {
 
     /// A lane's producer at the downstream takes the frames it may.
     fn read(&mut self, index: usize) {
-        loop {
+        while let Some(&(seq, len)) = self.lanes[index].readable.front() {
             let lane = &mut self.lanes[index];
-            let Some(&(seq, len)) = lane.readable.front() else { break };
-            let receiver = &mut self.receiver;
-            if seq >= receiver.next && !receiver.parked.contains_key(&seq) {
-                let has_window = seq == receiver.next || receiver.parked_bytes + len <= PARKED_BYTES_MAX;
-                if receiver.is_client_blocked || !has_window {
-                    if lane.held_back_since.is_none() {
-                        lane.held_back_since = Some(self.now);
-                        self.schedule(self.now + HELD_BACK_SECONDS, What::HeldBack { lane: index });
-                    }
-                    return;
+            if !self.receiver.takes(seq, len) {
+                if lane.held_back_since.is_none() {
+                    lane.held_back_since = Some(self.now);
+                    self.schedule(self.now + HELD_BACK_SECONDS, What::HeldBack { lane: index });
                 }
-                receiver.parked.insert(seq, len);
-                receiver.parked_bytes += len;
+                return;
             }
             lane.readable.pop_front();
             lane.connection.unread -= len as f64;
@@ -757,32 +443,20 @@ impl<'a> World<'a> {
     fn advance(&mut self) {
         let limit = self.receiver.limit;
         loop {
-            while let Some(drained_at) = self.receiver.take_next(self.now, &self.frames) {
-                let (round_trip, at) = (self.round_trip_max(), self.at(self.now));
-                let receiver = &mut self.receiver;
-                let len = self.frames[receiver.next as usize - 1].1;
-                if let Some(limit) = receiver.window.taken(len, Duration::from_secs_f64(round_trip), at) {
-                    receiver.limit = limit;
-                }
-                if receiver.is_client_blocked {
-                    self.schedule(drained_at, What::Client);
+            let (round_trip, at) = (Duration::from_secs_f64(self.round_trip_max()), self.at(self.now));
+            if let Some(drained_at) = self.receiver.advance(self.now, at, round_trip, &self.frames) {
+                self.schedule(drained_at, What::Client);
+            }
+            for lane in 0..self.lanes.len() {
+                if self.lanes[lane].held_back_since.is_some() {
+                    self.read(lane);
                 }
             }
-            let next = self.receiver.next;
-            let held = (0..self.lanes.len()).filter(|&lane| self.lanes[lane].held_back_since.is_some());
-            for lane in held.collect::<Vec<_>>() {
-                self.read(lane);
-            }
-            if self.receiver.is_client_blocked || !self.receiver.parked.contains_key(&next) {
+            if !self.receiver.has_next() {
                 break;
             }
         }
-        let receiver = &mut self.receiver;
-        receiver.parked_max = receiver.parked_max.max(receiver.parked_bytes);
-        // A lane that waited for the root may have taken a frame meanwhile.
-        let most = receiver.limit + (self.lanes.len() * FRAME_BYTES_MAX) as u64;
-        assert!(receiver.next_offset + receiver.parked_bytes <= most, "more is parked than was let go");
-        if receiver.limit > limit {
+        if self.receiver.limit > limit {
             (0..self.lanes.len()).for_each(|lane| self.tell(lane, false));
         }
     }
@@ -811,41 +485,5 @@ impl<'a> World<'a> {
         };
         let (at, frames, limit) = (lane.credit_at, lane.frames, self.receiver.limit);
         self.schedule(at, What::Credit { lane: index, frames, reading, limit });
-    }
-}
-
-impl Receiver {
-    fn new(now: Instant, client_rate: f64) -> Self {
-        Self {
-            next: 0,
-            next_offset: 0,
-            parked: BTreeMap::new(),
-            parked_bytes: 0,
-            parked_max: 0,
-            window: Window::new(now),
-            limit: FIRST_CREDIT_BYTES,
-            client: (0.0, 0.0),
-            client_rate,
-            is_client_blocked: false,
-        }
-    }
-
-    /// The next frame goes to the client, if it is there and the client takes it. Returns when the client would have taken
-    /// enough of what it has.
-    fn take_next(&mut self, now: f64, frames: &[(u64, u64)]) -> Option<f64> {
-        if self.is_client_blocked {
-            return None;
-        }
-        let len = self.parked.remove(&self.next)?;
-        assert_eq!(frames[self.next as usize], (self.next_offset, len), "in order, and once");
-        self.parked_bytes -= len;
-        self.next += 1;
-        self.next_offset += len;
-        let (before, at) = self.client;
-        let left = if self.client_rate.is_finite() { before - (now - at) * self.client_rate } else { 0.0 };
-        let held = left.max(0.0) + len as f64;
-        self.client = (held, now);
-        self.is_client_blocked = self.client_rate.is_finite() && held > CLIENT_BUFFER_BYTES;
-        Some(now + (held - CLIENT_BUFFER_BYTES / 2.0) / self.client_rate)
     }
 }
