@@ -71,7 +71,6 @@ impl PathSpec {
     fn chunk(&self) -> f64 {
         (self.rate * self.round_trip / 16.0).clamp(4.0 * SEGMENT_BYTES, 64e3)
     }
-
 }
 
 /// A path at work.

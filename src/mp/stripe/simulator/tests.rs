@@ -65,7 +65,8 @@ fn ten_thousand_worlds() {
 /// Where loss strikes is chance, so single worlds cannot be compared: all together must not lose.
 #[test]
 fn other_paths_do_no_harm_where_packets_are_lost() {
-    let specs: Vec<_> = (0..900).filter(|seed| Weather::of(*seed) == Weather::Rough).map(random_spec).collect();
+    let specs: Vec<_> =
+        (0..900).filter(|seed| Weather::of(*seed) == Weather::Rough).map(random_spec).collect();
     let ratios = specs.iter().filter(|spec| spec.paths.len() > 1);
     let mut ratios: Vec<_> = ratios.map(|spec| spec.run().seconds / best_alone(spec)).collect();
     ratios.sort_unstable_by(f64::total_cmp);
