@@ -2,7 +2,7 @@
 //!
 //! In: seats to fill, from the manager at the start and from the crew itself afterwards. Out: producers that run on the
 //! cores of their lanes. Runs beside the consumer, on its core. Invariants: every seat ends in one `lane_done`; a path has at
-//! most [`SLOTS_MAX`] seats; the crew ends with its transfer.
+//! most `SLOTS_MAX` seats; the crew ends with its transfer.
 
 use std::{
     cell::RefCell,

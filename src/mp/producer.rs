@@ -47,6 +47,8 @@ const FRAMES_UNTOLD_MAX: u64 = 16;
 /// A lane that is left unread for the client's sake for so long tells the upstream, which would take it for silent after
 /// 200 ms.
 const HELD_BACK_MAX: Duration = Duration::from_millis(50);
+/// Slow start ends with losses of its own making, some of which show only when the queue has gone.
+const FIRST_LOOK_AFTER: Duration = Duration::from_millis(1500);
 /// Between two looks at TCP_INFO of a lane: a few round trips of most paths.
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
 /// On a short path a frame that is not next stays in the socket this long before it is parked: the frame before it is
@@ -78,8 +80,8 @@ pub(super) struct Producer {
     unread: usize,
     /// The lane's part in its path's share of the transfer.
     slot: Slot,
-    /// When the lane was last looked at, and its count of segments out of order.
-    looked: (Instant, u32),
+    /// When the lane was last looked at, and its count of segments out of order then.
+    looked: (Instant, Option<u32>),
 }
 
 /// What ended the normal course.
@@ -113,7 +115,7 @@ impl Producer {
     ) -> Self {
         let check = FrameCheck::new(transfer.id());
         let told = (0, FIRST_CREDIT_BYTES, false);
-        let looked = (Instant::now(), lane.socket().tcp_info().unwrap_or_default().out_of_order);
+        let looked = (Instant::now() + FIRST_LOOK_AFTER, None);
         Self {
             lane,
             transfer,
@@ -261,8 +263,10 @@ impl Producer {
             return;
         }
         if let Ok(info) = self.lane.socket().tcp_info() {
-            self.slot.place().looked(info.out_of_order != self.looked.1, info.rtt, info.rtt_min);
-            self.looked = (Instant::now(), info.out_of_order);
+            if let Some(before) = self.looked.1 {
+                self.slot.place().looked(info.out_of_order != before, info.rtt, info.rtt_min);
+            }
+            self.looked = (Instant::now(), Some(info.out_of_order));
         }
     }
 

@@ -14,6 +14,7 @@ mod mptcp;
 mod pipe;
 mod progress;
 mod pump;
+mod receive;
 mod resolve;
 mod sendfile;
 mod shared;

@@ -66,7 +66,7 @@ fn probe() -> io::Result<()> {
 
 /// Whether splice(2) takes payload from an MPTCP socket without copying it; the probe is made at the first call.
 ///
-/// Towards an MPTCP socket, splice and sendfile always work and save one of two copies. From one, Linux up to 6.18 copies
+/// Towards an MPTCP socket, splice and sendfile always work and save one of two copies. From one, Linux 6.18 copies
 /// into fresh pages, which costs more than a pooled buffer: relaying MPTCP to MPTCP takes 0.55 CPU s/GB so, 0.31 by copies.
 pub(super) fn mptcp_splices() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();

@@ -104,10 +104,6 @@ impl Lane {
         self.has_asked && !self.is_silent() && self.reading == Reading::Eager
     }
 
-    pub(super) fn is_known(&self) -> bool {
-        self.model.rate().is_some()
-    }
-
     /// Seconds until a frame given now would have arrived. What is overdue is expected to take as long again, and holds up
     /// all behind it.
     pub(super) fn arrival(&self, len: u64, now: f64) -> Option<f64> {
@@ -117,7 +113,9 @@ impl Lane {
 
     /// Whether more would only wait in a queue on the way.
     pub(super) fn is_full(&self) -> bool {
-        let (Some(rate), Some(round_trip)) = (self.model.rate(), self.model.round_trip()) else { return false };
+        let (Some(rate), Some(round_trip)) = (self.model.rate(), self.model.round_trip()) else {
+            return false;
+        };
         let is_first_flight = self.bytes_acknowledged == 0;
         let round_trips = if is_first_flight { FIRST_FLIGHT_ROUND_TRIPS } else { QUEUE_ROUND_TRIPS };
         let seconds = round_trips * round_trip + QUEUE_SECONDS;
@@ -187,7 +185,8 @@ impl Lane {
     /// Whether nothing was heard of the lane for so long that it may have become better than it was.
     pub(super) fn is_stale(&self, now: f64) -> bool {
         let round_trip = self.model.round_trip().unwrap_or(0.0);
-        now - self.quiet_since.max(self.asked_at) > TRIAL_PAUSE_SECONDS.max(TRIAL_PAUSE_ROUND_TRIPS * round_trip)
+        now - self.quiet_since.max(self.asked_at)
+            > TRIAL_PAUSE_SECONDS.max(TRIAL_PAUSE_ROUND_TRIPS * round_trip)
     }
 
     /// The downstream reads the lane again: what was due meanwhile is due from now on.

@@ -22,7 +22,8 @@ struct Path {
     cross_traffic: f64,
 }
 
-const CLEAN: Path = Path { lane: 50.0, all: 50.0, noise: 0.05, round_trip: 0.1, may_gain: 0.02, cross_traffic: 0.0 };
+const CLEAN: Path =
+    Path { lane: 50.0, all: 50.0, noise: 0.05, round_trip: 0.1, may_gain: 0.02, cross_traffic: 0.0 };
 const POLICED: Path = Path { lane: 10.0, all: 100.0, may_gain: 0.95, ..CLEAN };
 
 /// What became of a path's lane count.

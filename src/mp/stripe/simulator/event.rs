@@ -13,15 +13,30 @@ use crate::wire::frame::Reading;
 
 pub(super) enum What {
     /// A chunk with the ends of frames can be read at the downstream.
-    Delivered { lane: usize, frames: Vec<u64> },
+    Delivered {
+        lane: usize,
+        frames: Vec<u64>,
+    },
     /// TCP's acknowledgement is at the upstream.
-    Acknowledged { lane: usize, flight: Flight },
+    Acknowledged {
+        lane: usize,
+        flight: Flight,
+    },
     /// A CREDIT frame is at the upstream.
-    Credit { lane: usize, frames: u64, reading: Reading, limit: u64 },
+    Credit {
+        lane: usize,
+        frames: u64,
+        reading: Reading,
+        limit: u64,
+    },
     /// The request is at the upstream.
-    Open { lane: usize },
+    Open {
+        lane: usize,
+    },
     /// A lane wanted to be asked again.
-    Wake { lane: usize },
+    Wake {
+        lane: usize,
+    },
     /// The root has the bytes that a lane waits for.
     Source,
     /// Looks for silent lanes.
@@ -29,14 +44,22 @@ pub(super) enum What {
     /// The client has taken some.
     Client,
     /// A short path's lane tells what has arrived.
-    Tell { lane: usize },
+    Tell {
+        lane: usize,
+    },
     /// A lane has been left unread for long.
-    HeldBack { lane: usize },
+    HeldBack {
+        lane: usize,
+    },
     Fault(usize),
     /// A lane stands again.
-    Back { path: usize },
+    Back {
+        path: usize,
+    },
     /// A lane need not rest any more.
-    Rested { lane: usize },
+    Rested {
+        lane: usize,
+    },
 }
 
 pub(super) struct Event {

@@ -69,9 +69,8 @@ impl PathSpec {
 
     /// Bytes that move as one: small enough for slow start to be seen, large enough for ten thousand runs.
     fn chunk(&self) -> f64 {
-        (self.rate * self.round_trip / 16.0).clamp(4.0 * SEGMENT_BYTES, 64e3)
+        (self.rate * (self.round_trip / 16.0).max(0.001)).clamp(4.0 * SEGMENT_BYTES, 64e3)
     }
-
 }
 
 /// A path at work.
@@ -208,24 +207,24 @@ impl Connection {
         self.unsent_bytes -= bytes;
         self.in_flight += bytes;
         path.in_flight += bytes;
-        let spec = path.spec.clone();
-        let policed = self.policed_until.max(now) + bytes / spec.connection_rate;
+        let PathSpec { connection_rate, queue: queue_max, round_trip, jitter, loss, congestion, .. } =
+            path.spec;
+        let policed = self.policed_until.max(now) + bytes / connection_rate;
         self.policed_until = policed;
         // As if senders paced: what a round trip holds is no queue.
-        let overflows = path.in_flight + bytes > spec.queue + spec.round_trip * path.rate_at(now).0;
-        if overflows && spec.congestion == Congestion::Cubic {
+        let overflows = path.in_flight > queue_max + round_trip * path.rate_at(now).0;
+        if overflows && congestion == Congestion::Cubic {
             // At once, and not a round trip later: nothing here forgets what the queue dropped.
-            self.cut(now, spec.round_trip + (path.free_at - now).max(0.0));
+            self.cut(now, round_trip + (path.free_at - now).max(0.0));
         }
         let packets = (bytes / SEGMENT_BYTES).ceil() as i32;
         let mut attempts = 1;
-        if overflows || random.chance(1.0 - (1.0 - spec.loss).powi(packets)) {
+        if overflows || (loss > 0.0 && random.chance(1.0 - (1.0 - loss).powi(packets))) {
             attempts = 2;
-            while attempts < ATTEMPTS_MAX && random.chance(spec.loss) {
+            while attempts < ATTEMPTS_MAX && random.chance(loss) {
                 attempts += 1;
             }
         }
-        let (round_trip, jitter) = (spec.round_trip, spec.jitter);
         let leaves = path.leaves(policed, random);
         let queue = (path.free_at - now).max(0.0);
         let mut arrival = path.carry(leaves, bytes) + round_trip / 2.0 + random.up_to(jitter);

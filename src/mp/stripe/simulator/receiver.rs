@@ -24,7 +24,6 @@ pub(super) struct Receiver {
     /// Frames that are not next, and their lengths.
     parked: BTreeMap<u64, u64>,
     parked_bytes: u64,
-    pub(super) parked_max: u64,
     window: Window,
     pub(super) limit: u64,
     /// Bytes in the client's socket, and when that was so.
@@ -40,7 +39,6 @@ impl Receiver {
             next_offset: 0,
             parked: BTreeMap::new(),
             parked_bytes: 0,
-            parked_max: 0,
             window: Window::with_size(window, now),
             limit: window,
             client: (0.0, 0.0),
@@ -69,7 +67,13 @@ impl Receiver {
 
     /// What is next goes to the client, as far as that takes it. Returns when a client
     /// that is blocked from now on takes more.
-    pub(super) fn advance(&mut self, seconds: f64, now: Instant, round_trip: Duration, frames: &[(u64, u64)]) -> Option<f64> {
+    pub(super) fn advance(
+        &mut self,
+        seconds: f64,
+        now: Instant,
+        round_trip: Duration,
+        frames: &[(u64, u64)],
+    ) -> Option<f64> {
         if self.is_client_blocked {
             return None;
         }
@@ -89,10 +93,10 @@ impl Receiver {
                 self.is_client_blocked = held > CLIENT_BUFFER_BYTES;
             }
         }
-        self.parked_max = self.parked_max.max(self.parked_bytes);
         // A lane that waited for the root may have taken a frame meanwhile.
         let most = self.limit + PENDING_BYTES_MAX;
         assert!(self.next_offset + self.parked_bytes <= most, "more is parked than was let go");
-        self.is_client_blocked.then(|| seconds + (self.client.0 - CLIENT_BUFFER_BYTES / 2.0) / self.client_rate)
+        self.is_client_blocked
+            .then(|| seconds + (self.client.0 - CLIENT_BUFFER_BYTES / 2.0) / self.client_rate)
     }
 }

@@ -8,7 +8,7 @@ use super::{
 use crate::{mp::stripe::Resent, wire::frame::FIRST_CREDIT_BYTES};
 
 /// Ten thousand runs of more would take minutes.
-const BYTES_MAX: f64 = 4e6;
+const BYTES_MAX: f64 = 3e6;
 
 /// Something that happens to a lane.
 #[derive(Clone, Copy, Debug)]
@@ -44,9 +44,6 @@ pub(super) struct Report {
     /// From its start to the client's last byte.
     pub(super) seconds: f64,
     pub(super) resent: Resent,
-    pub(super) parked_max: u64,
-    pub(super) turns: u64,
-    pub(super) frames: u64,
 }
 
 impl Spec {
@@ -67,7 +64,8 @@ impl Spec {
 
     /// The same with one path only.
     pub(super) fn only(&self, path: usize) -> Self {
-        let faults = self.faults.iter().filter(|(_, at, _)| *at == path).map(|(at, _, fault)| (*at, 0, *fault));
+        let faults =
+            self.faults.iter().filter(|(_, at, _)| *at == path).map(|(at, _, fault)| (*at, 0, *fault));
         Self { paths: vec![self.paths[path].clone()], faults: faults.collect(), ..self.clone() }
     }
 
@@ -129,8 +127,11 @@ pub(super) fn random_spec(seed: u64) -> Spec {
             spec.source_rate = rate * random.magnitude(0.05, 2.0);
         }
         for _ in 0..random.below(4) {
-            let fault =
-                if random.chance(0.5) { Fault::Lost(random.up_to(2.0)) } else { Fault::Rest(random.up_to(2.0)) };
+            let fault = if random.chance(0.5) {
+                Fault::Lost(random.up_to(2.0))
+            } else {
+                Fault::Rest(random.up_to(2.0))
+            };
             spec.faults.push((random.up_to(seconds), random.below(count), fault));
         }
     }

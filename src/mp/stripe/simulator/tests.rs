@@ -56,7 +56,10 @@ fn check(seed: u64) {
         assert!(resent.recovered_bytes as f64 <= 0.3 * spec.bytes as f64, "{resent:?} of {}", spec.bytes);
         let best = best_alone(&spec);
         let longest = spec.paths.iter().map(|path| path.round_trip).fold(0.0, f64::max);
-        assert!(seconds <= 1.05 * best + longest + SLACK_SECONDS, "{seconds:.3} s, and {best:.3} s over the best path");
+        assert!(
+            seconds <= 1.05 * best + longest + SLACK_SECONDS,
+            "{seconds:.3} s, and {best:.3} s over the best path"
+        );
     }
 }
 
@@ -67,16 +70,18 @@ fn ten_thousand_worlds() {
     for_seeds(SEEDS, check);
 }
 
-/// Where loss strikes is chance, so single worlds cannot be compared: all together must not lose.
+/// Where loss strikes is chance, so that a single world says little: most must gain.
 #[test]
 fn other_paths_do_no_harm_where_packets_are_lost() {
-    let specs = (0..900).filter(|seed| Weather::of(*seed) == Weather::Rough).map(random_spec);
-    let specs = specs.filter(|spec| spec.paths.len() > 1).map(|spec| Spec { warm_up: 2 * spec.bytes, ..spec });
-    let mut ratios: Vec<_> = specs.map(|spec| spec.run().seconds / best_alone(&spec)).collect();
+    let specs = (0..450).filter(|seed| Weather::of(*seed) == Weather::Rough).map(random_spec);
+    let specs = specs.filter(|spec| spec.paths.len() > 1);
+    // Long enough for lanes to know what they lose.
+    let longer = |spec: Spec| Spec { bytes: 4 * spec.bytes, warm_up: 4 * spec.bytes, ..spec };
+    let mut ratios: Vec<_> = specs.map(longer).map(|spec| spec.run().seconds / best_alone(&spec)).collect();
     ratios.sort_unstable_by(f64::total_cmp);
     let at = |share: f64| ratios[(ratios.len() as f64 * share) as usize];
     println!("median {:.3}, p90 {:.3}, p95 {:.3}", at(0.5), at(0.9), at(0.95));
-    assert!(at(0.5) < 0.9 && at(0.9) < 1.15 && at(0.95) < 1.5);
+    assert!(at(0.5) < 0.85 && at(0.9) < 1.05 && at(0.95) < 1.2);
 }
 
 /// Goodput of 200 MB over warm lanes as a share of the sum of rates; the mean of three.

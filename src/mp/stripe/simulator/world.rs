@@ -91,7 +91,8 @@ impl<'a> World<'a> {
         let spec = self.spec;
         self.began = self.now;
         self.bytes = bytes;
-        let is_kept = |what: &What| matches!(what, What::Acknowledged { .. } | What::Back { .. } | What::Rested { .. });
+        let is_kept =
+            |what: &What| matches!(what, What::Acknowledged { .. } | What::Back { .. } | What::Rested { .. });
         self.events.retain(is_kept);
         self.striper = Striper::new();
         self.striper.set_length(spec.is_length_known.then_some(bytes));
@@ -146,15 +147,14 @@ impl<'a> World<'a> {
         Report {
             seconds: finished_at.expect("the body was received") - self.began,
             resent: self.striper.resent(),
-            parked_max: self.receiver.parked_max,
-            turns: self.turns,
-            frames,
         }
     }
 
     /// Far beyond what anything should take.
     fn deadline(&self) -> f64 {
-        let slowest = |path: &PathSpec| path.rate.min(path.connection_rate) * (1.0 - path.loss).powi(8) / (1.0 + 1e3 * path.loss);
+        let slowest = |path: &PathSpec| {
+            path.rate.min(path.connection_rate) * (1.0 - path.loss).powi(8) / (1.0 + 1e3 * path.loss)
+        };
         let rates = self.spec.paths.iter().map(slowest).chain([self.spec.client_rate, self.spec.source_rate]);
         let round_trip = self.spec.paths.iter().map(|path| path.round_trip).fold(0.0, f64::max);
         let faults = self.spec.faults.iter().map(|(at, _, fault)| match fault {
@@ -268,7 +268,9 @@ impl<'a> World<'a> {
 
     fn fault(&mut self, fault: usize) {
         let (_, path, fault) = self.spec.faults[fault];
-        let Some(lane) = self.lanes.iter().position(|lane| lane.path == path && lane.is_alive) else { return };
+        let Some(lane) = self.lanes.iter().position(|lane| lane.path == path && lane.is_alive) else {
+            return;
+        };
         match fault {
             Fault::Lost(seconds) => {
                 self.lanes[lane].is_alive = false;
@@ -368,7 +370,11 @@ impl<'a> World<'a> {
         if len > 0 {
             let (id, now) = (self.lanes[index].id.expect("it has asked"), self.since_began());
             let piece = self.striper.cut(id, FrameLen(len as u32), now).expect("the body is short");
-            assert_eq!((piece.seq.0, piece.offset.0), (self.frames.len() as u64, taken), "no gap, no overlap");
+            assert_eq!(
+                (piece.seq.0, piece.offset.0),
+                (self.frames.len() as u64, taken),
+                "no gap, no overlap"
+            );
             self.frames.push((taken, len));
             if taken + len == self.bytes {
                 self.striper.end_of_body();

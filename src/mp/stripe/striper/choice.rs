@@ -116,7 +116,9 @@ impl Striper {
         if lane.sent.is_empty() {
             lane.is_trial = lane.is_stale(now);
         }
-        lane.is_trial && lane.in_flight() < COLD_BYTES_MAX && self.resent.tail_bytes + COLD_BYTES_MAX <= budget
+        lane.is_trial
+            && lane.in_flight() < COLD_BYTES_MAX
+            && self.resent.tail_bytes + COLD_BYTES_MAX <= budget
     }
 
     /// Bytes of copies that may have been sent by now.
@@ -138,7 +140,8 @@ impl Striper {
             return None;
         }
         let remaining = self.length.map(|length| length - self.next_offset);
-        let Some(others_remaining) = self.others_need(index, remaining.unwrap_or(u64::MAX) as f64, now) else {
+        let Some(others_remaining) = self.others_need(index, remaining.unwrap_or(u64::MAX) as f64, now)
+        else {
             return Some(want);
         };
         // What the others could carry until they have to wait for this frame.
