@@ -16,8 +16,8 @@ pub struct LaneId(pub u32);
 /// lossy lane catches up after a pause.
 const QUEUE_ROUND_TRIPS: f64 = 3.0;
 const QUEUE_SECONDS: f64 = 0.1;
-/// Two of the smallest frames.
-const QUEUE_BYTES_MIN: u64 = 32 << 10;
+/// With hundreds of transfers at once each is slow, and cheap only if its frames are large: what four of them take.
+const QUEUE_BYTES_MIN: u64 = 256 << 10;
 /// How often a lane that brings nothing in time is tried again.
 const TRIAL_PAUSE_SECONDS: f64 = 1.0;
 const TRIAL_PAUSE_ROUND_TRIPS: f64 = 4.0;

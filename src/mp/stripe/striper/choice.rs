@@ -30,6 +30,8 @@ const COLD_FRAME_BYTES: u64 = 12 << 10;
 /// What a frame may take where the path is slowest. The sizer sees how fast the lane's socket takes bytes, which may be
 /// only the way to a relay, or slow start into an empty queue.
 const FRAME_SECONDS_MAX: f64 = 0.04;
+/// but as much as this in any case: many transfers at once are slow each, and small frames would make them cost more.
+const SLOW_FRAME_BYTES: u64 = 64 << 10;
 /// Lanes of one transfer reach the upstream within this time of each other.
 const ALONE_SECONDS: f64 = 0.5;
 /// A frame should arrive when the others have used this much of the window ahead: one that comes too late stops them all.
@@ -135,7 +137,8 @@ impl Striper {
             let is_cold = self.lanes.len() > 1 && lane.in_flight() >= COLD_BYTES_MAX;
             return (!is_cold).then_some(want.min(COLD_FRAME_BYTES));
         };
-        let want = want.min((rate * FRAME_SECONDS_MAX) as u64).max(left.min(FRAME_BYTES_MIN as u64));
+        let most = ((rate * FRAME_SECONDS_MAX) as u64).max(SLOW_FRAME_BYTES);
+        let want = want.min(most).max(left.min(FRAME_BYTES_MIN as u64));
         if (self.lanes.len() > 1 || now < ALONE_SECONDS) && lane.is_full() {
             return None;
         }
