@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::VecDeque,
     io,
     rc::Rc,
     sync::Arc,
@@ -64,6 +65,9 @@ pub enum LaneError {
     },
 }
 
+/// Transfers given up one after the other, none of whose ENDs has come: a lane that is so far behind is of no use.
+const STALE_MAX: usize = 16;
+
 /// A lane. Dropping it closes the connection.
 pub struct Lane {
     socket: Rc<Socket>,
@@ -77,9 +81,9 @@ pub struct Lane {
     quiet_since: Cell<Instant>,
     /// It has carried a transfer.
     is_warm: Cell<bool>,
-    /// A transfer whose END has not come yet, although nobody waits for it, and the payload of its current frame that is
-    /// still in the socket.
-    stale: Cell<Option<TransferId>>,
+    /// Transfers whose ENDs have not come yet, although nobody waits for them, and the payload of the first one's current
+    /// frame that is still in the socket.
+    stale: RefCell<VecDeque<TransferId>>,
     stale_payload: Cell<usize>,
     /// Leased again before that END has come.
     pub(super) taken: Notify,
@@ -98,7 +102,7 @@ impl Lane {
             partial: RefCell::new(([0; HEADER_BYTES], 0)),
             quiet_since: Cell::new(Instant::now()),
             is_warm: Cell::new(false),
-            stale: Cell::new(None),
+            stale: RefCell::default(),
             stale_payload: Cell::new(0),
             taken: Notify::new(),
         };
@@ -216,14 +220,17 @@ impl Lane {
     /// upstream is told, and the lane may carry the next transfer at once: what is left of this one is thrown away when it
     /// comes. False if the lane cannot take even that: it is to be closed.
     pub fn abandon(&self, transfer: TransferId, unread: usize) -> bool {
-        self.stale.set(Some(transfer));
-        self.stale_payload.set(unread);
-        self.try_send_frame(&Frame::Cancel { transfer })
+        // Of a transfer behind a stale one nothing has been read yet.
+        if !self.is_stale() {
+            self.stale_payload.set(unread);
+        }
+        self.stale.borrow_mut().push_back(transfer);
+        self.stale.borrow().len() <= STALE_MAX && self.try_send_frame(&Frame::Cancel { transfer })
     }
 
     /// Whether something of a transfer before is still to come.
     pub fn is_stale(&self) -> bool {
-        self.stale.get().is_some() || self.stale_payload.get() > 0
+        !self.stale.borrow().is_empty() || self.stale_payload.get() > 0
     }
 
     /// Throws away what is left of the transfer before. May be dropped and called again.
@@ -239,14 +246,14 @@ impl Lane {
                     n => self.stale_payload.set(len - n),
                 }
             }
-            let Some(transfer) = self.stale.get() else { return Ok(()) };
+            let Some(transfer) = self.stale.borrow().front().copied() else { return Ok(()) };
             let frame = self.read_frame().await?;
             if frame.transfer() != Some(transfer) {
                 return Err(self.protocol(format_args!("{} before the END of a transfer", frame.kind())));
             }
             self.stale_payload.set(frame.payload_len().as_usize());
             if let Frame::End { .. } = frame {
-                self.stale.set(None);
+                self.stale.borrow_mut().pop_front();
             }
         }
     }

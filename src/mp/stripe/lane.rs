@@ -18,8 +18,6 @@ const QUEUE_ROUND_TRIPS: f64 = 3.0;
 const QUEUE_SECONDS: f64 = 0.1;
 /// Until the first acknowledgement of a transfer it can carry no more than this, and faster lanes may be about to join.
 const FIRST_FLIGHT_ROUND_TRIPS: f64 = 1.25;
-/// Two of the smallest frames.
-const QUEUE_BYTES_MIN: u64 = 32 << 10;
 /// How often a lane that brings nothing in time is tried again.
 const TRIAL_PAUSE_SECONDS: f64 = 1.0;
 const TRIAL_PAUSE_ROUND_TRIPS: f64 = 4.0;
@@ -111,15 +109,15 @@ impl Lane {
         Some(arrival.max(self.overdue(now)))
     }
 
-    /// Whether more would only wait in a queue on the way.
-    pub(super) fn is_full(&self) -> bool {
+    /// Whether more would only wait in a queue on the way; never with less than `least` bytes in flight.
+    pub(super) fn is_full(&self, least: u64) -> bool {
         let (Some(rate), Some(round_trip)) = (self.model.rate(), self.model.round_trip()) else {
             return false;
         };
         let is_first_flight = self.bytes_acknowledged == 0;
         let round_trips = if is_first_flight { FIRST_FLIGHT_ROUND_TRIPS } else { QUEUE_ROUND_TRIPS };
         let seconds = round_trips * round_trip + QUEUE_SECONDS;
-        self.in_flight() >= QUEUE_BYTES_MIN.max((rate * seconds) as u64)
+        self.in_flight() >= least.max((rate * seconds) as u64)
     }
 
     /// Seconds by which the oldest frame is late.

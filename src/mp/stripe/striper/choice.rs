@@ -30,6 +30,13 @@ const COLD_FRAME_BYTES: u64 = 12 << 10;
 /// What a frame may take where the path is slowest. The sizer sees how fast the lane's socket takes bytes, which may be
 /// only the way to a relay, or slow start into an empty queue.
 const FRAME_SECONDS_MAX: f64 = 0.04;
+/// but as much as this, unless other lanes are far faster: with hundreds of transfers at once all lanes are slow, and small
+/// frames would make them cost more.
+const EQUAL_FRAME_BYTES: u64 = 64 << 10;
+/// In flight in any case on such a lane.
+const EQUAL_QUEUE_BYTES: u64 = 256 << 10;
+/// So much faster.
+const FAR_FASTER: f64 = 4.0;
 /// Lanes of one transfer reach the upstream within this time of each other.
 const ALONE_SECONDS: f64 = 0.5;
 /// A frame should arrive when the others have used this much of the window ahead: one that comes too late stops them all.
@@ -135,8 +142,13 @@ impl Striper {
             let is_cold = self.lanes.len() > 1 && lane.in_flight() >= COLD_BYTES_MAX;
             return (!is_cold).then_some(want.min(COLD_FRAME_BYTES));
         };
-        let want = want.min((rate * FRAME_SECONDS_MAX) as u64).max(left.min(FRAME_BYTES_MIN as u64));
-        if (self.lanes.len() > 1 || now < ALONE_SECONDS) && lane.is_full() {
+        let (frame_least, queue_least) = if self.is_laggard(index, rate, now) {
+            (FRAME_BYTES_MIN as u64, 2 * FRAME_BYTES_MIN as u64)
+        } else {
+            (EQUAL_FRAME_BYTES, EQUAL_QUEUE_BYTES)
+        };
+        let want = want.min(((rate * FRAME_SECONDS_MAX) as u64).max(frame_least));
+        if (self.lanes.len() > 1 || now < ALONE_SECONDS) && lane.is_full(queue_least) {
             return None;
         }
         let remaining = self.length.map(|length| length - self.next_offset);
@@ -159,6 +171,13 @@ impl Striper {
             .find(|&want| lane.arrival(want, now).is_some_and(|arrival| arrival <= deadline));
         // Whatever the estimates say, the lane that brings a frame first waits for nobody: or all could wait for each other.
         in_time.or_else(|| self.is_first(index, smallest, now).then_some(smallest))
+    }
+
+    /// Whether other lanes are far faster than this one, or may be.
+    fn is_laggard(&self, index: usize, rate: f64, now: f64) -> bool {
+        let is_far_faster = |other: &Lane| other.model.rate().is_some_and(|other| other > FAR_FASTER * rate);
+        // Faster ones may be about to join.
+        now < ALONE_SECONDS || self.others(index).any(is_far_faster)
     }
 
     /// Whether no other lane would bring a frame of `len` bytes sooner.
