@@ -16,8 +16,10 @@ pub struct LaneId(pub u32);
 /// lossy lane catches up after a pause.
 const QUEUE_ROUND_TRIPS: f64 = 3.0;
 const QUEUE_SECONDS: f64 = 0.1;
-/// With hundreds of transfers at once each is slow, and cheap only if its frames are large: what four of them take.
-const QUEUE_BYTES_MIN: u64 = 256 << 10;
+/// Until the first acknowledgement of a transfer it can carry no more than this, and faster lanes may be about to join.
+const FIRST_FLIGHT_ROUND_TRIPS: f64 = 1.25;
+/// Two of the smallest frames.
+const QUEUE_BYTES_MIN: u64 = 32 << 10;
 /// How often a lane that brings nothing in time is tried again.
 const TRIAL_PAUSE_SECONDS: f64 = 1.0;
 const TRIAL_PAUSE_ROUND_TRIPS: f64 = 4.0;
@@ -114,7 +116,9 @@ impl Lane {
         let (Some(rate), Some(round_trip)) = (self.model.rate(), self.model.round_trip()) else {
             return false;
         };
-        let seconds = QUEUE_ROUND_TRIPS * round_trip + QUEUE_SECONDS;
+        let is_first_flight = self.bytes_acknowledged == 0;
+        let round_trips = if is_first_flight { FIRST_FLIGHT_ROUND_TRIPS } else { QUEUE_ROUND_TRIPS };
+        let seconds = round_trips * round_trip + QUEUE_SECONDS;
         self.in_flight() >= QUEUE_BYTES_MIN.max((rate * seconds) as u64)
     }
 

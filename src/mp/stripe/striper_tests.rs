@@ -51,3 +51,29 @@ fn a_lost_lanes_frames_come_first_and_in_order() {
     assert!(matches!(striper.turn(b, 1000, ms(50)), Turn::Fresh { .. }));
     assert_eq!(striper.resent().recovered_bytes, 2000);
 }
+
+/// A striper with two lanes that carry 100 kB/s and 90 kB/s over 50 ms.
+fn two_known_lanes() -> (Striper, LaneId, LaneId, Duration) {
+    let mut striper = Striper::new();
+    let lanes = [10_000, 9_000].map(|len| {
+        let lane = striper.join(LaneModel::default(), ms(0));
+        for frame in 0..10 {
+            fresh(&mut striper, lane, len, ms(100 * frame));
+            striper.received(lane, frame + 1, Reading::Eager, ms(100 * frame + 50)).unwrap();
+        }
+        lane
+    });
+    (striper, lanes[0], lanes[1], ms(1000))
+}
+
+#[test]
+fn a_lost_frame_is_taken_by_a_lane_even_where_all_together_would_be_faster() {
+    let (mut striper, a, b, now) = two_known_lanes();
+    // A frame of seconds cannot be shared.
+    let gone = striper.join(LaneModel::default(), now);
+    assert!(matches!(striper.turn(gone, 500_000, now), Turn::Fresh { .. }));
+    let lost = striper.cut(gone, FrameLen(500_000), now).unwrap().seq;
+    striper.leave(gone, now);
+    let takers = [a, b].map(|lane| striper.turn(lane, 16_000, now) == Turn::Again { seq: lost });
+    assert!(takers.contains(&true), "or all wait for each other");
+}

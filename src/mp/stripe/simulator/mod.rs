@@ -3,7 +3,7 @@
 mod event;
 mod lane;
 mod path;
-mod random;
+pub(super) mod random;
 mod receiver;
 mod spec;
 mod tests;

@@ -2,10 +2,10 @@
 
 /// SplitMix64.
 #[derive(Debug)]
-pub(super) struct Random(u64);
+pub(in crate::mp::stripe) struct Random(u64);
 
 impl Random {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(in crate::mp::stripe) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
@@ -17,28 +17,28 @@ impl Random {
     }
 
     /// From 0 to below 1.
-    pub(super) fn unit(&mut self) -> f64 {
+    pub(in crate::mp::stripe) fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    pub(super) fn up_to(&mut self, most: f64) -> f64 {
+    pub(in crate::mp::stripe) fn up_to(&mut self, most: f64) -> f64 {
         self.unit() * most
     }
 
-    pub(super) fn chance(&mut self, share: f64) -> bool {
+    pub(in crate::mp::stripe) fn chance(&mut self, share: f64) -> bool {
         self.unit() < share
     }
 
-    pub(super) fn between(&mut self, least: f64, most: f64) -> f64 {
+    pub(in crate::mp::stripe) fn between(&mut self, least: f64, most: f64) -> f64 {
         least + self.up_to(most - least)
     }
 
     /// Every order of magnitude is as likely.
-    pub(super) fn magnitude(&mut self, least: f64, most: f64) -> f64 {
+    pub(in crate::mp::stripe) fn magnitude(&mut self, least: f64, most: f64) -> f64 {
         self.between(least.ln(), most.ln()).exp()
     }
 
-    pub(super) fn below(&mut self, count: usize) -> usize {
+    pub(in crate::mp::stripe) fn below(&mut self, count: usize) -> usize {
         (self.next() % count as u64) as usize
     }
 }

@@ -65,7 +65,8 @@ impl Receiver {
         !self.is_client_blocked && self.parked.contains_key(&self.next)
     }
 
-    /// What is next goes to the client, as far as that takes it. Returns when a client that is blocked now takes more.
+    /// What is next goes to the client, as far as that takes it. Returns when a client
+    /// that is blocked from now on takes more.
     pub(super) fn advance(
         &mut self,
         seconds: f64,
@@ -73,6 +74,9 @@ impl Receiver {
         round_trip: Duration,
         frames: &[(u64, u64)],
     ) -> Option<f64> {
+        if self.is_client_blocked {
+            return None;
+        }
         while self.has_next() {
             let len = self.parked.remove(&self.next)?;
             assert_eq!(frames[self.next as usize], (self.next_offset, len), "in order, and once");

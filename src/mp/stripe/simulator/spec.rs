@@ -8,7 +8,7 @@ use super::{
 use crate::{mp::stripe::Resent, wire::frame::FIRST_CREDIT_BYTES};
 
 /// Ten thousand runs of more would take minutes.
-const BYTES_MAX: f64 = 8e6;
+const BYTES_MAX: f64 = 4e6;
 
 /// Something that happens to a lane.
 #[derive(Clone, Copy, Debug)]
@@ -106,7 +106,7 @@ pub(super) fn random_spec(seed: u64) -> Spec {
     let bytes = (rate * seconds).clamp(1.0, BYTES_MAX) as u64;
     let mut spec = Spec {
         paths,
-        warm_up: 2 * bytes,
+        warm_up: if weather == Weather::Fair { 2 * bytes } else { bytes },
         bytes,
         first_window: FIRST_CREDIT_BYTES << (2 * random.below(2)),
         is_length_known: true,

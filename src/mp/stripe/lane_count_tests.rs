@@ -1,0 +1,135 @@
+//! Lane counts of paths whose rate depends on the number of lanes, in virtual time.
+
+use super::*;
+use crate::mp::stripe::simulator::random::Random;
+
+const SEEDS: u64 = 100;
+const SAMPLE_SECONDS: f64 = 0.1;
+
+/// A path: what it carries, in Mbit/s.
+#[derive(Clone, Copy)]
+struct Path {
+    /// A single lane, because of random loss or a policer.
+    lane: f64,
+    /// All lanes together.
+    all: f64,
+    /// Standard deviation of a sample, as a share.
+    noise: f64,
+    round_trip: f64,
+    /// How often a look at the lanes finds reason to try more.
+    may_gain: f64,
+    /// Others use up to this share of the path for two seconds at a time.
+    cross_traffic: f64,
+}
+
+const CLEAN: Path =
+    Path { lane: 50.0, all: 50.0, noise: 0.05, round_trip: 0.1, may_gain: 0.02, cross_traffic: 0.0 };
+const POLICED: Path = Path { lane: 10.0, all: 100.0, may_gain: 0.95, ..CLEAN };
+
+/// What became of a path's lane count.
+struct Story {
+    /// When it first wanted 8 lanes.
+    eight_at: f64,
+    mean: f64,
+    learned: usize,
+}
+
+/// Transfers of some seconds, one after the other, for `seconds`.
+fn run(paths: &[Path], seconds: f64, transfer_seconds: f64, seed: u64) -> Vec<Story> {
+    let (mut random, mut turn) = (Random::new(seed), ProbeTurn::default());
+    let mut counts: Vec<_> = paths.iter().map(|_| (LaneCount::new(1, LANES_MAX), 1, 1.0, 0.0)).collect();
+    let mut stories: Vec<_> =
+        paths.iter().map(|_| Story { eight_at: f64::INFINITY, mean: 0.0, learned: 1 }).collect();
+    let (mut at, mut began, mut others) = (0.0, 0.0, 0.0);
+    while at < seconds {
+        if random.chance(SAMPLE_SECONDS / 2.0) {
+            others = random.unit();
+        }
+        at += SAMPLE_SECONDS;
+        for (path, ((count, wanted, lanes, received), story)) in
+            paths.iter().zip(counts.iter_mut().zip(&mut stories))
+        {
+            // New lanes come up to speed in slow start; those that are to rest do so at once.
+            let pace = 1.0 - (-SAMPLE_SECONDS / (4.0 * path.round_trip)).exp();
+            *lanes = f64::min(*wanted as f64, *lanes + (*wanted as f64 - *lanes) * pace);
+            let rate = (path.lane * *lanes).min(path.all * (1.0 - path.cross_traffic * others));
+            // Uniform, with the standard deviation asked for.
+            let noise = 1.0 + path.noise * 3_f64.sqrt() * random.between(-1.0, 1.0);
+            *received += rate * noise * 125_000.0 * SAMPLE_SECONDS;
+            let (now, round_trip) =
+                (Duration::from_secs_f64(at - began), Duration::from_secs_f64(path.round_trip));
+            let may_gain = random.chance(path.may_gain);
+            *wanted = count.sample(now, *received as u64, true, may_gain, round_trip, &mut turn);
+            story.mean += *wanted as f64 * SAMPLE_SECONDS / seconds;
+            story.learned = count.learned();
+            if *wanted >= 8 {
+                story.eight_at = story.eight_at.min(at);
+            }
+        }
+        if at - began >= transfer_seconds {
+            began = at;
+            for (count, wanted, lanes, received) in &mut counts {
+                *wanted = count.restart(&mut turn);
+                (*lanes, *received) = (*wanted as f64, 0.0);
+            }
+        }
+    }
+    stories
+}
+
+fn stories(paths: &[Path], seconds: f64, transfer_seconds: f64) -> Vec<Story> {
+    (0..SEEDS).flat_map(|seed| run(paths, seconds, transfer_seconds, seed)).collect()
+}
+
+/// Of so many per cent of the stories, the value is no larger.
+fn percentile(stories: &[Story], percent: usize, value: impl Fn(&Story) -> f64) -> f64 {
+    let mut values: Vec<_> = stories.iter().map(value).collect();
+    values.sort_unstable_by(f64::total_cmp);
+    values[(values.len() - 1) * percent / 100]
+}
+
+#[test]
+fn a_policed_path_has_eight_lanes_within_seconds() {
+    for (paths, seconds) in [(1, 3.5), (2, 11.0)] {
+        let stories = stories(&vec![POLICED; paths], 40.0, 40.0);
+        let eight_at = percentile(&stories, 95, |story| story.eight_at);
+        println!("{paths} paths: 8 lanes after {eight_at:.1} s");
+        assert!(eight_at <= seconds, "{eight_at} s");
+        assert!(stories.iter().all(|story| story.learned >= 8 && story.learned <= 16));
+    }
+}
+
+#[test]
+fn short_transfers_learn_together() {
+    let stories = stories(&[POLICED], 60.0, 2.0);
+    assert!(percentile(&stories, 5, |story| story.learned as f64) >= 8.0);
+}
+
+#[test]
+fn lanes_that_random_loss_limits_become_many() {
+    let stories = stories(&[Path { lane: 3.0, noise: 0.3, ..POLICED }; 2], 40.0, 40.0);
+    assert!(percentile(&stories, 5, |story| story.learned as f64) >= 16.0);
+}
+
+#[test]
+fn a_clean_path_stays_with_one_lane() {
+    for (name, path) in
+        [("without reason", CLEAN), ("with reason", Path { may_gain: 0.95, noise: 0.1, ..CLEAN })]
+    {
+        let stories = stories(&[path; 2], 300.0, 60.0);
+        let mean = percentile(&stories, 95, |story| story.mean);
+        println!("{name}: {mean:.3} lanes");
+        assert!(mean <= 1.05, "{name}: {mean}");
+        assert!(percentile(&stories, 95, |story| story.learned as f64) < 2.0);
+    }
+}
+
+#[test]
+fn what_others_do_to_a_path_is_not_taken_for_a_gain_for_long() {
+    let path = Path { cross_traffic: 0.7, may_gain: 0.95, ..CLEAN };
+    let stories = stories(&[path; 2], 300.0, 60.0);
+    let (median, most) =
+        (percentile(&stories, 50, |story| story.mean), percentile(&stories, 95, |story| story.mean));
+    println!("{median:.2} lanes, p95 {most:.2}");
+    assert!(median <= 2.5 && most <= 8.0);
+}
