@@ -47,7 +47,7 @@ const STALL_SHARE: f64 = 0.5;
 const RETRY_SECONDS_MIN: f64 = 0.01;
 
 impl Striper {
-    /// What a lane with room is to do; `size` is what its [`super::FrameSizer`] says, in bytes.
+    /// What a lane with room is to do; `size` is what its [`FrameSizer`](crate::mp::stripe::FrameSizer) says, in bytes.
     pub fn turn(&mut self, lane: LaneId, size: usize, now: Duration) -> Turn {
         let now = now.as_secs_f64();
         let Some(index) = self.index(lane) else { return Turn::Wait { until: None } };
