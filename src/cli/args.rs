@@ -191,6 +191,26 @@ pub struct Up {
     pub paths: u16,
 }
 
+/// What clients may take, for the roles that serve HTTP.
+#[derive(Clone, Debug, Args)]
+pub struct Clients {
+    /// Client connections at once; further ones get 503. Half the descriptors that `ulimit -n` allows, if that is less
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = value_parser!(u32).range(1..))]
+    pub max_connections: u32,
+    /// The same for each client address (IPv6: each /64) [default: 4096; root: no other bound than --max-connections]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub max_per_address: Option<u32>,
+    /// Time for a request, from the first byte of its head to the last; then 408
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = value_parser!(u32).range(1..=3600))]
+    pub request_timeout: u32,
+    /// Time between two requests of a connection; then it is closed
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = value_parser!(u32).range(1..=86_400))]
+    pub idle_timeout: u32,
+    /// Time in which a client takes nothing of an answer, such as a player that is paused; then it is cut off
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = value_parser!(u32).range(1..=86_400))]
+    pub stall_timeout: u32,
+}
+
 /// `plait root`.
 #[derive(Debug, Args)]
 pub struct Root {
@@ -200,6 +220,9 @@ pub struct Root {
     /// Directory to serve; nothing outside it can be reached
     #[arg(long)]
     pub dir: PathBuf,
+    /// What clients may take.
+    #[command(flatten)]
+    pub clients: Clients,
 }
 
 /// `plait upstream`.
@@ -254,6 +277,9 @@ pub struct Downstream {
     /// Where to listen for HTTP clients; port 0 lets the kernel choose
     #[arg(long, value_name = "ADDR")]
     pub listen: SocketAddr,
+    /// What clients may take.
+    #[command(flatten)]
+    pub clients: Clients,
     /// Where lanes lead.
     #[command(flatten)]
     pub paths: Paths,

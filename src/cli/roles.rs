@@ -11,6 +11,7 @@ use std::{
     path::{Path, PathBuf},
     rc::Rc,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use futures_util::future::Either;
@@ -22,7 +23,7 @@ use signal_hook::{
 use tokio::sync::watch;
 
 use super::{
-    args::{Arguments, Command, CpuList, Get, Global, Keygen, Paths},
+    args::{Arguments, Clients, Command, CpuList, Get, Global, Keygen, Paths},
     get::{self, GetError},
     lab::{self, LabRunError},
     up,
@@ -30,6 +31,7 @@ use super::{
 use crate::{
     downstream,
     exec::{self, Core},
+    http::{accept::Limits, server::Deadlines},
     lanes::{PathStatus, Pool, PoolConfig},
     mp::manager::{Load, Manager, ManagerConfig, Placement},
     mp::{
@@ -121,7 +123,8 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
             })
         }
         Command::Root(args) => {
-            let root = Arc::new(open_root(&args.dir)?);
+            let limits = limits(&args.clients, args.clients.max_connections);
+            let root = Arc::new(open_root(&args.dir, limits)?);
             let legs = legs(&global);
             serve(&global, args.listen, Transport::Tcp, move |_, listener, stopped| {
                 root::serve(root.clone(), listener, legs.clone(), stopped)
@@ -135,9 +138,10 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
         }
         Command::Downstream(args) => {
             let fabric = Fabric::new(&args.paths, &global)?;
+            let limits = limits(&args.clients, PER_ADDRESS_MAX);
             let legs = legs(&global);
             serve(&global, args.listen, Transport::Tcp, move |_, listener, stopped| {
-                downstream::serve(fabric.manager(), listener, legs.clone(), stopped)
+                downstream::serve(fabric.manager(), listener, legs.clone(), limits.clone(), stopped)
             })
         }
         Command::Get(args) => run_get(&global, args),
@@ -146,9 +150,33 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
     }
 }
 
+/// Connections of one client address to a downstream, unless --max-per-address says otherwise: the viewers behind one
+/// address translator, and far from all that a process can hold.
+const PER_ADDRESS_MAX: u32 = 4096;
+
+/// What the flags say, as far as the descriptors go: half of them are for clients, the others for lanes, pipes and files.
+pub(super) fn limits(clients: &Clients, per_address_max: u32) -> Limits {
+    let wanted = clients.max_connections as usize;
+    let total = wanted.min(raise_descriptor_limit() / 2);
+    if total < wanted {
+        tracing::info!(
+            "at most {total} client connections at once: `ulimit -n` allows no more than twice that"
+        );
+    }
+    let seconds = |number: u32| Duration::from_secs(number.into());
+    let deadlines = Deadlines {
+        request: seconds(clients.request_timeout),
+        idle: seconds(clients.idle_timeout),
+        stall: seconds(clients.stall_timeout),
+        ..Deadlines::default()
+    };
+    let per_address = clients.max_per_address.unwrap_or(per_address_max);
+    Limits::new(total, per_address as usize, deadlines)
+}
+
 /// Opens the directory of `--dir`.
-pub(super) fn open_root(dir: &Path) -> Result<Root, RunError> {
-    Root::open(dir).map_err(|source| RunError::Directory { path: dir.to_owned(), source })
+pub(super) fn open_root(dir: &Path, limits: Limits) -> Result<Root, RunError> {
+    Root::open(dir, limits).map_err(|source| RunError::Directory { path: dir.to_owned(), source })
 }
 
 /// The upstream of `--root`: a URL, or a directory.
@@ -269,8 +297,8 @@ pub(super) fn exec_config(global: &Global) -> exec::Config {
     exec::Config { backend: global.executor, cpus }
 }
 
-/// Raises the limit of open files to what the administrator allows, and tells the pipe pool.
-pub(super) fn raise_descriptor_limit() {
+/// Raises the limit of open files to what the administrator allows, tells the pipe pool, and returns it.
+pub(super) fn raise_descriptor_limit() -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current < limit.maximum || limit.maximum.is_none() {
         let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -280,6 +308,7 @@ pub(super) fn raise_descriptor_limit() {
     }
     let descriptors = limit.current.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
     net::set_descriptor_budget(descriptors);
+    descriptors
 }
 
 /// Turns true at SIGTERM or SIGINT; a second one ends the process at once.

@@ -26,6 +26,7 @@ use super::{
 use crate::{
     downstream,
     exec::{self, Core},
+    http::{accept::Limits, server::Deadlines},
     lanes::PathStatus,
     net,
     relay::{self, Relay},
@@ -48,7 +49,9 @@ const FILES_SHOWN_MAX: usize = 6;
 pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
     let config = exec_config(global);
     let cores = config.cpus.len();
-    raise_descriptor_limit();
+    // Everybody is on this machine; half the descriptors are for lanes, pipes and files.
+    let clients_max = raise_descriptor_limit() / 2;
+    let limits = Limits::new(clients_max, clients_max, Deadlines::default());
     net::payload_move();
     let dir = match args.dir {
         Some(dir) => dir,
@@ -73,7 +76,7 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
         .collect();
     let lanes = Lanes { per_path: None, max: LANES_MAX };
     let fabric = Fabric::of(specs, key.clone(), lanes, global);
-    let root = Arc::new(open_root(&dir)?);
+    let root = Arc::new(open_root(&dir, limits.clone())?);
     let legs = legs(global);
     let upstream =
         Arc::new(Upstream::new(RootOrigin::Http(root_at.to_string().into()), key.clone(), legs.clone())?);
@@ -90,11 +93,11 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
     let relays: Vec<_> = relays.into_iter().map(|(listeners, _)| listeners).collect();
     exec::run(&config, move |core| {
         let (fabric, stopped) = (fabric.clone(), stopped.clone());
-        let roles = (root.clone(), upstream.clone(), relay.clone(), legs.clone());
+        let roles = (root.clone(), upstream.clone(), relay.clone(), legs.clone(), limits.clone());
         let ports = (roots.take(core), upstreams.take(core), clients.take(core));
         let relay_ports: Vec<_> = relays.iter().filter_map(|listeners| listeners.take(core)).collect();
         async move {
-            let (root, upstream, relay, legs) = roles;
+            let (root, upstream, relay, legs, limits) = roles;
             let (Some(root_port), Some(upstream_port), Some(client_port)) = ports else { return };
             let back = join(
                 root::serve(root, root_port, legs.clone(), stopped.clone()),
@@ -105,7 +108,7 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
             if core == Core(0) {
                 exec::spawn(draw(fabric.paths.clone(), stopped.clone()));
             }
-            let front = downstream::serve(fabric.manager(), client_port, legs, stopped.clone());
+            let front = downstream::serve(fabric.manager(), client_port, legs, limits, stopped.clone());
             join(join(back, join_all(middle)), front).await;
         }
     })?;

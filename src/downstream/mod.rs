@@ -14,12 +14,12 @@ use tokio::sync::watch;
 use crate::{
     exec::{self, Interest},
     http::{
-        accept,
+        accept::{self, Limits},
         forward::{self, ClientBody, ClientResponse},
         problem::{Problem, Side},
         request::RequestHead,
         response::{self, Parsed},
-        server::{Deadlines, HttpConnection},
+        server::HttpConnection,
     },
     mp::{
         consumer::{Consumer, Progress, Sink, TransferError},
@@ -35,12 +35,18 @@ const LANES_STALL_MAX: Duration = Duration::from_secs(40);
 const DEADLINE_CHECK: Duration = Duration::from_secs(5);
 
 /// Serves clients on this core until `stopping`, and lanes until the clients of all cores are served.
-pub async fn serve(manager: Rc<Manager>, listener: Listener, legs: Legs, stopping: watch::Receiver<bool>) {
+pub async fn serve(
+    manager: Rc<Manager>,
+    listener: Listener,
+    legs: Legs,
+    limits: Limits,
+    stopping: watch::Receiver<bool>,
+) {
     let answering = manager.clone();
     let answer = async move |connection: &mut HttpConnection, request: RequestHead| {
         answer(&answering, connection, &request).await
     };
-    accept::serve(listener, legs, Deadlines::default(), stopping, answer).await;
+    accept::serve(listener, legs, limits, Side::Downstream, stopping, answer).await;
     manager.close().await;
 }
 
@@ -141,7 +147,7 @@ async fn carry(
 /// Resolves when nothing has moved for longer than the side that is waited for may take.
 async fn stalled(progress: &Progress, client_stall_max: Duration) -> TransferError {
     loop {
-        exec::sleep(DEADLINE_CHECK).await;
+        exec::sleep(DEADLINE_CHECK.min(client_stall_max)).await;
         let (side, bound) =
             if progress.on_client() { ("client", client_stall_max) } else { ("lanes", LANES_STALL_MAX) };
         if progress.moved_at().elapsed() >= bound {

@@ -1,34 +1,74 @@
 //! Accepts clients and runs one task for each until the server stops.
 //!
 //! In: a listener and what answers one request. Out: nothing but its end. Called by the root role and by the downstream,
-//! once on each core. Invariant: when [`serve`] returns, every connection it accepted is closed.
+//! once on each core. Invariants: when [`serve`] returns, every connection it accepted is closed; at no time more stand
+//! than [`Limits`] allows, and whoever is one too many is told so.
 
-use std::{convert::Infallible, io, rc::Rc};
+use std::{cell::Cell, convert::Infallible, io, rc::Rc, sync::Arc};
 
+use ::http::StatusCode;
 use futures_util::{FutureExt, pin_mut, select_biased};
 use tokio::sync::{mpsc, watch};
 
 use super::{
+    problem::{Problem, Side},
     request::RequestHead,
     server::{Deadlines, HttpConnection, stopped},
 };
 use crate::{
     exec,
-    net::{Legs, Listener, Socket},
+    net::{Admission, Crowded, Legs, Listener, Seat, Socket, Tally, Told},
 };
 
 /// Connections accepted, and requests of one connection answered, before other tasks get their turn: neither need ever
 /// wait when clients are fast enough. About a millisecond of work.
 const TURN: u32 = 32;
 
+/// Connections that are just being told that there are too many; further ones are closed without a word.
+const TURNED_AWAY_MAX: usize = 64;
+/// What they are told to wait: places become free as viewers leave, and a crowd that all comes back at once gains nothing.
+const RETRY_AFTER_S: u32 = 5;
+
+/// How many clients may be there, and what each may take its time for. Shared by the cores of a role.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    deadlines: Deadlines,
+    admission: Arc<Admission>,
+    turned_away: Arc<Tally>,
+}
+
+impl Limits {
+    /// At most `total_max` connections, and `per_address_max` of one address, over all cores.
+    pub fn new(total_max: usize, per_address_max: usize, deadlines: Deadlines) -> Self {
+        let admission = Admission::new(total_max, per_address_max);
+        Self { deadlines, admission, turned_away: Arc::default() }
+    }
+
+    /// A seat for the client at the other end of `socket`, which is gone if it has no address any more.
+    fn admit(&self, socket: &Socket, side: Side) -> Option<Result<Seat, Problem>> {
+        let peer = socket.peer().ok()?;
+        let admitted = self.admission.admit(peer.ip());
+        Some(admitted.map_err(|crowded| {
+            if let Some(Told { since, total }) = self.turned_away.count() {
+                tracing::warn!(%peer, since, total, "clients are turned away: {crowded}");
+            }
+            // Too many of one address are that client's business.
+            let side = if let Crowded::Address { .. } = crowded { Side::Client } else { side };
+            let text = format_args!("too many connections: {crowded}");
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, side, text).with_retry_after(RETRY_AFTER_S)
+        }))
+    }
+}
+
 /// Serves clients until `stopping` is true: then nothing is accepted, idle connections close, and running answers have
 /// [`Deadlines::finish`] left.
 ///
-/// `answer` sends one whole answer; an error says that it cannot be completed, and the connection is reset.
+/// `side` is the role that serves; `answer` sends one whole answer; an error says that it cannot be completed, and the connection is reset.
 pub async fn serve<A>(
     listener: Listener,
     legs: Legs,
-    deadlines: Deadlines,
+    limits: Limits,
+    side: Side,
     mut stopping: watch::Receiver<bool>,
     answer: A,
 ) where
@@ -37,18 +77,35 @@ pub async fn serve<A>(
     let answer = Rc::new(answer);
     // Every task holds a sender and sends nothing: the channel ends with the last of them.
     let (running, mut all_ended) = mpsc::channel::<Infallible>(1);
+    let turning_away = Rc::new(Cell::new(0));
     let mut turn = 0;
     while let Some(socket) = next_client(&listener, &mut stopping).await {
+        yield_after_turn(&mut turn).await;
+        let Some(admitted) = limits.admit(&socket, side) else { continue };
         if let Ok(peer) = socket.peer() {
             socket.set_congestion(&legs.client, peer.ip());
         }
-        let connection = HttpConnection::new(socket, deadlines, stopping.clone());
-        let (answer, stopping, running) = (answer.clone(), stopping.clone(), running.clone());
-        exec::spawn(async move {
-            converse(connection, stopping, &*answer).await;
-            drop(running);
-        });
-        yield_after_turn(&mut turn).await;
+        let mut connection = HttpConnection::new(socket, limits.deadlines, stopping.clone());
+        let running = running.clone();
+        match admitted {
+            Ok(seat) => {
+                let (answer, stopping) = (answer.clone(), stopping.clone());
+                exec::spawn(async move {
+                    converse(connection, stopping, &*answer).await;
+                    drop((seat, running));
+                });
+            }
+            Err(problem) if turning_away.get() < TURNED_AWAY_MAX => {
+                turning_away.set(turning_away.get() + 1);
+                let turning_away = turning_away.clone();
+                exec::spawn(async move {
+                    connection.turn_away(&problem).await;
+                    turning_away.set(turning_away.get() - 1);
+                    drop(running);
+                });
+            }
+            Err(_) => {}
+        }
     }
     drop((listener, running));
     let _ = all_ended.recv().await;

@@ -56,14 +56,14 @@ pub struct Deadlines {
 }
 
 impl Default for Deadlines {
-    /// 10 s for a head, which is one packet, whatever the path; 60 s idle, as long as common servers; 120 s of stall,
-    /// which a paused player with a full buffer may need;
+    /// 10 s for a head, which is one packet, whatever the path; 60 s idle, as long as common servers; five minutes of
+    /// stall: a player that is paused stops reading, and asks again if it was away for longer;
     /// 10 s after a stop, which is what container managers wait before they kill.
     fn default() -> Self {
         Self {
             request: Duration::from_secs(10),
             idle: Duration::from_secs(60),
-            stall: Duration::from_secs(120),
+            stall: Duration::from_secs(300),
             finish: Duration::from_secs(10),
         }
     }
@@ -228,6 +228,15 @@ impl HttpConnection {
         self.send(body.as_bytes(), false).await?;
         self.finish_response();
         Ok(())
+    }
+
+    /// Answers with `problem` before anything was asked, and closes in order.
+    pub async fn turn_away(&mut self, problem: &Problem) {
+        self.client_stays = false;
+        match self.respond_problem(problem).await {
+            Ok(()) => self.linger().await,
+            Err(_) => self.abort(),
+        }
     }
 
     /// Says that the answer is complete: every announced byte was sent.

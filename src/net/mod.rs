@@ -6,6 +6,7 @@
 //! Invariant: nothing here waits without its caller's deadline, and nothing reads from a source while what was read
 //! before has not left (demand-driven: one direction blocks, and only that one is waited for).
 
+mod admission;
 mod conduit;
 mod congestion;
 mod discard;
@@ -20,8 +21,10 @@ mod sendfile;
 mod shared;
 mod socket;
 mod splice_probe;
+mod tally;
 mod tcp_info;
 
+pub use admission::{Admission, Crowded, Seat};
 pub use conduit::{Conduit, Drained, Filled};
 pub use congestion::{Congestion, Leg, Legs};
 pub use listener::Listener;
@@ -33,6 +36,7 @@ pub use sendfile::sendfile;
 pub use shared::Shared;
 pub use socket::{ConnectError, Socket};
 pub use splice_probe::{PayloadMove, payload_move};
+pub use tally::{Tally, Told};
 pub use tcp_info::TcpInfo;
 
 #[cfg(test)]

@@ -22,11 +22,12 @@ use tokio::sync::watch;
 
 use crate::{
     http::{
-        accept,
+        accept::{self, Limits},
         file_response::{FileBody, file_response},
+        problem::Side,
         request::RequestHead,
         response::ResponseHead,
-        server::{Deadlines, HttpConnection},
+        server::HttpConnection,
         target::relative_path,
     },
     net::{Legs, Listener, sendfile},
@@ -41,7 +42,7 @@ const ESCAPED_IN_PATHS: &AsciiSet =
 #[derive(Debug)]
 pub struct Root {
     dir: OwnedFd,
-    deadlines: Deadlines,
+    limits: Limits,
 }
 
 impl Root {
@@ -49,17 +50,17 @@ impl Root {
     ///
     /// # Errors
     /// Those of [`files::open_directory`].
-    pub fn open(dir: &Path) -> io::Result<Self> {
-        Ok(Self { dir: files::open_directory(dir)?, deadlines: Deadlines::default() })
+    pub fn open(dir: &Path, limits: Limits) -> io::Result<Self> {
+        Ok(Self { dir: files::open_directory(dir)?, limits })
     }
 }
 
 /// Serves the directory on this core until `stopping` is true; see [`accept::serve`].
 pub async fn serve(root: Arc<Root>, listener: Listener, legs: Legs, stopping: watch::Receiver<bool>) {
-    let deadlines = root.deadlines;
+    let limits = root.limits.clone();
     let answer =
         async move |connection: &mut HttpConnection, request| root.answer(connection, &request).await;
-    accept::serve(listener, legs, deadlines, stopping, answer).await;
+    accept::serve(listener, legs, limits, Side::Root, stopping, answer).await;
 }
 
 impl Root {

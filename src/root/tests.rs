@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::{
     exec::{self, Backend},
+    http::server::Deadlines,
     wire::route::Transport,
 };
 
@@ -40,9 +41,7 @@ impl Served {
         fs::create_dir(&served).unwrap();
         fs::write(served.join("digits"), "0123456789").unwrap();
         fs::write(tree.path().join("secret"), "secret").unwrap();
-        let mut root = Root::open(&served).unwrap();
-        root.deadlines = deadlines;
-        let root = Arc::new(root);
+        let root = Arc::new(Root::open(&served, Limits::new(1000, 1000, deadlines)).unwrap());
         let (mut listeners, address) =
             Listener::bind("127.0.0.1:0".parse().unwrap(), 1, Transport::Tcp).unwrap();
         let listener = listeners.remove(0);

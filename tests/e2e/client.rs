@@ -68,7 +68,11 @@ impl Answer {
 
 impl Client {
     pub fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
+        Self::over(TcpStream::connect(address).unwrap())
+    }
+
+    /// Over a connection that stands.
+    pub fn over(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -158,6 +162,20 @@ impl Client {
     pub fn ask(&mut self, method: &str, target: &str, headers: &str) -> io::Result<Answer> {
         self.request(method, target, headers);
         self.answer(method)
+    }
+
+    /// Sends, unless the other side has closed.
+    pub fn sends(&mut self, bytes: &[u8]) -> bool {
+        self.reader.get_mut().0.write_all(bytes).is_ok()
+    }
+
+    /// Whether an answer has begun to come; does not wait.
+    pub fn has_answer(&self) -> bool {
+        let stream = &self.reader.get_ref().0;
+        stream.set_nonblocking(true).unwrap();
+        let there = stream.peek(&mut [0]).is_ok_and(|bytes| bytes > 0);
+        stream.set_nonblocking(false).unwrap();
+        there
     }
 
     /// Whether the other side has ended the connection in order and said nothing more.

@@ -18,7 +18,7 @@ const RESIDENT_BYTES_MAX: u64 = (100 << 20) + (STALLED as u64) * (4 << 20);
 
 /// As many as the machine lets: each takes two descriptors here (its socket is read through one and written through
 /// the same) and some in every role, and the roles raise their own limit.
-fn clients_possible(wanted: usize) -> usize {
+pub fn clients_possible(wanted: usize) -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };

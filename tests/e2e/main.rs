@@ -8,6 +8,7 @@ mod content;
 mod failures;
 mod gate;
 mod integrity;
+mod limits;
 mod load;
 mod media;
 mod mptcp;
