@@ -233,9 +233,11 @@ impl Conduit {
         while left > 0 {
             let moved = match &mut self.store {
                 Store::Pipe(pipe) => {
-                    let Some(nowhere) = nowhere() else { return };
                     let flags = SpliceFlags::NONBLOCK;
-                    splice(&pipe.read, None, nowhere, None, left, flags).unwrap_or(0)
+                    nowhere()
+                        .and_then(|nowhere| splice(&pipe.read, None, nowhere, None, left, flags).ok())
+                        .or_else(|| read_away(pipe, left))
+                        .unwrap_or(0)
                 }
                 Store::Buffer(buffer) => {
                     buffer.advance(left);
@@ -287,6 +289,13 @@ impl Drop for Conduit {
             self.close();
         }
     }
+}
+
+/// Reads up to `max` bytes that nobody wants: for a process that had no descriptor left for [`nowhere`].
+fn read_away(pipe: &Pipe, max: usize) -> Option<usize> {
+    let mut scratch = [0; 4 << 10];
+    let max = max.min(scratch.len());
+    rustix::io::read(&pipe.read, &mut scratch[..max]).ok()
 }
 
 /// Where bytes go that nobody wants: null(4) frees the pages of a pipe without reading them.

@@ -11,7 +11,7 @@ use std::{
 use rustix::{io::Errno, net::SocketFlags};
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 
-use super::{Socket, mptcp};
+use super::{Socket, Tally, Told, mptcp, pipe::close_idle_pipes};
 use crate::{
     exec::{self, Interest, Watch},
     wire::route::Transport,
@@ -22,6 +22,9 @@ const BACKLOG: i32 = 4096;
 /// How long accepting rests when the process has no descriptor or memory left: long enough not to spin, short enough
 /// that a client does not give up.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+
+/// Times that accepting rested, in this process.
+static EXHAUSTED: Tally = Tally::new();
 
 /// A listening socket on this core.
 pub struct Listener {
@@ -78,8 +81,12 @@ impl Listener {
                     Err(error) => tracing::debug!(%error, "a connection was gone before it was accepted"),
                 },
                 Err(Errno::AGAIN) => self.watch.ready(Interest::Read).await?,
+                Err(Errno::MFILE | Errno::NFILE) if close_idle_pipes() => {}
                 Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
-                    tracing::warn!(%error, "no connection can be accepted now: raise `ulimit -n` or lower the load");
+                    if let Some(Told { since, .. }) = EXHAUSTED.count() {
+                        tracing::warn!(%error, since, "no connection can be accepted now: raise `ulimit -n` or lower the load");
+                    }
+                    // They wait in the backlog meanwhile; a poll would say at once that they are there.
                     exec::sleep(EXHAUSTED_PAUSE).await;
                 }
                 // accept(2): errors of the new connection; the listener goes on.

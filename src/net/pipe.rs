@@ -59,9 +59,10 @@ fn stores() -> &'static Stores {
     })
 }
 
-/// Tells the pool how many descriptors the process may open; pipes take at most half of them.
+/// Tells the pool how many descriptors the process may open; pipes take at most a quarter of them: without a pipe payload is
+/// copied, without a descriptor a connection fails.
 pub fn set_descriptor_budget(descriptors: usize) {
-    stores().pipes_open_max.store(descriptors / 4, Ordering::Relaxed);
+    stores().pipes_open_max.store(descriptors / 8, Ordering::Relaxed);
 }
 
 /// An empty pipe, or none when the budget, the process's descriptors or the user's pipe pages are used up.
@@ -83,6 +84,13 @@ pub(super) fn take_pipe() -> Option<Pipe> {
     let given = fcntl_setpipe_size(&pipe.write, PIPE_BYTES)
         .or_else(|_| rustix::pipe::fcntl_getpipe_size(&pipe.write));
     (given.unwrap_or(0) >= PIPE_BYTES_MIN).then_some(pipe)
+}
+
+/// Closes the idle pipes, for a process that has no descriptor left for a connection; returns whether there were any.
+pub(super) fn close_idle_pipes() -> bool {
+    let stores = stores();
+    // Bounded: other cores may give pipes back meanwhile.
+    (0..PIPES_IDLE_MAX).map_while(|_| stores.pipes.pop()).count() > 0
 }
 
 /// Returns an empty pipe.

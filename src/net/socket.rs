@@ -19,8 +19,8 @@ use rustix::{
 use socket2::{Domain, Protocol, SockRef, Type};
 
 use super::{
-    Congestion, MptcpMissing, MptcpState, Shared, TcpInfo, discard::discard, mptcp, receive::receive,
-    splice_probe,
+    Congestion, MptcpMissing, MptcpState, Shared, TcpInfo, discard::discard, mptcp, pipe::close_idle_pipes,
+    receive::receive, splice_probe,
 };
 use crate::{
     exec::{self, Interest, Watch},
@@ -123,10 +123,16 @@ impl Socket {
     ) -> Result<Self, ConnectError> {
         let refused = |source| ConnectError::Refused { address, source };
         let domain = Domain::for_address(address);
+        let tcp_socket = || socket2::Socket::new(domain, Type::STREAM, Some(Protocol::TCP));
         let made = match transport {
-            Transport::Tcp => {
-                socket2::Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).map_err(refused)?
+            Transport::Tcp => match tcp_socket() {
+                // A connection is worth more than an idle pipe.
+                Err(error) if error.raw_os_error() == Some(libc::EMFILE) && close_idle_pipes() => {
+                    tcp_socket()
+                }
+                made => made,
             }
+            .map_err(refused)?,
             Transport::Mptcp => {
                 mptcp::stream_socket(domain).map_err(|source| ConnectError::NoMptcp { address, source })?
             }

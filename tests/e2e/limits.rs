@@ -155,15 +155,16 @@ fn a_client_that_takes_nothing_is_cut_off() {
     for executor in ["tokio-uring", "glommio"] {
         let bytes = content(BIG);
         let settings = Settings { executor, ..Settings::default() };
-        let downstream = ["--stall-timeout", "1", "--lanes-max", "1"].map(String::from).to_vec();
+        let downstream = ["--stall-timeout", "3", "--lanes-max", "1"].map(String::from).to_vec();
         let chain =
             Plan { downstream, settings, ..Plan::default() }.start(|ground| ground.store("f", &bytes));
         let mut stalled = Client::connect(chain.address);
         stalled.request("GET", "/f", "");
         stalled.head().unwrap();
-        chain.downstream.wait_for_log("client: no progress for 1 s");
+        chain.downstream.wait_for_log("client: no progress for 3 s");
         assert!(stalled.some(BIG).is_err(), "what a client that was cut off has looks whole");
-        assert_eq!(hash(&ask(chain.address, "GET", "/f", "").body), hash(&bytes));
+        let next = ask(chain.address, "GET", "/f", "Range: bytes=0-999999\r\n");
+        assert!(next.body == bytes[..1_000_000], "{executor}: {}", next.status());
     }
 }
 
@@ -208,4 +209,77 @@ fn idle_connections_are_cheap() {
     assert!(cpu < 0.5, "{cpu} cores for idle connections");
     let mut last = Client::over(idle.pop().unwrap());
     assert_eq!(last.ask("GET", "/f", "").unwrap().text(), "film");
+}
+
+/// As few descriptors as a role can start with, and some more.
+const FEW_DESCRIPTORS: u32 = 64;
+
+fn with_few_descriptors(executor: &'static str) -> Settings {
+    Settings { executor, descriptors: Some(FEW_DESCRIPTORS), ..Settings::default() }
+}
+
+/// More connections than descriptors, at every port of a chain: they wait, those that stand are served, and all is as
+/// before once they are gone.
+#[test]
+fn more_connections_than_descriptors() {
+    for executor in ["tokio-uring", "glommio"] {
+        let bytes = content(3_000_000);
+        let chain = Plan { settings: with_few_descriptors(executor), ..Plan::default() }
+            .start(|ground| ground.store("f", &bytes));
+        let mut served = Client::connect(chain.address);
+        assert_eq!(hash(&served.ask("GET", "/f", "").unwrap().body), hash(&bytes));
+        let lane_port = chain.paths[0].split(',').next().unwrap().parse().unwrap();
+        let crowd: Vec<_> = [chain.address, lane_port, chain.upstream_address]
+            .into_iter()
+            .flat_map(|address| {
+                (0..2 * FEW_DESCRIPTORS).map(move |_| {
+                    let stream = TcpStream::connect(address).unwrap();
+                    // So that the peer counts it as a client that has begun.
+                    let _ = (&stream).write_all(b"G");
+                    stream
+                })
+            })
+            .collect();
+        let said = "no connection can be accepted now";
+        let relay = &chain.relays[0][0];
+        relay.wait_for_log(said);
+        chain.upstream.wait_for_log(said);
+        chain.downstream.wait_for_log("clients are turned away");
+        let processes = [&chain.downstream, relay, &chain.upstream];
+        let (began, before) = (Instant::now(), processes.map(Process::cpu_time));
+        let answer = served.ask("GET", "/f", "Range: bytes=5-1004\r\n").unwrap();
+        assert!(answer.body == bytes[5..1005], "{executor}: {}", answer.text());
+        std::thread::sleep(Duration::from_secs(1));
+        for (process, before) in processes.iter().zip(before) {
+            let share = (process.cpu_time() - before).as_secs_f64() / began.elapsed().as_secs_f64();
+            assert!(share < 0.5, "{executor}: accepting spins: {share:.2} cores");
+            assert!(process.log().matches(said).count() < 10, "{}", process.log());
+        }
+        drop(crowd);
+        eventually("the chain does not recover", || {
+            let answer = Client::connect(chain.address).ask("GET", "/f", "").ok()?;
+            (answer.status() == 200 && hash(&answer.body) == hash(&bytes)).then_some(())
+        });
+    }
+}
+
+/// With few descriptors there are few pipes: payload is copied then.
+#[test]
+fn transfers_without_pipes() {
+    for executor in ["tokio-uring", "glommio"] {
+        let bytes = content(5_000_000);
+        let wanted = hash(&bytes);
+        // A quarter of them may be for pipes: sixteen of 1 MiB, and each client wants four in the upstream alone.
+        let settings = Settings { descriptors: Some(128), executor, ..Settings::default() };
+        let chain = Plan { settings, ..Plan::default() }.start(|ground| ground.store("f", &bytes));
+        let (address, clients) = (chain.address, 12);
+        let fetches: Vec<_> = (0..clients)
+            .map(|_| std::thread::spawn(move || Client::connect(address).ask("GET", "/f", "")))
+            .collect();
+        for fetch in fetches {
+            let answer = fetch.join().unwrap().unwrap();
+            assert_eq!(answer.status(), 200, "{executor}: {}", answer.text());
+            assert_eq!(hash(&answer.body), wanted, "{executor}");
+        }
+    }
 }

@@ -205,18 +205,34 @@ pub struct Settings {
     pub log: &'static str,
     /// Payload is copied, as on kernels that refuse splice.
     pub no_splice: bool,
+    /// Descriptors that each process may open (`ulimit -n`), if not as many as this one.
+    pub descriptors: Option<u32>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { executor: "tokio-uring", placement: "auto", cores: two_cores(), log: "info", no_splice: false }
+        Self {
+            executor: "tokio-uring",
+            placement: "auto",
+            cores: two_cores(),
+            log: "info",
+            no_splice: false,
+            descriptors: None,
+        }
     }
 }
 
 impl Settings {
     /// The binary with these settings and nothing of the environment's own.
     pub fn plait(&self) -> Command {
-        let mut command = Command::new(PLAIT);
+        let mut command = match self.descriptors {
+            None => Command::new(PLAIT),
+            Some(descriptors) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("ulimit -n {descriptors} && exec \"$0\" \"$@\""), PLAIT]);
+                shell
+            }
+        };
         for (name, _) in std::env::vars_os() {
             if name.as_encoded_bytes().starts_with(b"PLAIT_") {
                 command.env_remove(name);
