@@ -34,6 +34,9 @@ const LANES_STALL_MAX: Duration = Duration::from_secs(40);
 /// How often a transfer's deadlines are looked at; they may be late by this much.
 const DEADLINE_CHECK: Duration = Duration::from_secs(5);
 
+/// What a client is told to wait when all lanes were busy: it has waited for 10 s already.
+const RETRY_AFTER_S: u32 = 5;
+
 /// Serves clients on this core until `stopping`, and lanes until the clients of all cores are served.
 pub async fn serve(
     manager: Rc<Manager>,
@@ -159,7 +162,10 @@ async fn stalled(progress: &Progress, client_stall_max: Duration) -> TransferErr
 /// What the client is told when there is no response.
 fn problem_of(error: &FetchError) -> Problem {
     let (status, side) = match error {
-        FetchError::Busy => (StatusCode::SERVICE_UNAVAILABLE, Side::Downstream),
+        FetchError::Busy => {
+            return Problem::new(StatusCode::SERVICE_UNAVAILABLE, Side::Downstream, error)
+                .with_retry_after(RETRY_AFTER_S);
+        }
         FetchError::NoLane { .. } | FetchError::LanesLost { .. } => (StatusCode::BAD_GATEWAY, Side::Relay),
         FetchError::Aborted { .. } => (StatusCode::BAD_GATEWAY, Side::Upstream),
         FetchError::Deadline => (StatusCode::GATEWAY_TIMEOUT, Side::Upstream),

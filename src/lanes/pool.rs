@@ -2,7 +2,7 @@
 //!
 //! In: leases asked for by the MPManager. Out: [`Lane`]s; and, from [`Pool::keep`], pings, reconnects with backoff and
 //! the closing of lanes nobody needs. Invariants: at most [`PoolConfig::lanes_max`] lanes of a path stand on a core;
-//! who waits for a lane waits in order of arrival.
+//! who waits for a lane waits in order of arrival, but whoever has none goes before those who want one more.
 
 use std::{
     cell::{Cell, RefCell},
@@ -106,12 +106,19 @@ pub struct Pool {
     open: Cell<usize>,
     /// Lanes that are being dialled.
     dialling: Cell<usize>,
-    waiting: RefCell<VecDeque<oneshot::Sender<Result<Lease, DialError>>>>,
+    waiting: RefCell<VecDeque<Waiter>>,
     /// Itself, for the dials it starts.
     this: Weak<Self>,
     /// Wakes the keeper before its time: a lane was lost.
     disturbed: Notify,
     closing: Cell<bool>,
+}
+
+/// Who waits for a lane.
+struct Waiter {
+    lease: oneshot::Sender<Result<Lease, DialError>>,
+    /// Whether it has no other lane meanwhile.
+    is_urgent: Box<dyn Fn() -> bool>,
 }
 
 /// Why a lane was not added to the warm ones.
@@ -249,20 +256,21 @@ impl Pool {
     }
 
     /// The next lane that is given back or dialled; a dial is started if there is room for one more lane. Who gives up
-    /// waiting leaves the dial running: its lane is shelved for the next.
+    /// waiting leaves the dial running: its lane is shelved for the next. Whoever waits while `is_urgent` holds goes before
+    /// the others.
     ///
     /// # Errors
     /// [`DialError`]: the path is down, or too many wait already. The caller bounds the wait.
-    pub async fn lease_next(&self) -> Result<Lease, DialError> {
+    pub async fn lease_next(&self, is_urgent: impl Fn() -> bool + 'static) -> Result<Lease, DialError> {
         let busy = || DialError::Busy { path: self.path.name().to_owned(), max: self.config.lanes_max };
         let (send, receive) = oneshot::channel();
         {
             let mut waiting = self.waiting.borrow_mut();
-            waiting.retain(|waiter| !waiter.is_closed());
+            waiting.retain(|waiter| !waiter.lease.is_closed());
             if waiting.len() >= WAITING_MAX || self.closing.get() {
                 return Err(busy());
             }
-            waiting.push_back(send);
+            waiting.push_back(Waiter { lease: send, is_urgent: Box::new(is_urgent) });
         }
         self.dial_for_waiter();
         receive.await.unwrap_or_else(|_| Err(busy()))
@@ -292,7 +300,7 @@ impl Pool {
         }
         if let Some(waiter) = self.next_waiter() {
             // Whoever gave up does not need to know.
-            let _ = waiter.send(Err(error));
+            let _ = waiter.lease.send(Err(error));
         }
         // Those who waited for a lane that is gone.
         if self.dialling.get() == 0 && !self.waiting.borrow().is_empty() {
@@ -300,9 +308,17 @@ impl Pool {
         }
     }
 
-    fn next_waiter(&self) -> Option<oneshot::Sender<Result<Lease, DialError>>> {
+    fn next_waiter(&self) -> Option<Waiter> {
         let mut waiting = self.waiting.borrow_mut();
-        std::iter::from_fn(|| waiting.pop_front()).find(|waiter| !waiter.is_closed())
+        waiting.retain(|waiter| !waiter.lease.is_closed());
+        let urgent = waiting.iter().position(|waiter| (waiter.is_urgent)());
+        waiting.remove(urgent.unwrap_or(0))
+    }
+
+    /// As many lanes stand as may, and somebody waits who has none.
+    pub fn is_short(&self) -> bool {
+        let awaited = |waiter: &Waiter| !waiter.lease.is_closed() && (waiter.is_urgent)();
+        self.open.get() >= self.config.lanes_max && self.waiting.borrow().iter().any(awaited)
     }
 
     /// Takes back a lane that is in step: to who waits longest, else to the shelf.
@@ -314,7 +330,7 @@ impl Pool {
         }
         match self.next_waiter() {
             // A waiter that gives up in this instant drops the lease, which closes the lane.
-            Some(waiter) => drop(waiter.send(Ok(self.lease(lane)))),
+            Some(waiter) => drop(waiter.lease.send(Ok(self.lease(lane)))),
             None if lane.is_stale() => self.drain(lane),
             None => {
                 self.idle.borrow_mut().push(lane);

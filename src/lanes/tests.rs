@@ -63,7 +63,8 @@ fn the_lane_used_last_is_leased_first() {
     on_each(|| async {
         let upstream = idle_upstream();
         let pool = pool(&upstream.address.to_string(), 0, 4);
-        let (first, second) = (pool.lease_next().await.unwrap(), pool.lease_next().await.unwrap());
+        let (first, second) =
+            (pool.lease_next(|| true).await.unwrap(), pool.lease_next(|| true).await.unwrap());
         let (one, two) = (Rc::as_ptr(first.socket()), Rc::as_ptr(second.socket()));
         assert_eq!(pool.path().report().leased, 2);
         second.give_back();
@@ -87,7 +88,7 @@ fn no_more_lanes_stand_than_may() {
         let requests = (0..6).map(|_| {
             let (pool, served) = (pool.clone(), served.clone());
             async move {
-                let lane = pool.lease_next().await.unwrap();
+                let lane = pool.lease_next(|| true).await.unwrap();
                 assert!(pool.path().report().leased <= 2);
                 exec::yield_now().await;
                 lane.give_back();
@@ -104,13 +105,13 @@ fn who_waits_longest_is_served_first() {
     on_each(|| async {
         let upstream = idle_upstream();
         let pool = pool(&upstream.address.to_string(), 0, 1);
-        let lane = pool.lease_next().await.unwrap();
+        let lane = pool.lease_next(|| true).await.unwrap();
         let order = Rc::new(std::cell::RefCell::new(Vec::new()));
         let mut waiters: Vec<_> = (0..5)
             .map(|number| {
                 let (pool, order) = (pool.clone(), order.clone());
                 async move {
-                    let lane = pool.lease_next().await.unwrap();
+                    let lane = pool.lease_next(|| true).await.unwrap();
                     order.borrow_mut().push(number);
                     lane.give_back();
                 }
@@ -134,7 +135,7 @@ fn a_dial_goes_on_for_the_next_when_its_waiter_gives_up() {
     on_each(|| async {
         let upstream = idle_upstream();
         let pool = pool(&upstream.address.to_string(), 0, 4);
-        let waiter = pool.lease_next();
+        let waiter = pool.lease_next(|| true);
         assert!(waiter.now_or_never().is_none());
         until("the dial ends", || pool.path().report().lanes == 1).await;
         assert!(pool.lease_idle(None).is_some());
@@ -148,7 +149,7 @@ fn every_waiter_hears_that_the_path_is_down() {
         let address = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
         // Also those for whom no dial was started, since no more lanes may stand.
         let pool = pool(&address.to_string(), 0, 2);
-        let errors = futures_util::future::join_all((0..5).map(|_| pool.lease_next())).await;
+        let errors = futures_util::future::join_all((0..5).map(|_| pool.lease_next(|| true))).await;
         for outcome in errors {
             let error = outcome.err().expect("there is no upstream").to_string();
             assert!(error.starts_with(&format!("path {address}: cannot connect to {address}")), "{error}");
@@ -164,7 +165,7 @@ fn a_hop_with_another_key_is_named_with_the_remedy() {
             other_key_server(stream)
         });
         let pool = pool(&upstream.address.to_string(), 0, 2);
-        let error = pool.lease_next().await.err().unwrap().to_string();
+        let error = pool.lease_next(|| true).await.err().unwrap().to_string();
         let wanted = format!("path {}: the peer refused the lane: key mismatch", upstream.address);
         assert!(error.starts_with(&wanted) && error.contains("--key"), "{error}");
     });
@@ -226,7 +227,7 @@ fn lanes_are_kept_warm_and_replaced_when_lost() {
         until("a fourth connection", || upstream.accepted() == 4 && leased().lanes == 3).await;
         pool.close();
         until("all are closed", || upstream.closed.get() == 4).await;
-        assert!(pool.lease_next().await.is_err(), "a closed pool dials no more");
+        assert!(pool.lease_next(|| true).await.is_err(), "a closed pool dials no more");
     });
 }
 
@@ -235,7 +236,7 @@ fn a_lane_on_loan_is_closed_when_it_comes_back_to_a_closed_pool() {
     on_each(|| async {
         let upstream = idle_upstream();
         let pool = pool(&upstream.address.to_string(), 0, 4);
-        let lane = pool.lease_next().await.unwrap();
+        let lane = pool.lease_next(|| true).await.unwrap();
         pool.close();
         assert_eq!(upstream.closed.get(), 0);
         lane.give_back();
@@ -273,7 +274,7 @@ fn an_idle_lane_that_the_other_side_closed_is_not_leased() {
         let told = hang_up.clone();
         let upstream = Upstream::of_lanes(9, move |_lane| told.reach(1));
         let pool = pool(&upstream.address.to_string(), 0, 4);
-        let lanes = [pool.lease_next().await.unwrap(), pool.lease_next().await.unwrap()];
+        let lanes = [pool.lease_next(|| true).await.unwrap(), pool.lease_next(|| true).await.unwrap()];
         lanes.into_iter().for_each(Lease::give_back);
         hang_up.add(1);
         until("both are closed", || upstream.closed.get() == 2).await;

@@ -488,6 +488,7 @@ impl Consumer {
         };
         self.progress.moved();
         self.turn += moved;
+        self.transfer.add_taken(moved as u64);
         let limit = self.window.taken(moved as u64, self.transfer.round_trip(), self.progress.moved_at());
         // Once all of the body may come there is nothing to add, and the upstream may close the lanes behind it.
         if let Some(limit) = limit.filter(|_| self.announced.is_none_or(|len| self.transfer.credit() < len)) {

@@ -16,18 +16,20 @@ use std::{
 };
 
 use futures_util::future::{Either, select};
+use tokio::sync::Notify;
 
 use super::{
     manager::{FetchError, LANE_DEADLINE, Manager},
     producer::{Delivery, Producer},
     queue,
+    share::{Look, Share},
     stripe::{LaneCount, ProbeTurn},
     tap::Tap,
     transfer::{Parcel, Transfer},
 };
 use crate::{
     exec::{self, Core},
-    lanes::{Lease, Pool},
+    lanes::{DialError, Lease, Pool},
 };
 
 /// One bit each in [`Place::slots`]; as many as `--lanes` allows.
@@ -54,6 +56,9 @@ pub(super) struct Place {
     lanes: AtomicUsize,
     /// Lanes in slots from this one on are to rest.
     wanted: AtomicUsize,
+    /// Lanes to be given up for others; whichever sees it first goes.
+    give_up: AtomicUsize,
+    given_up: Notify,
     /// Payload that has come.
     bytes: AtomicU64,
     /// Looks at its lanes that found segments lost although none stood in a queue, less the others; see [`Place::looked`].
@@ -69,6 +74,8 @@ impl Place {
             slots: AtomicU64::new(0),
             lanes: AtomicUsize::new(0),
             wanted: AtomicUsize::new(wanted),
+            give_up: AtomicUsize::new(0),
+            given_up: Notify::new(),
             bytes: AtomicU64::new(0),
             starved: AtomicI32::new(0),
         })
@@ -85,6 +92,14 @@ impl Place {
         };
         // No step: nothing was learned.
         let _ = self.starved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
+    }
+
+    /// One of the lanes is to be closed, or none: a word that no lane has heard until the next look is taken back.
+    fn give_up(&self, one: bool) {
+        self.give_up.store(one.into(), Ordering::SeqCst);
+        if one {
+            self.given_up.notify_waiters();
+        }
     }
 
     fn is_starved(&self) -> bool {
@@ -125,6 +140,24 @@ impl Slot {
     /// Whether the path has more lanes than it should: this one is to carry nothing fresh.
     pub(super) fn rests(&self) -> bool {
         self.number >= self.place.wanted.load(Ordering::Relaxed)
+    }
+
+    /// Whether this lane is to be closed for somebody who has none; true for one lane of the path only.
+    pub(super) fn is_given_up(&self) -> bool {
+        let less = |lanes: usize| lanes.checked_sub(1);
+        self.place.give_up.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok()
+    }
+
+    /// Resolves when [`Slot::is_given_up`].
+    pub(super) async fn given_up(&self) {
+        loop {
+            let mut told = pin!(self.place.given_up.notified());
+            told.as_mut().enable();
+            if self.is_given_up() {
+                return;
+            }
+            told.await;
+        }
     }
 }
 
@@ -232,6 +265,7 @@ impl Crew {
         let probe = self.manager.counts().probe();
         let mut rests = vec![(0, 0); self.places.len()];
         let mut had_lane_at = Instant::now();
+        let (mut share, began) = (Share::default(), Instant::now());
         while exec::timeout(CREW_PAUSE, self.transfer.over()).await.is_err() {
             if self.places.iter().any(|place| place.lanes.load(Ordering::SeqCst) > 0) {
                 had_lane_at = Instant::now();
@@ -242,14 +276,22 @@ impl Crew {
             if self.transfer.end().is_some() {
                 continue;
             }
+            share.look(Look {
+                now: began.elapsed(),
+                taken: self.transfer.taken(),
+                is_client_blocked: self.transfer.is_client_blocked(),
+                lanes: self.transfer.seated(),
+            });
             for (path, (rest, rest_next)) in rests.iter_mut().enumerate() {
                 let place = &self.places[path];
+                let is_short = self.manager.pools()[path].is_short();
+                place.give_up(share.gives_up(place.lanes.load(Ordering::SeqCst), is_short));
                 if let Some(probe) = &probe {
                     place.wanted.store(self.sample(probe, path), Ordering::Relaxed);
                 }
                 let wanted = place.wanted.load(Ordering::Relaxed);
                 let missing = wanted.saturating_sub(place.slots.load(Ordering::SeqCst).count_ones() as usize);
-                if missing == 0 {
+                if missing == 0 || !share.may_seat(is_short) {
                     (*rest, *rest_next) = (0, 0);
                 } else if *rest > 0 {
                     *rest -= 1;
@@ -327,8 +369,10 @@ impl Seat {
         }
         let pool = pool.clone();
         exec::spawn(async move {
+            let waiting = self.transfer.clone();
+            let is_urgent = move || waiting.seated() == 0;
             let leased = {
-                let wait = pin!(exec::timeout(LANE_DEADLINE, pool.lease_next()));
+                let wait = pin!(exec::timeout(LANE_DEADLINE, pool.lease_next(is_urgent)));
                 let over = pin!(self.transfer.over());
                 match select(wait, over).await {
                     Either::Left((leased, _)) => Some(leased),
@@ -337,8 +381,16 @@ impl Seat {
             };
             match leased {
                 Some(Ok(Ok(lane))) => self.fill(lane),
-                Some(Ok(Err(error))) => self.transfer.lane_done(Some(error.to_string())),
-                Some(Err(exec::Elapsed)) => self.transfer.lane_done(Some(FetchError::Busy.to_string())),
+                Some(Ok(Err(error))) => {
+                    if matches!(error, DialError::Busy { .. }) {
+                        self.transfer.set_busy();
+                    }
+                    self.transfer.lane_done(Some(error.to_string()));
+                }
+                Some(Err(exec::Elapsed)) => {
+                    self.transfer.set_busy();
+                    self.transfer.lane_done(Some(FetchError::Busy.to_string()));
+                }
                 None => self.transfer.lane_done(None),
             }
         });
@@ -360,11 +412,13 @@ impl Seat {
                 Delivery::Tapped { tap, index, taps }
             }
         };
-        let producer = Producer::new(lane, transfer, ring, delivery, slot);
+        let producer = Producer::new(lane, transfer.clone(), ring, delivery, slot);
+        transfer.seat(true);
         exec::spawn(async move {
             place.lanes.fetch_add(1, Ordering::SeqCst);
             producer.run().await;
             place.lanes.fetch_sub(1, Ordering::SeqCst);
+            transfer.seat(false);
         });
     }
 }

@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// How long a request waits for its first lane: longer than a dial over a relay that lost two SYNs.
-pub(super) const LANE_DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const LANE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a response head may take: more than the 30 s that the upstream gives the root, so that its answer, which
 /// names the root, comes first.
 const HEAD_DEADLINE: Duration = Duration::from_secs(45);
@@ -312,6 +312,8 @@ impl Consumer {
             let reason = transfer.last_loss().unwrap_or_else(|| "no lane brought an answer".into());
             Poll::Ready(Err(if transfer.had_lane() {
                 FetchError::LanesLost { reason }
+            } else if transfer.was_busy() {
+                FetchError::Busy
             } else {
                 FetchError::NoLane { reason }
             }))

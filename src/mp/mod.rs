@@ -2,13 +2,15 @@
 //!
 //! A byte's walk: [`manager`] opens a transfer, whose [`crew`] leases lanes; a `producer` per lane takes frames off it
 //! and publishes them in the [`queue`]; the [`consumer`] takes them in order and moves them to the client. [`transfer`]
-//! is what they share, `window` how far the upstream may be ahead of the client, `tap` how a producer and the consumer of the same core share a lane's socket.
+//! is what they share, `share` when one gives a lane up for
+//! another, `window` how far the upstream may be ahead of the client, `tap` how a producer and the consumer of the same core share a lane's socket.
 
 pub mod consumer;
 pub mod crew;
 pub mod manager;
 mod producer;
 pub mod queue;
+mod share;
 pub mod stripe;
 mod tap;
 pub mod transfer;

@@ -88,6 +88,8 @@ pub(super) struct Producer {
 enum Stop {
     /// Nobody waits for more: the body is whole, or the transfer was given up.
     Over,
+    /// Somebody who has no lane needs this one more.
+    GivenUp,
     Lane(LaneError),
 }
 
@@ -147,6 +149,11 @@ impl Producer {
             }
             Err(Stop::Over) => {
                 self.let_go();
+                transfer.lane_done(None);
+            }
+            // Dropped, which closes it: nobody cancels the transfer, whose other lanes carry on.
+            Err(Stop::GivenUp) => {
+                tracing::debug!(transfer = %transfer.id(), path = self.lane.path().name(), "a lane is given up for others");
                 transfer.lane_done(None);
             }
             Err(Stop::Lane(error)) => {
@@ -232,10 +239,13 @@ impl Producer {
             self.tell(false);
             let credited = pin!(self.transfer.credited_beyond(self.told.1));
             let over = pin!(self.transfer.over());
-            match select(pin!(self.lane.next_frame()), select(credited, over)).await {
+            let given_up = pin!(self.slot.given_up());
+            let ended = select(over, given_up);
+            match select(pin!(self.lane.next_frame()), select(credited, ended)).await {
                 Either::Left((frame, _)) => return Ok(frame?),
                 Either::Right((Either::Left(_), _)) => {}
-                Either::Right((Either::Right(_), _)) => return Err(Stop::Over),
+                Either::Right((Either::Right((Either::Left(_), _)), _)) => return Err(Stop::Over),
+                Either::Right((Either::Right((Either::Right(_), _)), _)) => return Err(Stop::GivenUp),
             }
         }
     }
@@ -373,6 +383,9 @@ impl Producer {
                     }
                 }
                 Err(exec::Elapsed) => {
+                    if self.slot.is_given_up() {
+                        return Err(Stop::GivenUp);
+                    }
                     if self.is_held_back(tap) {
                         self.tell(true);
                     }
@@ -428,6 +441,9 @@ impl Producer {
             let wait = exec::timeout(HELD_BACK_MAX, self.transfer.room_to_hand_over(seq, len));
             if or_over(&self.transfer, wait).await?.is_ok() {
                 break;
+            }
+            if self.slot.is_given_up() {
+                return Err(Stop::GivenUp);
             }
             self.tell(true);
         }

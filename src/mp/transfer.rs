@@ -118,6 +118,12 @@ pub struct Transfer {
     /// the ring, and their bytes count as parked.
     spares: Mutex<BTreeMap<u64, HandedFrame>>,
     spares_len: AtomicUsize,
+    /// Lanes that carry it.
+    seated: AtomicUsize,
+    /// A lane did not come because all were busy.
+    was_busy: AtomicBool,
+    /// Body bytes that the sink has taken.
+    taken: AtomicU64,
     /// Producers on other cores that wait for room.
     held_back: AtomicUsize,
     room: Notify,
@@ -145,6 +151,9 @@ impl Transfer {
             round_trip_us: AtomicU64::new(0),
             spares: Mutex::default(),
             spares_len: AtomicUsize::new(0),
+            seated: AtomicUsize::new(0),
+            was_busy: AtomicBool::new(false),
+            taken: AtomicU64::new(0),
             held_back: AtomicUsize::new(0),
             room: Notify::new(),
         })
@@ -190,6 +199,27 @@ impl Transfer {
     /// Whether any lane has joined.
     pub fn had_lane(&self) -> bool {
         self.instance().is_some()
+    }
+
+    /// A lane carries it from now on, or does so no more.
+    pub(super) fn seat(&self, is_seated: bool) {
+        let step = if is_seated { 1 } else { usize::MAX };
+        self.seated.fetch_add(step, Ordering::SeqCst);
+    }
+
+    /// Lanes that carry it now.
+    pub fn seated(&self) -> usize {
+        self.seated.load(Ordering::SeqCst)
+    }
+
+    /// A lane was waited for in vain, because all carry something.
+    pub(super) fn set_busy(&self) {
+        self.was_busy.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether a lane was missing because all were busy.
+    pub(super) fn was_busy(&self) -> bool {
+        self.was_busy.load(Ordering::SeqCst)
     }
 
     /// The root's response head has come on some lane.
@@ -452,6 +482,16 @@ impl Transfer {
         let counted = self.parked.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).unwrap_or(0);
         PROCESS_PARKED_BYTES.fetch_sub(counted.min(bytes), Ordering::Relaxed);
         self.wake_held_back();
+    }
+
+    /// The sink has taken `bytes` more.
+    pub(super) fn add_taken(&self, bytes: u64) {
+        self.taken.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Body bytes that the sink has taken.
+    pub(super) fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
     }
 
     /// The client takes nothing (or takes again).
