@@ -234,6 +234,9 @@ pub struct Upstream {
     /// The root server, http://HOST:PORT, or a directory whose files the upstream reads itself
     #[arg(long, value_name = "URL|DIR")]
     pub root: String,
+    /// What strangers may take.
+    #[command(flatten)]
+    pub strangers: Strangers,
     /// File with the pre-shared key (make one with `plait keygen FILE`)
     #[arg(long, value_name = "FILE", env = "PLAIT_KEY")]
     pub key: PathBuf,
@@ -252,7 +255,21 @@ pub struct Relay {
     /// loopback and link-local addresses, which a relay that listens on loopback may reach too]
     #[arg(long, value_name = "HOST:PORT")]
     pub allow: Vec<AllowRule>,
+    /// What strangers may take.
+    #[command(flatten)]
+    pub strangers: Strangers,
 }
+
+/// What peers that have not proved anything may take, for the roles that accept lanes.
+#[derive(Clone, Debug, Args)]
+pub struct Strangers {
+    /// Hellos of new lanes that are awaited at once, and begin per second; a quarter of them from one address
+    #[arg(long, value_name = "N", default_value_t = HELLOS_MAX, value_parser = value_parser!(u32).range(1..=1_000_000))]
+    pub max_hellos: u32,
+}
+
+/// Hellos at once: more lanes than come up at once when a relay restarts, and 16 MiB at most.
+pub const HELLOS_MAX: u32 = 4096;
 
 /// Where lanes lead, for `downstream` and `get`.
 #[derive(Clone, Debug, Args)]

@@ -23,7 +23,7 @@ use signal_hook::{
 use tokio::sync::watch;
 
 use super::{
-    args::{Arguments, Clients, Command, CpuList, Get, Global, Keygen, Paths},
+    args::{Arguments, Clients, Command, CpuList, Get, Global, Keygen, Paths, Strangers},
     get::{self, GetError},
     lab::{self, LabRunError},
     up,
@@ -32,7 +32,7 @@ use crate::{
     downstream,
     exec::{self, Core},
     http::{accept::Limits, server::Deadlines},
-    lanes::{PathStatus, Pool, PoolConfig},
+    lanes::{PathStatus, Pool, PoolConfig, door::Door},
     mp::manager::{Load, Manager, ManagerConfig, Placement},
     mp::{
         crew::{DESERTED_MAX, LaneCounts},
@@ -115,6 +115,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
             let relay = Arc::new(relay::Relay {
                 key: load_key(&args.key)?,
                 legs: legs(&global),
+                door: door(&args.strangers),
                 allow: args.allow,
                 local: args.listen.ip().is_loopback(),
             });
@@ -131,7 +132,8 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
             })
         }
         Command::Upstream(args) => {
-            let upstream = open_upstream(&args.root, load_key(&args.key)?, legs(&global))?;
+            let upstream =
+                open_upstream(&args.root, load_key(&args.key)?, legs(&global), door(&args.strangers))?;
             serve(&global, args.listen, Transport::Mptcp, move |_, listener, stopped| {
                 upstream::serve(upstream.clone(), listener, stopped)
             })
@@ -180,8 +182,12 @@ pub(super) fn open_root(dir: &Path, limits: Limits) -> Result<Root, RunError> {
 }
 
 /// The upstream of `--root`: a URL, or a directory.
-fn open_upstream(root: &str, key: Arc<Key>, legs: Legs) -> Result<Arc<Upstream>, RunError> {
-    Ok(Arc::new(Upstream::new(root.parse()?, key, legs)?))
+fn open_upstream(root: &str, key: Arc<Key>, legs: Legs, door: Arc<Door>) -> Result<Arc<Upstream>, RunError> {
+    Ok(Arc::new(Upstream::new(root.parse()?, key, legs, door)?))
+}
+
+fn door(strangers: &Strangers) -> Arc<Door> {
+    Door::new(strangers.max_hellos as usize)
 }
 
 /// Everything that the managers of all cores are made of.

@@ -16,7 +16,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tokio::sync::watch;
 
 use super::{
-    args::{Global, Up},
+    args::{Global, HELLOS_MAX, Up},
     roles::{
         Fabric, Lanes, Listeners, RunError, exec_config, legs, open_root, raise_descriptor_limit,
         shutdown_signal,
@@ -27,7 +27,7 @@ use crate::{
     downstream,
     exec::{self, Core},
     http::{accept::Limits, server::Deadlines},
-    lanes::PathStatus,
+    lanes::{PathStatus, door::Door},
     net,
     relay::{self, Relay},
     root,
@@ -78,9 +78,19 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
     let fabric = Fabric::of(specs, key.clone(), lanes, global);
     let root = Arc::new(open_root(&dir, limits.clone())?);
     let legs = legs(global);
-    let upstream =
-        Arc::new(Upstream::new(RootOrigin::Http(root_at.to_string().into()), key.clone(), legs.clone())?);
-    let relay = Arc::new(Relay { key, legs: legs.clone(), allow: Vec::new(), local: true });
+    let upstream = Arc::new(Upstream::new(
+        RootOrigin::Http(root_at.to_string().into()),
+        key.clone(),
+        legs.clone(),
+        Door::new(HELLOS_MAX as usize),
+    )?);
+    let relay = Arc::new(Relay {
+        key,
+        legs: legs.clone(),
+        door: Door::new(HELLOS_MAX as usize),
+        allow: Vec::new(),
+        local: true,
+    });
 
     println!("listening on {front}");
     println!("root {root_at} ← upstream {upstream_at} ← {} relays ← downstream {front}", relays.len());

@@ -18,7 +18,10 @@ use tokio::sync::watch;
 
 use crate::{
     exec,
-    lanes::handshake,
+    lanes::{
+        door::{Door, Knock, Wrong},
+        handshake,
+    },
     net::{ConnectError, Legs, Listener, MptcpState, ResolveError, Socket, pump, resolve},
     wire::{
         handshake::{Accepted, Refusal},
@@ -80,6 +83,11 @@ impl fmt::Display for AllowRule {
 }
 
 impl AllowRule {
+    /// Whether this very host is written there, not only `*`.
+    fn names(&self, hop: &HopAddr) -> bool {
+        self.host.is_some() && self.allows(hop)
+    }
+
     fn allows(&self, hop: &HopAddr) -> bool {
         self.host.as_deref().is_none_or(|host| host.eq_ignore_ascii_case(&hop.host()))
             && self.port.is_none_or(|port| port == hop.port())
@@ -93,7 +101,9 @@ pub struct Relay {
     pub key: Arc<Key>,
     /// Congestion control; both legs of a relay are lanes.
     pub legs: Legs,
-    /// Next hops allowed; empty: every host except this one's loopback and link-local addresses.
+    /// Bounds strangers.
+    pub door: Arc<Door>,
+    /// Next hops allowed; empty: every host. This one's loopback and link-local addresses only where a rule names them.
     pub allow: Vec<AllowRule>,
     /// The relay itself listens on loopback: who can reach it can reach this host's loopback anyway.
     pub local: bool,
@@ -148,13 +158,19 @@ pub async fn serve(relay: Arc<Relay>, listener: Listener, mut shutdown: watch::R
                 break;
             }
         };
+        // Without a peer it is gone already.
+        let Ok(peer) = socket.peer() else { continue };
+        let Some(knock) = relay.door.knock(peer) else { continue };
         let (relay, running, mut shutdown) = (relay.clone(), running.clone(), shutdown.clone());
         exec::spawn(async move {
             running.set(running.get() + 1);
-            let peer = socket.peer().ok();
-            let lane = forward(&relay, socket, &mut shutdown).fuse();
-            if let Err(error) = lane.await {
-                tracing::info!(peer = peer.map(tracing::field::display), "{error}");
+            match forward(&relay, socket, peer, knock, &mut shutdown).await {
+                Ok(()) => {}
+                Err(RelayError::Hello(error)) => relay.door.failed(Some(peer), &error),
+                Err(error @ (RelayError::NotAllowed { .. } | RelayError::RouteEnds)) => {
+                    relay.door.refused(Some(peer), Wrong::Route, &error);
+                }
+                Err(error) => tracing::info!(%peer, "{error}"),
             }
             running.set(running.get() - 1);
         });
@@ -171,12 +187,16 @@ pub async fn serve(relay: Arc<Relay>, listener: Listener, mut shutdown: watch::R
 async fn forward(
     relay: &Relay,
     near: Socket,
+    peer: SocketAddr,
+    knock: Knock,
     shutdown: &mut watch::Receiver<bool>,
 ) -> Result<(), RelayError> {
-    let peer = near.peer()?;
     near.set_congestion(&relay.legs.lane, peer.ip());
-    let hello = handshake::receive(&near, &relay.key).await.map_err(RelayError::Hello)?;
-    let far = match connect_next(relay, hello.route()).await {
+    let hello = handshake::receive(&near, &relay.key).await;
+    knock.answered();
+    let hello = hello.map_err(RelayError::Hello)?;
+    // In boxes: for a stranger there is no room for what comes behind.
+    let far = match Box::pin(connect_next(relay, hello.route())).await {
         Ok((far, accepted)) => {
             near.send_all(&hello.pass_on(accepted), false).await?;
             far
@@ -189,7 +209,7 @@ async fn forward(
         }
     };
     tracing::debug!(%peer, near = ?near.mptcp(), far = ?far.mptcp(), "a lane stands");
-    carry(&near, far, shutdown).await
+    Box::pin(carry(&near, far, shutdown)).await
 }
 
 async fn connect_next(relay: &Relay, route: &Route) -> Result<(Socket, Accepted), RelayError> {
@@ -199,7 +219,8 @@ async fn connect_next(relay: &Relay, route: &Route) -> Result<(Socket, Accepted)
         return Err(not_allowed());
     }
     let mut addresses = resolve(&hop.to_string()).await.map_err(RelayError::Resolve)?;
-    if relay.allow.is_empty() && !relay.local {
+    // Whatever name or notation led there, and however wide the rule is.
+    if !relay.local && !relay.allow.iter().any(|rule| rule.names(hop)) {
         addresses.retain(|address| !is_own(address));
     }
     let mut outcome = not_allowed();

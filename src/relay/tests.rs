@@ -28,7 +28,13 @@ fn with_relays(count: usize, allow: &[&str], drive: impl Fn(&[SocketAddr])) {
             })
             .unzip();
         let allow = allow.iter().map(|rule| rule.parse().unwrap()).collect();
-        let relay = Arc::new(Relay { key: Arc::new(key()), legs: Legs::default(), allow, local: true });
+        let relay = Arc::new(Relay {
+            key: Arc::new(key()),
+            legs: Legs::default(),
+            door: Door::new(1000),
+            allow,
+            local: true,
+        });
         let (stop, stopped) = watch::channel(false);
         let descriptors = std::sync::Mutex::new(Some(descriptors));
         let core = thread::spawn(move || {

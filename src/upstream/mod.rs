@@ -17,7 +17,7 @@ mod transfer;
 #[cfg(test)]
 mod tests;
 
-use std::{cell::Cell, io, os::fd::OwnedFd, path::Path, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, io, net::SocketAddr, os::fd::OwnedFd, path::Path, rc::Rc, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, pin_mut, select_biased};
 use tokio::sync::watch;
@@ -25,7 +25,10 @@ use tokio::sync::watch;
 use self::{lane::LaneError, registry::Registry, root_pool::RootPool};
 use crate::{
     exec,
-    lanes::handshake::{self, HandshakeFailed},
+    lanes::{
+        door::{Door, Knock, Wrong},
+        handshake::{self, HandshakeFailed},
+    },
     net::{Legs, Listener, Socket},
     root::files::open_directory,
     wire::{handshake::Refusal, key::Key, reason::Reason, route::HopAddr},
@@ -98,6 +101,7 @@ pub struct Upstream {
     root: RootOrigin,
     key: Arc<Key>,
     legs: Legs,
+    door: Arc<Door>,
     /// Tells the downstream which lanes lead to this process.
     instance: u64,
     registry: Arc<Registry>,
@@ -128,9 +132,14 @@ impl Upstream {
     ///
     /// # Errors
     /// The kernel has no randomness for the instance's number.
-    pub fn new(root: RootOrigin, key: Arc<Key>, legs: Legs) -> Result<Self, getrandom::Error> {
+    pub fn new(
+        root: RootOrigin,
+        key: Arc<Key>,
+        legs: Legs,
+        door: Arc<Door>,
+    ) -> Result<Self, getrandom::Error> {
         let instance = getrandom::u64()?;
-        Ok(Self { root, key, legs, instance, registry: Arc::default(), pool: Arc::default() })
+        Ok(Self { root, key, legs, door, instance, registry: Arc::default(), pool: Arc::default() })
     }
 }
 
@@ -153,10 +162,13 @@ pub async fn serve(upstream: Arc<Upstream>, listener: Listener, mut shutdown: wa
                 break;
             }
         };
+        // Without a peer it is gone already.
+        let Ok(peer) = socket.peer() else { continue };
+        let Some(knock) = upstream.door.knock(peer) else { continue };
         let (upstream, running, shutdown) = (upstream.clone(), running.clone(), shutdown.clone());
         exec::spawn(async move {
             running.set(running.get() + 1);
-            serve_lane(upstream, socket, shutdown).await;
+            serve_lane(upstream, socket, peer, knock, shutdown).await;
             running.set(running.get() - 1);
         });
     }
@@ -175,20 +187,33 @@ pub async fn serve(upstream: Arc<Upstream>, listener: Listener, mut shutdown: wa
 }
 
 /// Authenticates one connection and serves it as a lane until it ends; what went wrong is logged with the peer's name.
-pub async fn serve_lane(upstream: Arc<Upstream>, socket: Socket, mut shutdown: watch::Receiver<bool>) {
-    let peer = socket.peer().ok();
-    if let Err(error) = authenticate_and_run(&upstream, &socket, &mut shutdown).await {
-        tracing::info!(peer = peer.map(tracing::field::display), "{error}");
+async fn serve_lane(
+    upstream: Arc<Upstream>,
+    socket: Socket,
+    peer: SocketAddr,
+    knock: Knock,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    socket.set_congestion(&upstream.legs.lane, peer.ip());
+    match authenticate_and_run(&upstream, &socket, knock, &mut shutdown).await {
+        Ok(()) => {}
+        Err(ServeError::Hello(error)) => upstream.door.failed(Some(peer), &error),
+        Err(error @ ServeError::RouteGoesOn { .. }) => {
+            upstream.door.refused(Some(peer), Wrong::Route, &error);
+        }
+        Err(error) => tracing::info!(%peer, "{error}"),
     }
 }
 
 async fn authenticate_and_run(
     upstream: &Arc<Upstream>,
     socket: &Socket,
+    knock: Knock,
     shutdown: &mut watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
-    socket.set_congestion(&upstream.legs.lane, socket.peer()?.ip());
-    let hello = handshake::receive(socket, &upstream.key).await?;
+    let hello = handshake::receive(socket, &upstream.key).await;
+    knock.answered();
+    let hello = hello?;
     if let Some((next, _)) = hello.route().split_first() {
         let error = ServeError::RouteGoesOn { next: next.clone() };
         let refusal = hello.refuse(Refusal::NotAllowed, &Reason::new(&error.to_string()));
@@ -198,5 +223,6 @@ async fn authenticate_and_run(
     }
     socket.send_all(&hello.accept(upstream.instance), false).await?;
     tracing::debug!(mptcp = ?socket.mptcp(), "a lane stands");
-    Ok(lane::run(upstream, socket, shutdown).await?)
+    // In a box: a stranger costs no room for it.
+    Ok(Box::pin(lane::run(upstream, socket, shutdown)).await?)
 }
