@@ -234,6 +234,10 @@ pub struct Upstream {
     /// The root server, http://HOST:PORT, or a directory whose files the upstream reads itself
     #[arg(long, value_name = "URL|DIR")]
     pub root: String,
+    /// Memory for frames that downstreams have not acknowledged, of all transfers: a number such as 1G (M, G are powers of
+    /// 1000). When it runs short, transfers are less far ahead
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    pub max_kept: ByteCount,
     /// What strangers may take.
     #[command(flatten)]
     pub strangers: Strangers,
@@ -259,6 +263,9 @@ pub struct Relay {
     #[command(flatten)]
     pub strangers: Strangers,
 }
+
+/// The default of `--max-kept`: sixteen windows of 64 MiB.
+pub const KEPT_BYTES_MAX: usize = 1_000_000_000;
 
 /// What peers that have not proved anything may take, for the roles that accept lanes.
 #[derive(Clone, Debug, Args)]

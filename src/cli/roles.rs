@@ -23,7 +23,7 @@ use signal_hook::{
 use tokio::sync::watch;
 
 use super::{
-    args::{Arguments, Clients, Command, CpuList, Get, Global, Keygen, Paths, Strangers},
+    args::{self, Arguments, Clients, Command, CpuList, Get, Global, Keygen, Paths, Strangers},
     get::{self, GetError},
     lab::{self, LabRunError},
     up,
@@ -132,8 +132,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
             })
         }
         Command::Upstream(args) => {
-            let upstream =
-                open_upstream(&args.root, load_key(&args.key)?, legs(&global), door(&args.strangers))?;
+            let upstream = open_upstream(&args, legs(&global))?;
             serve(&global, args.listen, Transport::Mptcp, move |_, listener, stopped| {
                 upstream::serve(upstream.clone(), listener, stopped)
             })
@@ -182,8 +181,10 @@ pub(super) fn open_root(dir: &Path, limits: Limits) -> Result<Root, RunError> {
 }
 
 /// The upstream of `--root`: a URL, or a directory.
-fn open_upstream(root: &str, key: Arc<Key>, legs: Legs, door: Arc<Door>) -> Result<Arc<Upstream>, RunError> {
-    Ok(Arc::new(Upstream::new(root.parse()?, key, legs, door)?))
+fn open_upstream(args: &args::Upstream, legs: Legs) -> Result<Arc<Upstream>, RunError> {
+    let kept_bytes_max = usize::try_from(args.max_kept.0).unwrap_or(usize::MAX);
+    let door = door(&args.strangers);
+    Ok(Arc::new(Upstream::new(args.root.parse()?, load_key(&args.key)?, legs, door, kept_bytes_max)?))
 }
 
 fn door(strangers: &Strangers) -> Arc<Door> {

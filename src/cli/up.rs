@@ -16,7 +16,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tokio::sync::watch;
 
 use super::{
-    args::{Global, HELLOS_MAX, Up},
+    args::{Global, HELLOS_MAX, KEPT_BYTES_MAX, Up},
     roles::{
         Fabric, Lanes, Listeners, RunError, exec_config, legs, open_root, raise_descriptor_limit,
         shutdown_signal,
@@ -83,6 +83,7 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
         key.clone(),
         legs.clone(),
         Door::new(HELLOS_MAX as usize),
+        KEPT_BYTES_MAX,
     )?);
     let relay = Arc::new(Relay {
         key,

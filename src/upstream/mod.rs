@@ -8,6 +8,7 @@
 
 mod directory;
 mod fetch;
+mod keep;
 mod lane;
 mod registry;
 mod root_pool;
@@ -22,7 +23,7 @@ use std::{cell::Cell, io, net::SocketAddr, os::fd::OwnedFd, path::Path, rc::Rc, 
 use futures_util::{FutureExt, pin_mut, select_biased};
 use tokio::sync::watch;
 
-use self::{lane::LaneError, registry::Registry, root_pool::RootPool};
+use self::{keep::Keep, lane::LaneError, registry::Registry, root_pool::RootPool};
 use crate::{
     exec,
     lanes::{
@@ -128,7 +129,8 @@ impl From<io::Error> for ServeError {
 }
 
 impl Upstream {
-    /// An upstream of `root` with a new instance number.
+    /// An upstream of `root` with a new instance number. The frames of all transfers that nobody has acknowledged take
+    /// `kept_bytes_max` and a few KiB each.
     ///
     /// # Errors
     /// The kernel has no randomness for the instance's number.
@@ -137,9 +139,11 @@ impl Upstream {
         key: Arc<Key>,
         legs: Legs,
         door: Arc<Door>,
+        kept_bytes_max: usize,
     ) -> Result<Self, getrandom::Error> {
         let instance = getrandom::u64()?;
-        Ok(Self { root, key, legs, door, instance, registry: Arc::default(), pool: Arc::default() })
+        let registry = Arc::new(Registry::new(Keep::new(kept_bytes_max)));
+        Ok(Self { root, key, legs, door, instance, registry, pool: Arc::default() })
     }
 }
 

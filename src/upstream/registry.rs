@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::{
+    keep::Keep,
     root_pool::RootPool,
     transfer::{Ending, Transfer},
 };
@@ -21,9 +22,10 @@ const RUNNING_MAX: usize = 65_536;
 const ENDED_MAX: usize = 65_536;
 
 /// See the module's description.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Registry {
     lists: Mutex<Lists>,
+    keep: Arc<Keep>,
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +57,11 @@ pub(super) enum Opened {
 }
 
 impl Registry {
+    /// No transfers yet; what they keep counts in `keep`.
+    pub(super) fn new(keep: Arc<Keep>) -> Self {
+        Self { lists: Mutex::default(), keep }
+    }
+
     fn lists(&self) -> MutexGuard<'_, Lists> {
         self.lists.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -72,7 +79,7 @@ impl Registry {
         if lists.running.len() >= RUNNING_MAX {
             return Opened::Busy;
         }
-        let transfer = Arc::new(Transfer::new(id, self.clone(), pool.clone()));
+        let transfer = Arc::new(Transfer::new(id, self.clone(), pool.clone(), self.keep.share()));
         lists.running.insert(id, (transfer.clone(), 1));
         Opened::Started(transfer)
     }

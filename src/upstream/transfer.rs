@@ -16,6 +16,7 @@ use futures_util::{FutureExt, pin_mut, select_biased};
 use tokio::sync::{Mutex as AsyncMutex, Notify, futures::Notified, watch};
 
 use super::{
+    keep::{Held, Share},
     registry::Registry,
     root_pool::RootPool,
     source::{Source, View},
@@ -89,8 +90,9 @@ pub(super) enum Payload {
 #[derive(Debug)]
 struct Board {
     striper: Striper,
-    /// Frames of a stream that nobody has acknowledged. Their number is bounded by the striper's, their bytes by the credit.
-    kept: HashMap<Seq, Conduit>,
+    /// Frames of a stream that nobody has acknowledged. Their number is bounded by the striper's, their bytes by the credit
+    /// and by what all transfers may keep.
+    kept: HashMap<Seq, (Conduit, Held)>,
     /// When the last lane left.
     deserted_since: Option<Instant>,
 }
@@ -103,6 +105,9 @@ const DESERTED_MAX: Duration = Duration::from_secs(30);
 const WATCH_PAUSE_MIN: Duration = Duration::from_millis(20);
 const WATCH_PAUSE_MAX: Duration = Duration::from_millis(200);
 
+/// Between two looks whether a transfer may keep more: its own acknowledgements stir it, those of others do not.
+const KEEP_PAUSE: Duration = Duration::from_millis(20);
+
 /// See the module's description.
 #[derive(Debug)]
 pub(super) struct Transfer {
@@ -114,6 +119,7 @@ pub(super) struct Transfer {
     /// Closed at once when the transfer fails, whatever core reads it.
     root: OnceLock<Shared>,
     board: Mutex<Board>,
+    share: Share,
     began: Instant,
     /// Some lane's turn may have changed.
     stirred: Notify,
@@ -122,7 +128,7 @@ pub(super) struct Transfer {
 }
 
 impl Transfer {
-    pub(super) fn new(id: TransferId, registry: Arc<Registry>, pool: Arc<RootPool>) -> Self {
+    pub(super) fn new(id: TransferId, registry: Arc<Registry>, pool: Arc<RootPool>, share: Share) -> Self {
         Self {
             id,
             registry,
@@ -131,6 +137,7 @@ impl Transfer {
             body: OnceLock::new(),
             root: OnceLock::new(),
             board: Mutex::new(Board { striper: Striper::new(), kept: HashMap::new(), deserted_since: None }),
+            share,
             began: Instant::now(),
             stirred: Notify::new(),
             urgent: Notify::new(),
@@ -198,7 +205,14 @@ impl Transfer {
 
     /// What `lane`, which has room, is to do; `size` is the size that its frames should have.
     pub(super) fn turn(&self, lane: LaneId, size: usize) -> Turn {
-        self.board().striper.turn(lane, size, self.now())
+        let turn = self.board().striper.turn(lane, size, self.now());
+        match turn {
+            Turn::Fresh { want } if self.file().is_none() => match self.share.allowed(want) {
+                Some(want) => Turn::Fresh { want },
+                None => Turn::Wait { until: Some(self.now() + KEEP_PAUSE) },
+            },
+            turn => turn,
+        }
     }
 
     /// Resolves when the outcome of [`Transfer::turn`] may have changed. To be [enabled](Notified::enable) before that is
@@ -403,7 +417,7 @@ impl Transfer {
         let len = FrameLen(u32::try_from(bytes.len()).map_err(|_| Unkept)?);
         let mut board = self.board();
         let piece = board.striper.cut(lane, len, self.now()).ok_or(Unkept)?;
-        board.kept.insert(piece.seq, copy);
+        board.kept.insert(piece.seq, (copy, self.share.hold(len.as_usize())));
         Ok(Some((piece, Payload::Conduit(bytes))))
     }
 
@@ -414,7 +428,7 @@ impl Transfer {
             let piece = board.striper.again(lane, seq, self.now())?;
             return Some((piece, Payload::File));
         }
-        let copy = board.kept.get_mut(&seq)?.duplicate();
+        let copy = board.kept.get_mut(&seq)?.0.duplicate();
         match copy {
             Ok(copy) => {
                 board.striper.again(lane, seq, self.now()).map(|piece| (piece, Payload::Conduit(copy)))

@@ -454,3 +454,39 @@ fn routes_to_the_relays_own_host_are_refused() {
         }
     }
 }
+
+/// Less memory for frames than one transfer likes, many clients that take nothing, and others that do: all come to their
+/// end, and the upstream stays small.
+#[test]
+fn what_the_upstream_keeps_is_bounded() {
+    for executor in ["tokio-uring", "glommio"] {
+        let bytes = content(20_000_000);
+        let wanted = hash(&bytes);
+        let settings = Settings { executor, no_splice: true, ..Settings::default() };
+        let ground = crate::chain::Ground::new();
+        ground.store("f", &bytes);
+        let (_root, root_at) = ground.start_root(&settings);
+        let (key, root) = (ground.key(), format!("http://{root_at}"));
+        let args = ["upstream", "--listen", "127.0.0.1:0", "--root", &root, "--key", text(&key)];
+        let args = args.iter().chain(&["--max-kept", "4M"]);
+        let (upstream, upstream_at) = Process::role("upstream", &settings, args);
+        let (_downstream, address) = ground.start_downstream(&settings, &[upstream_at.to_string()], &[]);
+        assert_eq!(hash(&ask(address, "GET", "/f", "").body), wanted);
+        let before = upstream.resident_bytes();
+        let stalled: Vec<_> = (0..40)
+            .map(|_| {
+                let mut client = Client::connect(address);
+                client.request("GET", "/f", "");
+                let head = client.head().unwrap();
+                (client, head)
+            })
+            .collect();
+        assert_eq!(hash(&ask(address, "GET", "/f", "").body), wanted, "{executor}");
+        let grown = upstream.resident_bytes().saturating_sub(before);
+        // 4 MB are kept, and pooled buffers have another 16 MiB; forty windows of 4 MiB would take 160.
+        assert!(grown < 64 << 20, "{executor}: {} MiB", grown >> 20);
+        for (mut client, head) in stalled {
+            assert_eq!(hash(&client.body(&head).unwrap()), wanted, "{executor}");
+        }
+    }
+}

@@ -83,7 +83,8 @@ pub(super) fn with_upstream_of(root: &str, drive: impl Fn(SocketAddr)) {
         let listeners: Arc<Vec<Mutex<Option<OwnedFd>>>> =
             Arc::new(listeners.into_iter().map(|fd| Mutex::new(Some(fd))).collect());
         let upstream =
-            Upstream::new(root.parse().unwrap(), Arc::new(key()), Legs::default(), Door::new(1000)).unwrap();
+            Upstream::new(root.parse().unwrap(), Arc::new(key()), Legs::default(), Door::new(1000), 1 << 30)
+                .unwrap();
         let upstream = Arc::new(upstream);
         let (stop, stopped) = watch::channel(false);
         let cores = thread::spawn(move || {
