@@ -178,6 +178,11 @@ impl Client {
         there
     }
 
+    /// Whether anything more is said before the connection ends, in whatever way.
+    pub fn answers_again(&mut self) -> bool {
+        self.reader.fill_buf().is_ok_and(|bytes| !bytes.is_empty())
+    }
+
     /// Whether the other side has ended the connection in order and said nothing more.
     pub fn is_closed(&mut self) -> bool {
         matches!(self.reader.fill_buf(), Ok([]))

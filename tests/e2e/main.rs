@@ -15,3 +15,4 @@ mod mptcp;
 mod process;
 mod roots;
 mod semantics;
+mod smuggling;

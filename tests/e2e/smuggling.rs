@@ -1,0 +1,196 @@
+//! Requests that two readers might understand differently, and what a hostile client writes into them: whoever reads
+//! such a thing here refuses it and closes, and the root sees nothing of it.
+
+use std::{io::Write, net::SocketAddr};
+
+use crate::{
+    chain::{Ground, Plan, Root},
+    client::{Client, ask},
+    content::content,
+    process::{Process, Settings},
+    roots::{After, ScriptedRoot},
+};
+
+/// Follows each attack, in the hope that somebody takes it for a request of its own.
+const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n";
+
+/// Heads whose end, or whose body's end, is a matter of opinion.
+fn attacks() -> Vec<Vec<u8>> {
+    let mut attacks: Vec<Vec<u8>> = Vec::new();
+    // Header lines, each behind a good start.
+    for lines in [
+        // Two lengths.
+        "Content-Length: 4\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 4",
+        "Content-Length: 0\r\nContent-Length: 35",
+        "Content-Length: 35\r\nContent-Length: 35",
+        "Content-Length: 35, 35",
+        "Content-Length: +35",
+        "Content-Length: -1",
+        "Content-Length: 0x23",
+        "Content-Length: 3 5",
+        "Content-Length:",
+        "Content-Length: 99999999999999999999",
+        "Content-Length: 18446744073709551617",
+        // Codings that somebody may not see, or not take for chunked.
+        "Transfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+        "Transfer-Encoding: identity\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked, identity",
+        "Transfer-Encoding: xchunked",
+        "Transfer-Encoding: \x0bchunked",
+        "Transfer-Encoding: \"chunked\"",
+        "Transfer-Encoding: chunked;x=1",
+        "Transfer-Encoding : chunked",
+        "Transfer-Encoding\t: chunked",
+        "Transfer-Encoding:\r\n chunked",
+        " Transfer-Encoding: chunked",
+        "X: y\r\n Transfer-Encoding: chunked",
+        "X: y\r\n\tz",
+        // Line ends that are none.
+        "X: y\nTransfer-Encoding: chunked",
+        "X: y\rTransfer-Encoding: chunked",
+        "X: y\r\r\nTransfer-Encoding: chunked",
+        "X: y\n",
+        // Bytes that end strings, names without a colon, and names that are none.
+        "X: a\0b",
+        "X\0: a",
+        "no colon",
+        ": no name",
+        "X(): y",
+        "Host: other",
+    ] {
+        attacks.push(format!("GET /f HTTP/1.1\r\nHost: h\r\n{lines}\r\n\r\n0\r\n\r\n").into_bytes());
+    }
+    for start in [
+        "GET /f HTTP/1.1\nHost: h\n\n",
+        "GET /f HTTP/1.1\r\n Host: h\r\n\r\n",
+        "GET /f\0 HTTP/1.1\r\nHost: h\r\n\r\n",
+        "GET /f /g HTTP/1.1\r\nHost: h\r\n\r\n",
+        "GET  /f HTTP/1.1\r\nHost: h\r\n\r\n",
+        "GET /f\tHTTP/1.1\r\nHost: h\r\n\r\n",
+        "GET /f\r\nHost: h\r\n\r\n",
+        "GET /f HTTP/1.1 \r\nHost: h\r\n\r\n",
+        "GET /f HTTP/1.1\r\n\r\n",
+        "GET /f HTTP/1.1\r\nHost: a b\r\n\r\n",
+        "GET /f HTTP/1.1\r\nHost: u@h\r\n\r\n",
+        "GET http://u:p@h/f HTTP/1.1\r\nHost: h\r\n\r\n",
+        "GET //[::1/f\r\nHTTP/1.1\r\nHost: h\r\n\r\n",
+        "GET /f HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "G\0T /f HTTP/1.1\r\nHost: h\r\n\r\n",
+    ] {
+        attacks.push(start.into());
+    }
+    attacks.push(format!("{} /f HTTP/1.1\r\nHost: h\r\n\r\n", "A".repeat(100_000)).into_bytes());
+    attacks.push(format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "a".repeat(1_000_000)).into_bytes());
+    attacks
+}
+
+/// Sends each attack with a request behind it; the first must be refused, and be the last.
+fn check_refused(address: SocketAddr) {
+    for attack in attacks() {
+        let shown = String::from_utf8_lossy(&attack[..attack.len().min(90)]).into_owned();
+        let mut client = Client::connect(address);
+        // It may be refused, and closed, before all is said.
+        let _ = client.sends(&[&attack, SMUGGLED.as_bytes()].concat());
+        match client.answer("GET") {
+            Ok(answer) => {
+                assert!((400..506).contains(&answer.status()), "{shown:?}: {}", answer.status());
+                assert_eq!(answer.header("connection"), Some("close"), "{shown:?}");
+                assert!(!client.answers_again(), "{shown:?}: what follows was taken for a request");
+            }
+            // More than is thrown away lies behind: the answer went with the reset.
+            Err(error) => assert!(attack.len() > 64 << 10, "{shown:?}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn a_downstream_refuses_what_can_be_read_in_two_ways() {
+    let root = ScriptedRoot::start(|_, stream| {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfilm")?;
+        Ok(After::Keep)
+    });
+    let chain = Plan { paths: 1, depth: 0, root: Root::At(root.address), ..Plan::default() }.start(|_| {});
+    check_refused(chain.address);
+    let asked: Vec<_> = root.asked().iter().map(|asked| asked.line.clone()).collect();
+    assert_eq!(asked, Vec::<String>::new(), "the root was asked");
+    assert_eq!(ask(chain.address, "GET", "/f", "").text(), "film");
+}
+
+#[test]
+fn a_root_refuses_what_can_be_read_in_two_ways() {
+    let ground = Ground::new();
+    ground.store("f", b"film");
+    ground.store("smuggled", b"smuggled");
+    let (_root, address): (Process, SocketAddr) = ground.start_root(&Settings::default());
+    check_refused(address);
+    assert_eq!(ask(address, "GET", "/f", "").text(), "film");
+}
+
+/// What a client may write reaches the root as one request with one meaning.
+#[test]
+fn nothing_is_injected_towards_the_root() {
+    let root = ScriptedRoot::start(|_, stream| {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
+        Ok(After::Keep)
+    });
+    let chain = Plan { paths: 1, depth: 0, root: Root::At(root.address), ..Plan::default() }.start(|_| {});
+    let mut client = Client::connect(chain.address);
+    // A body is not for the root: it could be taken for the next request on its connection.
+    let body = format!("GET /f HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{SMUGGLED}", SMUGGLED.len());
+    let rows = [
+        (body.as_str(), "GET /f HTTP/1.1", "h"),
+        ("GET /f%0d%0aX-Evil:%201 HTTP/1.1\r\nHost: h\r\n\r\n", "GET /f%0d%0aX-Evil:%201 HTTP/1.1", "h"),
+        ("GET http://other/f?a HTTP/1.1\r\nHost: h\r\n\r\n", "GET /f?a HTTP/1.1", "other"),
+        // Naming a header of the connection's must not take away what a request needs.
+        ("GET /f HTTP/1.1\r\nHost: h\r\nConnection: host, keep-alive\r\n\r\n", "GET /f HTTP/1.1", "h"),
+    ];
+    for (request, _, _) in rows {
+        client.send(request);
+        let answer = client.answer("GET").unwrap();
+        assert_eq!((answer.status(), answer.text().as_str()), (200, "ok"), "{request}");
+    }
+    let asked = root.asked();
+    assert_eq!(asked.len(), rows.len());
+    for (asked, (request, line, host)) in asked.iter().zip(rows) {
+        assert_eq!((asked.line.as_str(), asked.header("host")), (line, Some(host)), "{request}");
+        for name in ["x-evil", "content-length", "transfer-encoding"] {
+            assert_eq!(asked.header(name), None, "{request}: {name}");
+        }
+    }
+    // No tunnels.
+    client.send("CONNECT other:80 HTTP/1.1\r\nHost: other:80\r\n\r\n");
+    assert!(matches!(client.answer("GET").unwrap().status(), 400 | 405 | 501));
+}
+
+/// Many, overlapping and huge ranges cost no more than the file.
+#[test]
+fn range_bombs() {
+    let bytes = content(100_000);
+    for root in [Root::Plait, Root::Directory] {
+        let chain = Plan { root, ..Plan::default() }.start(|ground| ground.store("f", &bytes));
+        let many = (0..5_000).map(|first| format!("{first}-")).collect::<Vec<_>>().join(",");
+        for ranges in [
+            many,
+            vec!["0-"; 10_000].join(","),
+            vec!["-1"; 1_300].join(","),
+            "0-18446744073709551615".into(),
+            "18446744073709551615-18446744073709551616".into(),
+            format!("0-{}", "9".repeat(10_000)),
+            format!("-{}", "9".repeat(10_000)),
+            ",".repeat(30_000),
+            "5-1".into(),
+        ] {
+            let shown = &ranges[..ranges.len().min(40)];
+            let mut client = Client::connect(chain.address);
+            let answer = client.ask("GET", "/f", &format!("Range: bytes={ranges}\r\n")).unwrap();
+            assert!(matches!(answer.status(), 200 | 206 | 416), "{shown}: {}", answer.status());
+            assert!(answer.body.len() <= bytes.len(), "{shown}: {} bytes", answer.body.len());
+            if answer.status() == 200 {
+                assert!(answer.body == bytes, "{shown}");
+            }
+            assert_eq!(client.ask("GET", "/f", "Range: bytes=0-9\r\n").unwrap().body, bytes[..10], "{shown}");
+        }
+    }
+}
