@@ -106,6 +106,9 @@ pub struct LabChain {
     /// Lanes per path and transfer [default: as the scenario says]
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=64))]
     pub lanes: Option<u16>,
+    /// Directory for the roles' logs, a file each; see --log
+    #[arg(long, value_name = "DIR")]
+    pub logs: Option<PathBuf>,
     /// How lanes go: over relays, straight to the upstream, or there by kernel MPTCP over all paths
     #[arg(long, value_enum, default_value_t)]
     pub via: LabVia,

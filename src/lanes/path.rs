@@ -146,6 +146,14 @@ impl PathStatus {
         self.round_trip_us.store(kept_us, Relaxed);
     }
 
+    /// A handshake took so long, which is one to two round trips and the way of a relay to its next hop: better than to
+    /// take a path that was not pinged yet for a short one.
+    pub(super) fn shook_hands(&self, time: Duration) {
+        let time_us = (time.as_micros() as u64).max(1);
+        // What pings have found is better.
+        let _ = self.round_trip_us.compare_exchange(0, time_us, Relaxed, Relaxed);
+    }
+
     /// Learns how an MPTCP lane stands; `behind` says that a leg behind the first hop fell back. The first fallback is
     /// worth a warning.
     pub(super) fn mptcp(&self, state: MptcpState, behind: bool) {

@@ -214,13 +214,19 @@ impl Pool {
     /// An idle lane, the most recently used one (its congestion window is the freshest), if one stands that leads to
     /// `instance` (to any, if none is named).
     ///
-    /// Rather than none it is one that still has to bring the rest of the transfer before: it is in order, and as warm as
-    /// any.
+    /// Rather than a cold one it is one that has only the END of the transfer before to bring, and rather than none one that
+    /// has the rest of its body to bring, too: it is in order, and as warm as any.
     pub fn lease_idle(&self, instance: Option<u64>) -> Option<Lease> {
         let fits = |lane: &Rc<Lane>| instance.is_none_or(|wanted| wanted == lane.instance());
+        self.lease_shelved(|lane| fits(lane) && lane.is_warm())
+            .or_else(|| self.lease_draining(|lane| fits(lane) && lane.is_as_good_as_idle()))
+            .or_else(|| self.lease_shelved(fits))
+            .or_else(|| self.lease_draining(fits))
+    }
+
+    fn lease_shelved(&self, fits: impl Fn(&Rc<Lane>) -> bool) -> Option<Lease> {
         loop {
-            let found = self.idle.borrow().iter().rposition(fits);
-            let Some(found) = found else { break };
+            let found = self.idle.borrow().iter().rposition(&fits)?;
             let lane = self.idle.borrow_mut().remove(found);
             self.note_warmth();
             if lane.is_quiet() {
@@ -230,11 +236,15 @@ impl Pool {
             drop(lane);
             self.lane_gone();
         }
+    }
+
+    fn lease_draining(&self, fits: impl Fn(&Rc<Lane>) -> bool) -> Option<Lease> {
         let lane = {
             let mut draining = self.draining.borrow_mut();
             let found = draining.iter().position(fits)?;
             draining.remove(found)
         };
+        self.note_warmth();
         lane.taken.notify_one();
         Some(self.lease(lane))
     }
@@ -325,7 +335,8 @@ impl Pool {
 
     /// Tells the other cores whether their clients find a warm lane here.
     fn note_warmth(&self) {
-        let is_warm = self.idle.borrow().iter().any(|lane| lane.is_warm());
+        let is_warm = self.idle.borrow().iter().any(|lane| lane.is_warm())
+            || self.draining.borrow().iter().any(|lane| lane.is_as_good_as_idle());
         self.path.set_warm(exec::core(), is_warm);
     }
 
@@ -333,6 +344,7 @@ impl Pool {
     fn drain(&self, lane: Rc<Lane>) {
         let Some(pool) = self.this.upgrade() else { return };
         self.draining.borrow_mut().push(lane.clone());
+        self.note_warmth();
         exec::spawn(async move {
             let outcome = {
                 let caught_up = pin!(exec::timeout(END_DEADLINE, lane.catch_up()));
@@ -349,6 +361,7 @@ impl Pool {
             if !is_ours {
                 return;
             }
+            pool.note_warmth();
             match outcome {
                 Ok(Ok(())) => return pool.shelve(lane),
                 Ok(Err(error)) => tracing::debug!("{error}"),
@@ -397,10 +410,12 @@ impl Pool {
                 Socket::connect(address, spec.transport(), &self.config.congestion, CONNECT_DEADLINE).await;
             match connected {
                 Ok(socket) => {
+                    let began = Instant::now();
                     let accepted =
                         handshake::open(&socket, &self.config.key, spec.route(), HANDSHAKE_DEADLINE)
                             .await
                             .map_err(|source| DialError::Handshake { path: path(), source })?;
+                    self.path.shook_hands(began.elapsed());
                     return Ok(Lane::new(socket, self.path.clone(), accepted));
                 }
                 Err(source) => outcome = Some(DialError::Connect { path: path(), source }),

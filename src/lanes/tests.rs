@@ -18,7 +18,7 @@ use super::*;
 use crate::{
     exec::{self, Backend, Config, available_cpus},
     net::Legs,
-    wire::frame::Frame,
+    wire::{frame::Frame, units::TransferId},
 };
 
 /// Runs `drive` on one core of each executor.
@@ -74,6 +74,37 @@ fn the_lane_used_last_is_leased_first() {
         newest.give_back();
         assert!(pool.lease_idle(Some(8)).is_none(), "a lane to another process");
         assert_eq!((upstream.accepted(), pool.path().report().lanes), (2, 2));
+    });
+}
+
+#[test]
+fn a_warm_lane_that_only_waits_for_an_end_comes_before_a_cold_one() {
+    on_each(|| async {
+        for complete in [true, false] {
+            let upstream = idle_upstream();
+            let pool = pool(&upstream.address.to_string(), 2, 2);
+            exec::spawn(pool.clone().keep());
+            // The second is shelved behind the first, by the keeper's own task: it is there when the first can be leased
+            // a second time.
+            until("two lanes stand", || pool.path().report().lanes == 2).await;
+            let mut found = Vec::new();
+            while found.len() < 2 {
+                found.extend(pool.lease_idle(None));
+                exec::sleep(Duration::from_millis(2)).await;
+            }
+            let used = found.pop().unwrap();
+            let address = used.socket().local().unwrap();
+            // Closed, and so replaced by a cold one.
+            drop(found);
+            until("a cold lane", || upstream.accepted() == 3 && pool.path().report().lanes == 2).await;
+            // It is pinged before it is shelved.
+            exec::sleep(Duration::from_millis(200)).await;
+            assert!(used.abandon(TransferId(7), 0, complete));
+            used.give_back();
+            let next = pool.lease_idle(None).unwrap().socket().local().unwrap();
+            assert_eq!(next == address, complete);
+            pool.close();
+        }
     });
 }
 

@@ -2,8 +2,10 @@
 //!
 //! A byte's walk: [`manager`] opens a transfer, whose [`crew`] leases lanes; a `producer` per lane takes frames off it
 //! and publishes them in the [`queue`]; the [`consumer`] takes them in order and moves them to the client. [`transfer`]
-//! is what they share, `window` how far the upstream may be ahead of the client, `tap` how a producer and the consumer of the same core share a lane's socket.
+//! is what they share, `window` how far the upstream may be ahead of the client, `batch` how often a producer wakes,
+//! `tap` how a producer and the consumer of the same core share a lane's socket.
 
+mod batch;
 pub mod consumer;
 pub mod crew;
 pub mod manager;

@@ -10,6 +10,7 @@ mod conduit;
 mod congestion;
 mod discard;
 mod listener;
+mod low_water;
 mod mptcp;
 mod pipe;
 mod progress;

@@ -4,6 +4,7 @@
 //! every wait with [`exec::timeout`] or a deadline of their own.
 
 use std::{
+    cell::Cell,
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -19,8 +20,8 @@ use rustix::{
 use socket2::{Domain, Protocol, SockRef, Type};
 
 use super::{
-    Congestion, MptcpMissing, MptcpState, Shared, TcpInfo, discard::discard, mptcp, receive::receive,
-    splice_probe,
+    Congestion, MptcpMissing, MptcpState, Shared, TcpInfo, discard::discard, low_water, mptcp,
+    receive::receive, splice_probe,
 };
 use crate::{
     exec::{self, Interest, Watch},
@@ -64,6 +65,8 @@ pub struct Socket {
     // Dropped before the descriptor.
     watch: Watch,
     fd: Shared,
+    /// SO_RCVLOWAT as it stands; only one handle of a connection waits for more than one byte.
+    low_water: Cell<usize>,
 }
 
 impl AsFd for Socket {
@@ -102,7 +105,7 @@ impl Socket {
 
     /// A second handle of a connection, with readiness of its own on the core that calls.
     pub fn on_this_core(shared: Shared) -> Self {
-        Self { watch: Watch::new(shared.as_fd().as_raw_fd()), fd: shared }
+        Self { watch: Watch::new(shared.as_fd().as_raw_fd()), fd: shared, low_water: Cell::new(1) }
     }
 
     /// The connection without this core's readiness, to be used on another core or kept for later.
@@ -201,7 +204,26 @@ impl Socket {
 
     /// Resolves when the socket may be ready; see [`Watch::ready`].
     pub async fn ready(&self, interest: Interest) -> io::Result<()> {
+        if interest == Interest::Read {
+            self.set_low_water(1);
+        }
         self.watch.ready(interest).await
+    }
+
+    /// Resolves when about `bytes` may be there to read, or fewer and no more will come. Early wake-ups are allowed.
+    pub async fn readable_by(&self, bytes: usize) -> io::Result<()> {
+        self.set_low_water(bytes.max(1));
+        self.watch.ready(Interest::Read).await
+    }
+
+    fn set_low_water(&self, bytes: usize) {
+        if self.low_water.get() == bytes || self.fd.transport() != Transport::Tcp {
+            return;
+        }
+        // Where it is refused, every byte wakes.
+        if low_water::set_low_water(self.fd.as_fd(), bytes.try_into().unwrap_or(libc::c_int::MAX)).is_ok() {
+            self.low_water.set(bytes);
+        }
     }
 
     /// Sends what the socket takes now; `more` says that bytes follow at once, so that they share a segment.

@@ -288,6 +288,8 @@ impl Transfer {
         self.registry.retire(self, ending);
         let kept = std::mem::take(&mut self.board().kept);
         drop(kept);
+        let resent = self.board().striper.resent();
+        tracing::debug!(transfer = %self.id, ?outcome, frames, bytes, ?resent, "a transfer has ended");
         if outcome == Outcome::Aborted {
             tracing::info!(transfer = %self.id, frames, bytes, "a transfer was aborted: {reason}");
         }
