@@ -25,7 +25,7 @@ use super::{
     window::Window,
 };
 use crate::{
-    exec::{self, Interest},
+    exec,
     http::chunked,
     net::{Conduit, Drained, Filled, Socket},
     wire::frame::Outcome,
@@ -483,7 +483,7 @@ impl Consumer {
                     Drained::Blocked => {
                         self.progress.on_client.set(true);
                         self.transfer.set_client_blocked(true);
-                        client.ready(Interest::Write).await.map_err(TransferError::Client)?;
+                        client.room().await.map_err(TransferError::Client)?;
                     }
                 }
             },
