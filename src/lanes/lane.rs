@@ -66,7 +66,7 @@ pub enum LaneError {
 }
 
 /// Transfers given up one after the other, none of whose ENDs has come: a lane that is so far behind is of no use.
-const STALE_MAX: usize = 16;
+pub(super) const STALE_MAX: usize = 16;
 
 /// A lane. Dropping it closes the connection.
 pub struct Lane {

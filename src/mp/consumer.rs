@@ -25,7 +25,7 @@ use super::{
     window::Window,
 };
 use crate::{
-    exec::{self, Interest},
+    exec,
     http::chunked,
     net::{Conduit, Drained, Filled, Socket},
     wire::frame::Outcome,
@@ -139,7 +139,8 @@ pub struct Consumer {
     /// Length of the body by its head, if known.
     announced: Option<u64>,
     turn: usize,
-    seen: u32,
+    /// Changes of the transfer that were judged, and what was next then.
+    seen: (u32, u64),
 }
 
 impl Drop for Consumer {
@@ -182,7 +183,7 @@ impl Consumer {
             window: Window::new(Instant::now()),
             announced: None,
             turn: 0,
-            seen: 0,
+            seen: (0, 0),
         }
     }
 
@@ -250,10 +251,11 @@ impl Consumer {
             if let Poll::Ready(Some(parcel)) = self.ring.poll_take(cx) {
                 return Poll::Ready(Ok(Next::Parcel(parcel)));
             }
-            if changes == self.seen {
+            // The totals may have come before the last frame: each frame may be the one that completes the body.
+            if (changes, self.next) == self.seen {
                 return Poll::Pending;
             }
-            self.seen = changes;
+            self.seen = (changes, self.next);
             self.judge(live)
         })
         .await
@@ -481,7 +483,7 @@ impl Consumer {
                     Drained::Blocked => {
                         self.progress.on_client.set(true);
                         self.transfer.set_client_blocked(true);
-                        client.ready(Interest::Write).await.map_err(TransferError::Client)?;
+                        client.room().await.map_err(TransferError::Client)?;
                     }
                 }
             },

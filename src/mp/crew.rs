@@ -87,6 +87,13 @@ impl Place {
         let _ = self.starved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
     }
 
+    /// Lanes that it should have and has not. Those that rest do not count: they carry nothing fresh.
+    fn missing(&self) -> usize {
+        let wanted = self.wanted.load(Ordering::Relaxed);
+        let eager = 1_u64.checked_shl(wanted as u32).map_or(u64::MAX, |beyond| beyond - 1);
+        wanted.min(SLOTS_MAX) - (self.slots.load(Ordering::SeqCst) & eager).count_ones() as usize
+    }
+
     fn is_starved(&self) -> bool {
         self.starved.load(Ordering::Relaxed) > 1
     }
@@ -212,7 +219,7 @@ impl Crew {
         for lane in 0..most {
             for (path, place) in self.places.iter().enumerate() {
                 if lane < place.wanted.load(Ordering::Relaxed) {
-                    self.seat(path, lane, suspect_before);
+                    self.seat(path, suspect_before);
                 }
             }
         }
@@ -247,8 +254,7 @@ impl Crew {
                 if let Some(probe) = &probe {
                     place.wanted.store(self.sample(probe, path), Ordering::Relaxed);
                 }
-                let wanted = place.wanted.load(Ordering::Relaxed);
-                let missing = wanted.saturating_sub(place.slots.load(Ordering::SeqCst).count_ones() as usize);
+                let missing = place.missing();
                 if missing == 0 {
                     (*rest, *rest_next) = (0, 0);
                 } else if *rest > 0 {
@@ -256,7 +262,7 @@ impl Crew {
                 } else {
                     *rest = *rest_next;
                     *rest_next = (*rest_next + 1).min(CREW_PAUSES_MAX - 1);
-                    (wanted - missing..wanted).for_each(|lane| self.seat(path, lane, None));
+                    (0..missing).for_each(|_| self.seat(path, None));
                 }
             }
         }
@@ -267,12 +273,12 @@ impl Crew {
         probe.sample(path, &self.places[path], !self.transfer.is_client_blocked(), round_trip)
     }
 
-    /// Seats one more lane of path number `path`; `lane` of it are there.
-    fn seat(&self, path: usize, lane: usize, suspect_before: Option<Instant>) {
+    /// Seats one more lane of path number `path`, in its lowest free slot.
+    fn seat(&self, path: usize, suspect_before: Option<Instant>) {
         let Some(slot) = Slot::take(&self.places[path]) else { return };
         let here = exec::core();
         let pool = &self.manager.pools()[path];
-        let mut core = self.cores[(lane * self.places.len() + path) % self.cores.len()];
+        let mut core = self.cores[(slot.number * self.places.len() + path) % self.cores.len()];
         if self.cores.len() == 1 && suspect_before.is_none() {
             core = pool.path().core_of_warm_lane(here);
         }
@@ -396,6 +402,20 @@ mod tests {
         let mut slots = slots;
         drop(slots.remove(1));
         assert_eq!(Slot::take(&place).unwrap().number, 1);
+    }
+
+    #[test]
+    fn a_lost_lane_is_missed_although_others_rest() {
+        let place = Place::new(3);
+        let mut slots: Vec<_> = (0..3).map(|_| Slot::take(&place).unwrap()).collect();
+        assert_eq!(place.missing(), 0);
+        place.wanted.store(1, Ordering::Relaxed);
+        assert_eq!(place.missing(), 0);
+        drop(slots.remove(0));
+        assert_eq!(place.missing(), 1, "the two that are left rest");
+        assert_eq!(Slot::take(&place).unwrap().number, 0);
+        place.wanted.store(SLOTS_MAX, Ordering::Relaxed);
+        assert_eq!(place.missing(), SLOTS_MAX - 2);
     }
 
     #[test]

@@ -161,6 +161,7 @@ impl Conduit {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Drained::Blocked),
             outcome => self.left(outcome?)?,
         };
+        destination.took();
         Ok(Drained::Bytes(moved))
     }
 

@@ -8,7 +8,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::BytesMut;
@@ -67,6 +67,8 @@ pub struct Socket {
     fd: Shared,
     /// SO_RCVLOWAT as it stands; only one handle of a connection waits for more than one byte.
     low_water: Cell<usize>,
+    /// Since when the poll has seen room in which no byte was put; see [`Socket::room`].
+    pub(super) room_seen_at: Cell<Option<Instant>>,
 }
 
 impl AsFd for Socket {
@@ -105,7 +107,8 @@ impl Socket {
 
     /// A second handle of a connection, with readiness of its own on the core that calls.
     pub fn on_this_core(shared: Shared) -> Self {
-        Self { watch: Watch::new(shared.as_fd().as_raw_fd()), fd: shared, low_water: Cell::new(1) }
+        let watch = Watch::new(shared.as_fd().as_raw_fd());
+        Self { watch, fd: shared, low_water: Cell::new(1), room_seen_at: Cell::new(None) }
     }
 
     /// The connection without this core's readiness, to be used on another core or kept for later.
@@ -232,7 +235,14 @@ impl Socket {
     /// `WouldBlock` when it takes nothing; otherwise the connection's error.
     pub fn try_send(&self, bytes: &[u8], more: bool) -> io::Result<usize> {
         let more = if more { SendFlags::MORE } else { SendFlags::empty() };
-        Ok(send(&self.fd, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT | more)?)
+        let sent = send(&self.fd, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT | more)?;
+        self.took();
+        Ok(sent)
+    }
+
+    /// Bytes were put into it.
+    pub(super) fn took(&self) {
+        self.room_seen_at.set(None);
     }
 
     /// Sends all of `bytes`.
@@ -243,9 +253,7 @@ impl Socket {
         while !bytes.is_empty() {
             match self.try_send(bytes, more) {
                 Ok(sent) => bytes = &bytes[sent..],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.ready(Interest::Write).await?
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.room().await?,
                 Err(error) => return Err(error),
             }
         }

@@ -468,3 +468,6 @@ fn keep_connection(source: &mut Source, pool: &RootPool) {
         pool.give(body.connection);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -138,6 +138,16 @@ impl Process {
         kill_process(self.pid(), Signal::TERM).unwrap();
     }
 
+    /// Stops it where it is, as a host does that hangs: its connections stand and say nothing.
+    pub fn freeze(&self) {
+        kill_process(self.pid(), Signal::STOP).unwrap();
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        kill_process(self.pid(), Signal::CONT).unwrap();
+    }
+
     /// Ends it at once, as a crash does, and waits for its end.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
