@@ -30,8 +30,8 @@ use super::{
 use crate::{
     downstream,
     exec::{self, Core},
-    lanes::{PathStatus, Pool, PoolConfig},
-    mp::manager::{Load, Manager, ManagerConfig, Placement},
+    lanes::{PathStatus, PoolConfig},
+    mp::manager::{Load, Manager, ManagerConfig, PathSet, Placement},
     mp::{
         crew::{DESERTED_MAX, LaneCounts},
         stripe::LANES_MAX,
@@ -159,7 +159,7 @@ fn open_upstream(root: &str, key: Arc<Key>, legs: Legs) -> Result<Arc<Upstream>,
 /// Everything that the managers of all cores are made of.
 #[derive(Clone)]
 pub(super) struct Fabric {
-    pub(super) paths: Vec<Arc<PathStatus>>,
+    paths: watch::Sender<PathSet>,
     config: PoolConfig,
     counts: Arc<LaneCounts>,
     placement: Placement,
@@ -179,8 +179,8 @@ impl Fabric {
     pub(super) fn of(specs: Vec<PathSpec>, key: Arc<Key>, lanes: Lanes, global: &Global) -> Self {
         let (least, most) = lanes.per_path.map_or((1, LANES_MAX.min(lanes.max)), |fixed| (fixed, fixed));
         Self {
-            counts: LaneCounts::new(specs.len(), least, most),
-            paths: specs.into_iter().map(PathStatus::new).map(Arc::new).collect(),
+            counts: LaneCounts::new(least, most),
+            paths: watch::Sender::new(specs.into_iter().map(PathStatus::new).map(Arc::new).collect()),
             config: PoolConfig {
                 key,
                 congestion: legs(global).lane,
@@ -192,11 +192,16 @@ impl Fabric {
         }
     }
 
+    /// The paths as they are now.
+    pub(super) fn paths(&self) -> PathSet {
+        self.paths.borrow().clone()
+    }
+
     /// The manager of this core, with its pools.
     pub(super) fn manager(&self) -> Rc<Manager> {
-        let pools = self.paths.iter().map(|path| Pool::new(path.clone(), self.config.clone())).collect();
         let config = ManagerConfig { placement: self.placement, deserted_max: DESERTED_MAX };
-        Manager::start(pools, self.counts.clone(), config, self.load.clone())
+        let (paths, counts) = (self.paths.subscribe(), self.counts.clone());
+        Manager::start(paths, self.config.clone(), counts, config, self.load.clone())
     }
 }
 
@@ -229,7 +234,8 @@ fn run_get(global: &Global, args: Get) -> Result<(), RunError> {
         async move {
             let manager = fabric.manager();
             if core == Core(0) {
-                let getting = get::get(&manager, &fabric.paths, &args.target, &args.output);
+                let paths = fabric.paths();
+                let getting = get::get(&manager, &paths, &args.target, &args.output);
                 let stop = stopped.wait_for(|stop| *stop);
                 futures_util::pin_mut!(getting, stop);
                 let got = match futures_util::future::select(getting, stop).await {

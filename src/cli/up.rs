@@ -103,7 +103,7 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
             let middle =
                 relay_ports.into_iter().map(|port| relay::serve(relay.clone(), port, stopped.clone()));
             if core == Core(0) {
-                exec::spawn(draw(fabric.paths.clone(), stopped.clone()));
+                exec::spawn(draw(fabric.paths(), stopped.clone()));
             }
             let front = downstream::serve(fabric.manager(), client_port, legs, stopped.clone());
             join(join(back, join_all(middle)), front).await;

@@ -42,6 +42,13 @@ pub enum HandshakeFailed {
     Random(#[from] getrandom::Error),
 }
 
+impl HandshakeFailed {
+    /// The upstream's host has answered that no process listens there.
+    pub fn nobody_there(&self) -> bool {
+        matches!(self, Self::Refused(HandshakeError::NobodyThere { .. }))
+    }
+}
+
 fn nonce() -> Result<[u8; 16], HandshakeFailed> {
     let mut nonce = [0; 16];
     getrandom::fill(&mut nonce)?;

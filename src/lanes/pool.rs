@@ -20,7 +20,10 @@ use super::{Lane, LaneError, PathReport, PathStatus, handshake};
 use crate::{
     exec,
     net::{Congestion, ConnectError, ResolveError, Socket, resolve},
-    wire::{key::Key, route::Transport},
+    wire::{
+        key::Key,
+        route::{PathSpec, Transport},
+    },
 };
 
 /// A lane is pinged after it was quiet this long: below the 30 s after which mobile networks' NATs forget a connection.
@@ -35,6 +38,8 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(4);
 /// The handshake over all hops: as much again for each relay's own connect, bounded by what a viewer waits.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(8);
+/// A path that does not bring a lane within this time is silent: one lost SYN (1 s) and a few long round trips.
+const PROBE_DEADLINE: Duration = Duration::from_secs(2);
 /// First pause after a failed dial; doubles up to [`BACKOFF_MAX`], with up to half of it added at random.
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 /// A path that comes back is used again at most this much later.
@@ -93,6 +98,17 @@ pub enum DialError {
         /// The bound.
         max: usize,
     },
+}
+
+impl DialError {
+    /// The upstream's own host has answered that no process listens there.
+    pub fn nobody_there(&self, spec: &PathSpec) -> bool {
+        match self {
+            DialError::Connect { source, .. } => spec.route().is_empty() && source.nobody_there(),
+            DialError::Handshake { source, .. } => source.nobody_there(),
+            DialError::Resolve { .. } | DialError::Busy { .. } => false,
+        }
+    }
 }
 
 /// See the module's description. Bound to its core.
@@ -373,6 +389,20 @@ impl Pool {
         if !self.waiting.borrow().is_empty() {
             self.dial_for_waiter();
         }
+    }
+
+    /// Whether the upstream process `instance` answers over the path: dials one more lane, which is kept. Without room for
+    /// one it is taken to.
+    pub async fn answers(self: &Rc<Self>, instance: u64) -> bool {
+        if self.open.get() >= self.config.lanes_max {
+            return true;
+        }
+        let Ok(Ok(lane)) = exec::timeout(PROBE_DEADLINE, self.dial(Place::take(self))).await else {
+            return false;
+        };
+        let is_there = lane.instance() == instance;
+        self.shelve(Rc::new(lane));
+        is_there
     }
 
     async fn dial(&self, mut place: Place) -> Result<Lane, DialError> {

@@ -2,7 +2,8 @@
 //!
 //! A byte's walk: [`manager`] opens a transfer, whose [`crew`] leases lanes; a `producer` per lane takes frames off it
 //! and publishes them in the [`queue`]; the [`consumer`] takes them in order and moves them to the client. [`transfer`]
-//! is what they share, `window` how far the upstream may be ahead of the client, `tap` how a producer and the consumer of the same core share a lane's socket.
+//! is what they share, `window` how far the upstream may be ahead of the client, `tap` how a producer and the consumer of the same core share
+//! a lane's socket; `upstreams` says which upstream a transfer begins with.
 
 pub mod consumer;
 pub mod crew;
@@ -12,6 +13,7 @@ pub mod queue;
 pub mod stripe;
 mod tap;
 pub mod transfer;
+mod upstreams;
 mod window;
 
 #[cfg(test)]

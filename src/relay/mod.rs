@@ -121,9 +121,12 @@ enum RelayError {
 }
 
 impl RelayError {
-    fn refusal(&self) -> Refusal {
+    /// `is_last`: the next hop is the upstream.
+    fn refusal(&self, is_last: bool) -> Refusal {
         match self {
             RelayError::RouteEnds | RelayError::NotAllowed { .. } => Refusal::NotAllowed,
+            RelayError::Connect { source, .. } if is_last && source.nobody_there() => Refusal::NobodyThere,
+            RelayError::NextHop { source, .. } if source.nobody_there() => Refusal::NobodyThere,
             _ => Refusal::Unreachable,
         }
     }
@@ -182,7 +185,8 @@ async fn forward(
             far
         }
         Err(error) => {
-            let refusal = hello.refuse(error.refusal(), &Reason::new(&error.to_string()));
+            let is_last = hello.route().hops().len() == 1;
+            let refusal = hello.refuse(error.refusal(is_last), &Reason::new(&error.to_string()));
             near.send_all(&refusal, false).await?;
             near.finish();
             return Err(error);

@@ -200,6 +200,12 @@ pub enum HandshakeError {
         /// In the words of the hop that failed.
         reason: Reason,
     },
+    /// Client: the upstream's host says that no process listens there.
+    #[error("the upstream is not running: {reason}")]
+    NobodyThere {
+        /// In the words of the hop before the upstream.
+        reason: Reason,
+    },
 }
 
 /// What a reply says.
@@ -213,6 +219,8 @@ enum Status {
     BadKey = 4,
     /// Accepted, but a leg behind this server was to be MPTCP and is plain TCP.
     AcceptedFellBack = 5,
+    /// As [`Status::Unreachable`], and the upstream's host has refused the connection.
+    NobodyThere = 6,
 }
 
 /// Collects one hello or reply, whose length stands in its prefix.

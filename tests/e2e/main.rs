@@ -14,3 +14,4 @@ mod mptcp;
 mod process;
 mod roots;
 mod semantics;
+mod survive;

@@ -138,6 +138,11 @@ impl Process {
         kill_process(self.pid(), Signal::TERM).unwrap();
     }
 
+    /// Lets it do nothing more, as a host does that hangs.
+    pub fn freeze(&self) {
+        kill_process(self.pid(), Signal::STOP).unwrap();
+    }
+
     /// Ends it at once, as a crash does, and waits for its end.
     pub fn kill(&mut self) {
         let _ = self.child.kill();

@@ -35,6 +35,8 @@ pub enum Refusal {
     NotAllowed,
     /// A relay's next hop cannot be reached, or refused in turn.
     Unreachable,
+    /// The next hop is the upstream, or leads to it, and its host has refused the connection: no process listens there.
+    NobodyThere,
 }
 
 impl<'k> ServerHandshake<'k> {
@@ -101,6 +103,7 @@ impl VerifiedHello {
         let status = match refusal {
             Refusal::NotAllowed => Status::Refused,
             Refusal::Unreachable => Status::Unreachable,
+            Refusal::NobodyThere => Status::NobodyThere,
         };
         self.reply(status, 0, reason.as_str())
     }

@@ -119,7 +119,7 @@ fn the_layout_is_the_documented_one() {
 fn a_refusal_arrives_with_its_reason() {
     let key = key();
     let reason = Reason::new(&"the next hop is on fire ".repeat(40));
-    for refusal in [Refusal::NotAllowed, Refusal::Unreachable] {
+    for refusal in [Refusal::NotAllowed, Refusal::Unreachable, Refusal::NobodyThere] {
         let (mut server, mut client, hello) = up_to_hello(&key, 1, 2);
         let reply = done(server.hello(&hello)).refuse(refusal, &reason);
         assert_eq!(reply.len(), MAX_REPLY_BYTES);
@@ -130,6 +130,7 @@ fn a_refusal_arrives_with_its_reason() {
             match refusal {
                 Refusal::NotAllowed => HandshakeError::Refused { reason },
                 Refusal::Unreachable => HandshakeError::Unreachable { reason },
+                Refusal::NobodyThere => HandshakeError::NobodyThere { reason },
             }
         );
         assert!(error.to_string().contains("on fire"), "{error}");
