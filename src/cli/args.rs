@@ -235,8 +235,11 @@ pub struct Relay {
 #[derive(Clone, Debug, Args)]
 pub struct Paths {
     /// A path: [tcp:|mptcp:]HOST:PORT[,HOST:PORT]..., hops in order from here, the upstream last. Repeat it for every path
-    #[arg(long = "path", required = true, value_name = "PATH")]
+    #[arg(long = "path", required_unless_present = "path_file", value_name = "PATH")]
     pub path: Vec<PathSpec>,
+    /// File with one more path on each line, # before a comment; a downstream reads it again at SIGHUP
+    #[arg(long, value_name = "FILE")]
+    pub path_file: Option<PathBuf>,
     /// File with the pre-shared key (make one with `plait keygen FILE`)
     #[arg(long, value_name = "FILE", env = "PLAIT_KEY")]
     pub key: PathBuf,

@@ -290,7 +290,7 @@ async fn fetch(
         Ok(moved) => Ok(have + moved),
         Err(source) => {
             // The kernel may have taken more than was counted; what was counted is there.
-            let kept = have + consumer.bytes();
+            let kept = have + consumer.given();
             let _ = partial.file.set_len(kept);
             Err(GetError::Body { source, kept: HumanBytes(kept) })
         }

@@ -15,16 +15,14 @@ use std::{
 
 use futures_util::future::Either;
 use rustix::process::{Resource, getrlimit, setrlimit};
-use signal_hook::{
-    consts::{SIGINT, SIGTERM},
-    iterator::Signals,
-};
 use tokio::sync::watch;
 
 use super::{
     args::{Arguments, Command, CpuList, Get, Global, Keygen, Paths},
     get::{self, GetError},
     lab::{self, LabRunError},
+    path_file::{self, PathsError},
+    signals::{Reload, stop_signal},
     up,
 };
 use crate::{
@@ -36,7 +34,7 @@ use crate::{
         crew::{DESERTED_MAX, LaneCounts},
         stripe::LANES_MAX,
     },
-    net::{self, Legs, Listener, MptcpMissing},
+    net::{self, Legs, Listener},
     relay,
     root::{self, Root},
     upstream::{self, Upstream},
@@ -64,14 +62,9 @@ pub enum RunError {
     /// The cores did not start.
     #[error(transparent)]
     Start(#[from] exec::StartError),
-    /// A path that this host cannot dial must not silently become plain TCP.
-    #[error("--path {path}: {source}; or write it without mptcp:, one --path for each way")]
-    Mptcp {
-        /// The path.
-        path: PathSpec,
-        /// What is missing.
-        source: MptcpMissing,
-    },
+    /// The paths cannot be used.
+    #[error(transparent)]
+    Paths(#[from] PathsError),
     /// The directory cannot be served.
     #[error("cannot serve {path}: {source} (change --dir)", path = .path.display())]
     Directory {
@@ -116,27 +109,33 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
                 allow: args.allow,
                 local: args.listen.ip().is_loopback(),
             });
-            serve(&global, args.listen, Transport::Mptcp, move |_, listener, shutdown| {
-                relay::serve(relay.clone(), listener, shutdown)
-            })
+            serve(
+                &global,
+                args.listen,
+                Transport::Mptcp,
+                nothing_to_reload(),
+                move |_, listener, shutdown| relay::serve(relay.clone(), listener, shutdown),
+            )
         }
         Command::Root(args) => {
             let root = Arc::new(open_root(&args.dir)?);
             let legs = legs(&global);
-            serve(&global, args.listen, Transport::Tcp, move |_, listener, stopped| {
+            serve(&global, args.listen, Transport::Tcp, nothing_to_reload(), move |_, listener, stopped| {
                 root::serve(root.clone(), listener, legs.clone(), stopped)
             })
         }
         Command::Upstream(args) => {
             let upstream = open_upstream(&args.root, load_key(&args.key)?, legs(&global))?;
-            serve(&global, args.listen, Transport::Mptcp, move |_, listener, stopped| {
+            serve(&global, args.listen, Transport::Mptcp, nothing_to_reload(), move |_, listener, stopped| {
                 upstream::serve(upstream.clone(), listener, stopped)
             })
         }
         Command::Downstream(args) => {
             let fabric = Fabric::new(&args.paths, &global)?;
             let legs = legs(&global);
-            serve(&global, args.listen, Transport::Tcp, move |_, listener, stopped| {
+            let reloaded = fabric.clone();
+            let reload: Reload = Box::new(move || reloaded.reload_paths(&args.paths));
+            serve(&global, args.listen, Transport::Tcp, reload, move |_, listener, stopped| {
                 downstream::serve(fabric.manager(), listener, legs.clone(), stopped)
             })
         }
@@ -159,6 +158,7 @@ fn open_upstream(root: &str, key: Arc<Key>, legs: Legs) -> Result<Arc<Upstream>,
 /// Everything that the managers of all cores are made of.
 #[derive(Clone)]
 pub(super) struct Fabric {
+    /// Managers follow it.
     paths: watch::Sender<PathSet>,
     config: PoolConfig,
     counts: Arc<LaneCounts>,
@@ -168,10 +168,7 @@ pub(super) struct Fabric {
 
 impl Fabric {
     fn new(paths: &Paths, global: &Global) -> Result<Self, RunError> {
-        let specs = paths.path.clone();
-        if let Some(path) = specs.iter().find(|path| path.transport() == Transport::Mptcp) {
-            net::mptcp_available().map_err(|source| RunError::Mptcp { path: path.clone(), source })?;
-        }
+        let specs = path_file::read(paths)?;
         let lanes = Lanes { per_path: paths.lanes.map(usize::from), max: paths.lanes_max.into() };
         Ok(Self::of(specs, load_key(&paths.key)?, lanes, global))
     }
@@ -190,6 +187,22 @@ impl Fabric {
             placement: global.placement,
             load: Load::new(exec_config(global).cpus.len()),
         }
+    }
+
+    /// Reads the path file again; a wrong one changes nothing.
+    fn reload_paths(&self, flags: &Paths) {
+        let before = self.paths();
+        let after = match path_file::read(flags) {
+            Ok(specs) => path_file::renewed(&before, specs),
+            Err(error) => return tracing::error!("{error}; the paths stay as they are"),
+        };
+        let names_without = |set: &PathSet, others: &PathSet| {
+            let new = set.iter().filter(|path| !others.iter().any(|other| Arc::ptr_eq(path, other)));
+            new.map(|path| path.name().to_owned()).collect::<Vec<_>>()
+        };
+        let (added, removed) = (names_without(&after, &before), names_without(&before, &after));
+        tracing::info!(?added, ?removed, "the paths were read again");
+        self.paths.send_replace(after);
     }
 
     /// The paths as they are now.
@@ -223,7 +236,7 @@ fn run_get(global: &Global, args: Get) -> Result<(), RunError> {
     let fabric =
         Fabric::new(&args.paths, &Global { cores: Some(CpuList(config.cpus.clone())), ..global.clone() })?;
     raise_descriptor_limit();
-    let stopped = shutdown_signal()?;
+    let stopped = stop_signal(None)?;
     let outcome = Arc::new(Mutex::new(None));
     let (result, done) = (outcome.clone(), watch::channel(false));
     let (finish, finished) = done;
@@ -288,22 +301,6 @@ pub(super) fn raise_descriptor_limit() {
     net::set_descriptor_budget(descriptors);
 }
 
-/// Turns true at SIGTERM or SIGINT; a second one ends the process at once.
-pub(super) fn shutdown_signal() -> Result<watch::Receiver<bool>, RunError> {
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(RunError::Signals)?;
-    let (stop, stopped) = watch::channel(false);
-    std::thread::spawn(move || {
-        for (count, _) in signals.forever().enumerate() {
-            if count > 0 {
-                std::process::exit(130);
-            }
-            // Receivers may be gone already; then so is the process, soon.
-            let _ = stop.send(true);
-        }
-    });
-    Ok(stopped)
-}
-
 /// One listening socket per core, to be taken by its core.
 #[derive(Clone)]
 pub(super) struct Listeners(Arc<Mutex<Vec<Option<OwnedFd>>>>);
@@ -324,8 +321,19 @@ impl Listeners {
     }
 }
 
+/// For a role all of whose settings are flags: a signal that is meant for others must not end it.
+fn nothing_to_reload() -> Reload {
+    Box::new(|| tracing::info!("SIGHUP: there are no settings to read again"))
+}
+
 /// Binds, says so, and runs `role` on every core until SIGTERM. Lanes may come by MPTCP, clients come by TCP.
-fn serve<F, Fut>(global: &Global, address: SocketAddr, transport: Transport, role: F) -> Result<(), RunError>
+fn serve<F, Fut>(
+    global: &Global,
+    address: SocketAddr,
+    transport: Transport,
+    reload: Reload,
+    role: F,
+) -> Result<(), RunError>
 where
     F: Fn(Core, Listener, watch::Receiver<bool>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = ()> + 'static,
@@ -333,7 +341,7 @@ where
     let config = exec_config(global);
     raise_descriptor_limit();
     net::payload_move();
-    let stopped = shutdown_signal()?;
+    let stopped = stop_signal(Some(reload))?;
     let (listeners, address) = Listeners::bind(address, config.cpus.len(), transport)?;
     println!("listening on {address}");
     tracing::info!(executor = %config.backend, cpus = ?config.cpus, "started");

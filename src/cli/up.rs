@@ -17,11 +17,9 @@ use tokio::sync::watch;
 
 use super::{
     args::{Global, Up},
-    roles::{
-        Fabric, Lanes, Listeners, RunError, exec_config, legs, open_root, raise_descriptor_limit,
-        shutdown_signal,
-    },
+    roles::{Fabric, Lanes, Listeners, RunError, exec_config, legs, open_root, raise_descriptor_limit},
     sample,
+    signals::stop_signal,
 };
 use crate::{
     downstream,
@@ -54,7 +52,7 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
         Some(dir) => dir,
         None => sample::library()?,
     };
-    let stopped = shutdown_signal()?;
+    let stopped = stop_signal(None)?;
     let key = Arc::new(Key::generate()?);
     let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let (clients, front) = Listeners::bind(args.listen, cores, Transport::Tcp)?;

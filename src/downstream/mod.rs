@@ -80,7 +80,7 @@ async fn answer(
         }
         None => {
             let mut consumer = incoming.consumer;
-            carry(&mut consumer, connection, body).await.map_err(|error| (error, consumer.bytes()))
+            carry(&mut consumer, connection, body).await.map_err(|error| (error, consumer.given()))
         }
     };
     match carried {
@@ -147,7 +147,7 @@ impl Rest<'_> {
             transfer.let_move();
             let body = ClientBody::Fixed(self.continuation.missing(given));
             let outcome = carry(&mut incoming.consumer, self.connection, body).await;
-            given += incoming.consumer.bytes();
+            given += incoming.consumer.given();
             let error = match outcome {
                 Ok(_) => return Ok(given),
                 // Only the word that this was all is missing.

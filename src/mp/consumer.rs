@@ -207,7 +207,7 @@ impl Consumer {
     }
 
     /// Body bytes given to the sink.
-    pub fn bytes(&self) -> u64 {
+    pub fn given(&self) -> u64 {
         self.given
     }
 

@@ -12,6 +12,7 @@ mod load;
 mod media;
 mod mptcp;
 mod process;
+mod reload;
 mod roots;
 mod semantics;
 mod survive;

@@ -143,6 +143,11 @@ impl Process {
         kill_process(self.pid(), Signal::STOP).unwrap();
     }
 
+    /// Tells it to read its settings again.
+    pub fn hang_up(&self) {
+        kill_process(self.pid(), Signal::HUP).unwrap();
+    }
+
     /// Ends it at once, as a crash does, and waits for its end.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
