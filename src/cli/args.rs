@@ -58,7 +58,7 @@ pub enum Command {
     Downstream(Downstream),
     /// Downloads one file over all paths, without a downstream
     Get(Get),
-    /// Makes a new pre-shared key
+    /// Makes a new pre-shared key, or replaces one in two steps
     Keygen(Keygen),
     /// Emulated long paths on this machine, and the whole chain on them
     #[command(subcommand)]
@@ -280,6 +280,12 @@ pub struct Get {
 pub struct Keygen {
     /// File to make; an existing one is never overwritten
     pub file: PathBuf,
+    /// Puts a new key before the one in FILE, for a rotation: the new one is used for dialling, both are accepted
+    #[arg(long)]
+    pub add: bool,
+    /// Removes the old key of FILE again, once every host has the new one
+    #[arg(long, conflicts_with = "add")]
+    pub drop_old: bool,
 }
 
 fn log_filter(text: &str) -> Result<String, String> {

@@ -40,7 +40,8 @@ use crate::{
     upstream::{self, Upstream},
     wire::{
         key::Key,
-        key_file::KeyFileError,
+        key_file::{self, KeyFileError},
+        key_ring::KeyRing,
         route::{PathSpec, Transport},
     },
 };
@@ -97,25 +98,19 @@ pub enum RunError {
 pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
     let Arguments { command, global } = arguments;
     match command {
-        Command::Keygen(Keygen { file }) => {
-            Key::generate()?.save_new(&file)?;
-            println!("wrote {}: give every role of the chain this file by --key", file.display());
-            Ok(())
-        }
+        Command::Keygen(keygen) => keys(&keygen),
         Command::Relay(args) => {
+            let keys = Arc::new(KeyRing::load(&args.key)?);
             let relay = Arc::new(relay::Relay {
-                key: load_key(&args.key)?,
+                keys: keys.clone(),
                 legs: legs(&global),
                 allow: args.allow,
                 local: args.listen.ip().is_loopback(),
             });
-            serve(
-                &global,
-                args.listen,
-                Transport::Mptcp,
-                nothing_to_reload(),
-                move |_, listener, shutdown| relay::serve(relay.clone(), listener, shutdown),
-            )
+            let reload: Reload = Box::new(move || reload_keys(&keys, &args.key));
+            serve(&global, args.listen, Transport::Mptcp, reload, move |_, listener, shutdown| {
+                relay::serve(relay.clone(), listener, shutdown)
+            })
         }
         Command::Root(args) => {
             let root = Arc::new(open_root(&args.dir)?);
@@ -125,8 +120,10 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
             })
         }
         Command::Upstream(args) => {
-            let upstream = open_upstream(&args.root, load_key(&args.key)?, legs(&global))?;
-            serve(&global, args.listen, Transport::Mptcp, nothing_to_reload(), move |_, listener, stopped| {
+            let keys = Arc::new(KeyRing::load(&args.key)?);
+            let upstream = open_upstream(&args.root, keys.clone(), legs(&global))?;
+            let reload: Reload = Box::new(move || reload_keys(&keys, &args.key));
+            serve(&global, args.listen, Transport::Mptcp, reload, move |_, listener, stopped| {
                 upstream::serve(upstream.clone(), listener, stopped)
             })
         }
@@ -134,7 +131,10 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
             let fabric = Fabric::new(&args.paths, &global)?;
             let legs = legs(&global);
             let reloaded = fabric.clone();
-            let reload: Reload = Box::new(move || reloaded.reload_paths(&args.paths));
+            let reload: Reload = Box::new(move || {
+                reload_keys(&reloaded.config.keys, &args.paths.key);
+                reloaded.reload_paths(&args.paths);
+            });
             serve(&global, args.listen, Transport::Tcp, reload, move |_, listener, stopped| {
                 downstream::serve(fabric.manager(), listener, legs.clone(), stopped)
             })
@@ -151,8 +151,8 @@ pub(super) fn open_root(dir: &Path) -> Result<Root, RunError> {
 }
 
 /// The upstream of `--root`: a URL, or a directory.
-fn open_upstream(root: &str, key: Arc<Key>, legs: Legs) -> Result<Arc<Upstream>, RunError> {
-    Ok(Arc::new(Upstream::new(root.parse()?, key, legs)?))
+fn open_upstream(root: &str, keys: Arc<KeyRing>, legs: Legs) -> Result<Arc<Upstream>, RunError> {
+    Ok(Arc::new(Upstream::new(root.parse()?, keys, legs)?))
 }
 
 /// Everything that the managers of all cores are made of.
@@ -170,16 +170,16 @@ impl Fabric {
     fn new(paths: &Paths, global: &Global) -> Result<Self, RunError> {
         let specs = path_file::read(paths)?;
         let lanes = Lanes { per_path: paths.lanes.map(usize::from), max: paths.lanes_max.into() };
-        Ok(Self::of(specs, load_key(&paths.key)?, lanes, global))
+        Ok(Self::of(specs, Arc::new(KeyRing::load(&paths.key)?), lanes, global))
     }
 
-    pub(super) fn of(specs: Vec<PathSpec>, key: Arc<Key>, lanes: Lanes, global: &Global) -> Self {
+    pub(super) fn of(specs: Vec<PathSpec>, keys: Arc<KeyRing>, lanes: Lanes, global: &Global) -> Self {
         let (least, most) = lanes.per_path.map_or((1, LANES_MAX.min(lanes.max)), |fixed| (fixed, fixed));
         Self {
             counts: LaneCounts::new(least, most),
             paths: watch::Sender::new(specs.into_iter().map(PathStatus::new).map(Arc::new).collect()),
             config: PoolConfig {
-                key,
+                keys,
                 congestion: legs(global).lane,
                 lanes_warm: least,
                 lanes_max: lanes.max.max(least),
@@ -274,8 +274,33 @@ fn run_get(global: &Global, args: Get) -> Result<(), RunError> {
     }
 }
 
-fn load_key(path: &Path) -> Result<Arc<Key>, RunError> {
-    Ok(Arc::new(Key::load(path)?))
+/// `plait keygen`.
+fn keys(Keygen { file, add, drop_old }: &Keygen) -> Result<(), RunError> {
+    let shown = file.display();
+    if *add {
+        key_file::add_key(file)?;
+        println!(
+            "{shown} has a new key and the old one: copy it to the upstream, the relays, then the downstream, each followed by a SIGHUP"
+        );
+    } else if *drop_old {
+        key_file::drop_old_key(file)?;
+        println!("{shown} has the new key only: copy it to every host, each followed by a SIGHUP");
+    } else {
+        Key::generate()?.save_new(file)?;
+        println!("wrote {shown}: give every role of the chain this file by --key");
+    }
+    Ok(())
+}
+
+/// Reads the key file again; a wrong one changes nothing.
+fn reload_keys(keys: &KeyRing, path: &Path) {
+    match keys.reload(path) {
+        Ok(()) => {
+            let ids: Vec<_> = keys.keys().iter().map(|key| key.key_id().to_string()).collect();
+            tracing::info!(?ids, "the keys were read again");
+        }
+        Err(error) => tracing::error!("{error}; the keys stay as they are"),
+    }
 }
 
 pub(super) fn legs(global: &Global) -> Legs {

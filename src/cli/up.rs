@@ -31,6 +31,7 @@ use crate::{
     upstream::{self, RootOrigin, Upstream},
     wire::{
         key::Key,
+        key_ring::KeyRing,
         route::{HopAddr, PathSpec, Route, Transport},
     },
 };
@@ -53,7 +54,7 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
         None => sample::library()?,
     };
     let stopped = stop_signal(None)?;
-    let key = Arc::new(Key::generate()?);
+    let keys = Arc::new(KeyRing::of(Key::generate()?));
     let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let (clients, front) = Listeners::bind(args.listen, cores, Transport::Tcp)?;
     let (roots, root_at) = Listeners::bind(anywhere, cores, Transport::Tcp)?;
@@ -70,12 +71,12 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
         })
         .collect();
     let lanes = Lanes { per_path: None, max: LANES_MAX };
-    let fabric = Fabric::of(specs, key.clone(), lanes, global);
+    let fabric = Fabric::of(specs, keys.clone(), lanes, global);
     let root = Arc::new(open_root(&dir)?);
     let legs = legs(global);
     let upstream =
-        Arc::new(Upstream::new(RootOrigin::Http(root_at.to_string().into()), key.clone(), legs.clone())?);
-    let relay = Arc::new(Relay { key, legs: legs.clone(), allow: Vec::new(), local: true });
+        Arc::new(Upstream::new(RootOrigin::Http(root_at.to_string().into()), keys.clone(), legs.clone())?);
+    let relay = Arc::new(Relay { keys, legs: legs.clone(), allow: Vec::new(), local: true });
 
     println!("listening on {front}");
     println!("root {root_at} ← upstream {upstream_at} ← {} relays ← downstream {front}", relays.len());

@@ -14,7 +14,7 @@ use crate::{
             Accepted, CHALLENGE_BYTES, ClientHandshake, HandshakeError, Progress, ServerHandshake,
             VerifiedHello, bad_key_reply,
         },
-        key::Key,
+        key_ring::KeyRing,
         route::Route,
     },
 };
@@ -61,15 +61,15 @@ fn nonce() -> Result<[u8; 16], HandshakeFailed> {
 /// [`HandshakeFailed`]; the socket is of no more use then.
 pub async fn open(
     socket: &Socket,
-    key: &Key,
+    keys: &KeyRing,
     route: &Route,
     deadline: Duration,
 ) -> Result<Accepted, HandshakeFailed> {
-    let nonce = nonce()?;
+    let (nonce, keys) = (nonce()?, keys.keys());
     let talk = async {
         let mut challenge = [0; CHALLENGE_BYTES];
         socket.recv_exact(&mut challenge).await?;
-        let (mut awaiting, hello) = ClientHandshake::new(key, route, nonce).challenge(&challenge)?;
+        let (mut awaiting, hello) = ClientHandshake::new(&keys[0], route, nonce).challenge(&challenge)?;
         socket.send_all(&hello, false).await?;
         let mut more = Vec::new();
         loop {
@@ -88,10 +88,10 @@ pub async fn open(
 ///
 /// # Errors
 /// [`HandshakeFailed`]; a hint was sent to the peer where that helps a person, and the socket is of no more use.
-pub async fn receive(socket: &Socket, key: &Key) -> Result<VerifiedHello, HandshakeFailed> {
-    let nonce = nonce()?;
+pub async fn receive(socket: &Socket, keys: &KeyRing) -> Result<VerifiedHello, HandshakeFailed> {
+    let (nonce, keys) = (nonce()?, keys.keys());
     let talk = async {
-        let (mut server, challenge) = ServerHandshake::new(key, nonce);
+        let (mut server, challenge) = ServerHandshake::new(&keys, nonce);
         socket.send_all(&challenge, false).await?;
         let mut more = Vec::new();
         loop {

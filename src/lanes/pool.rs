@@ -21,7 +21,7 @@ use crate::{
     exec,
     net::{Congestion, ConnectError, ResolveError, Socket, resolve},
     wire::{
-        key::Key,
+        key_ring::KeyRing,
         route::{PathSpec, Transport},
     },
 };
@@ -53,8 +53,8 @@ const WAITING_MAX: usize = 4096;
 /// What all pools of a process share.
 #[derive(Clone, Debug)]
 pub struct PoolConfig {
-    /// The pre-shared key.
-    pub key: Arc<Key>,
+    /// The pre-shared keys.
+    pub keys: Arc<KeyRing>,
     /// Congestion control of lanes.
     pub congestion: Congestion,
     /// Lanes kept standing per path and core, so that a request finds one open.
@@ -428,7 +428,7 @@ impl Pool {
             match connected {
                 Ok(socket) => {
                     let accepted =
-                        handshake::open(&socket, &self.config.key, spec.route(), HANDSHAKE_DEADLINE)
+                        handshake::open(&socket, &self.config.keys, spec.route(), HANDSHAKE_DEADLINE)
                             .await
                             .map_err(|source| DialError::Handshake { path: path(), source })?;
                     return Ok(Lane::new(socket, self.path.clone(), accepted));

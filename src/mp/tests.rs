@@ -29,6 +29,7 @@ use crate::{
     exec::{self, Backend, Config, available_cpus},
     lanes::{PathStatus, PoolConfig, tests::scripted::*},
     net::{Legs, Socket},
+    wire::key_ring::KeyRing,
 };
 
 /// Tests that look at the process's count of parked bytes run alone, all others side by side.
@@ -86,7 +87,7 @@ impl Setting {
             .map(|address| Arc::new(PathStatus::new(address.to_string().parse().unwrap())))
             .collect();
         let config = PoolConfig {
-            key: Arc::new(key()),
+            keys: Arc::new(KeyRing::of(key())),
             congestion: Legs::default().lane,
             lanes_warm: lanes.warm,
             lanes_max: lanes.max,

@@ -22,7 +22,7 @@ use crate::{
     net::{ConnectError, Legs, Listener, MptcpState, ResolveError, Socket, pump, resolve},
     wire::{
         handshake::{Accepted, Refusal},
-        key::Key,
+        key_ring::KeyRing,
         reason::Reason,
         route::{HopAddr, Route},
     },
@@ -89,8 +89,8 @@ impl AllowRule {
 /// A relay's settings, shared by its cores.
 #[derive(Debug)]
 pub struct Relay {
-    /// The pre-shared key.
-    pub key: Arc<Key>,
+    /// The pre-shared keys.
+    pub keys: Arc<KeyRing>,
     /// Congestion control; both legs of a relay are lanes.
     pub legs: Legs,
     /// Next hops allowed; empty: every host except this one's loopback and link-local addresses.
@@ -178,7 +178,7 @@ async fn forward(
 ) -> Result<(), RelayError> {
     let peer = near.peer()?;
     near.set_congestion(&relay.legs.lane, peer.ip());
-    let hello = handshake::receive(&near, &relay.key).await.map_err(RelayError::Hello)?;
+    let hello = handshake::receive(&near, &relay.keys).await.map_err(RelayError::Hello)?;
     let far = match connect_next(relay, hello.route()).await {
         Ok((far, accepted)) => {
             near.send_all(&hello.pass_on(accepted), false).await?;
@@ -210,7 +210,7 @@ async fn connect_next(relay: &Relay, route: &Route) -> Result<(Socket, Accepted)
     for address in addresses {
         match Socket::connect(address, route.transport(), &relay.legs.lane, CONNECT_DEADLINE).await {
             Ok(far) => {
-                let opened = handshake::open(&far, &relay.key, &rest, HANDSHAKE_DEADLINE).await;
+                let opened = handshake::open(&far, &relay.keys, &rest, HANDSHAKE_DEADLINE).await;
                 return match opened {
                     Ok(accepted) => Ok(report_fallback(hop, far, accepted)),
                     Err(source) => Err(RelayError::NextHop { hop: hop.clone(), source }),

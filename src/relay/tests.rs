@@ -13,6 +13,7 @@ use crate::{
     lanes::tests::scripted::*,
     wire::{
         handshake::{CHALLENGE_BYTES, ClientHandshake, HandshakeError, Progress},
+        key::Key,
         route::Transport,
     },
 };
@@ -28,7 +29,8 @@ fn with_relays(count: usize, allow: &[&str], drive: impl Fn(&[SocketAddr])) {
             })
             .unzip();
         let allow = allow.iter().map(|rule| rule.parse().unwrap()).collect();
-        let relay = Arc::new(Relay { key: Arc::new(key()), legs: Legs::default(), allow, local: true });
+        let relay =
+            Arc::new(Relay { keys: Arc::new(KeyRing::of(key())), legs: Legs::default(), allow, local: true });
         let (stop, stopped) = watch::channel(false);
         let descriptors = std::sync::Mutex::new(Some(descriptors));
         let core = thread::spawn(move || {

@@ -28,7 +28,7 @@ use crate::{
     lanes::handshake::{self, HandshakeFailed},
     net::{Legs, Listener, Socket},
     root::files::open_directory,
-    wire::{handshake::Refusal, key::Key, reason::Reason, route::HopAddr},
+    wire::{handshake::Refusal, key_ring::KeyRing, reason::Reason, route::HopAddr},
 };
 
 /// Transfers that run get this long after SIGTERM.
@@ -96,7 +96,7 @@ impl std::str::FromStr for RootOrigin {
 #[derive(Debug)]
 pub struct Upstream {
     root: RootOrigin,
-    key: Arc<Key>,
+    keys: Arc<KeyRing>,
     legs: Legs,
     /// Tells the downstream which lanes lead to this process.
     instance: u64,
@@ -128,9 +128,9 @@ impl Upstream {
     ///
     /// # Errors
     /// The kernel has no randomness for the instance's number.
-    pub fn new(root: RootOrigin, key: Arc<Key>, legs: Legs) -> Result<Self, getrandom::Error> {
+    pub fn new(root: RootOrigin, keys: Arc<KeyRing>, legs: Legs) -> Result<Self, getrandom::Error> {
         let instance = getrandom::u64()?;
-        Ok(Self { root, key, legs, instance, registry: Arc::default(), pool: Arc::default() })
+        Ok(Self { root, keys, legs, instance, registry: Arc::default(), pool: Arc::default() })
     }
 }
 
@@ -188,7 +188,7 @@ async fn authenticate_and_run(
     shutdown: &mut watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
     socket.set_congestion(&upstream.legs.lane, socket.peer()?.ip());
-    let hello = handshake::receive(socket, &upstream.key).await?;
+    let hello = handshake::receive(socket, &upstream.keys).await?;
     if let Some((next, _)) = hello.route().split_first() {
         let error = ServeError::RouteGoesOn { next: next.clone() };
         let refusal = hello.refuse(Refusal::NotAllowed, &Reason::new(&error.to_string()));

@@ -7,7 +7,8 @@
 //! [`MAX_HELLO_BYTES`] are held for a stranger.
 //!
 //! The server speaks first. Its nonce makes every hello good for one connection only, so a replayed hello fails without
-//! a clock or a memory of old ones; the client's nonce does the same for the reply. Deadlines are the I/O layer's.
+//! a clock or a memory of old ones; the client's nonce does the same for the reply. No message carries a time, so that
+//! the clocks of the two hosts may differ by any amount. Deadlines are the I/O layer's.
 //!
 //! | message | bytes |
 //! | --- | --- |

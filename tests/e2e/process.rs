@@ -124,6 +124,12 @@ impl Process {
         assert!(found.is_some(), "{} did not log '{text}' but:\n{}", self.name, self.log());
     }
 
+    /// Waits until it has done so that many times.
+    pub fn wait_for_log_times(&self, text: &str, times: usize) {
+        let found = self.log.wait(|log| (log.matches(text).count() >= times).then_some(()));
+        assert!(found.is_some(), "{} did not log '{text}' {times} times but:\n{}", self.name, self.log());
+    }
+
     /// What it wrote to standard error so far.
     pub fn log(&self) -> String {
         self.log.text()

@@ -18,6 +18,7 @@ use crate::{
         frame::{Frame, HEADER_BYTES, Outcome, Reading},
         frame_check::FrameCheck,
         handshake::{CHALLENGE_BYTES, ClientHandshake, HandshakeError, Progress},
+        key::Key,
         route::{Route, Transport},
         units::{FrameLen, MAX_BODY_BYTES, Offset, Seq, TransferId},
     },
@@ -82,7 +83,8 @@ pub(super) fn with_upstream_of(root: &str, drive: impl Fn(SocketAddr)) {
             Listener::bind((std::net::Ipv4Addr::LOCALHOST, 0).into(), cpus.len(), Transport::Tcp).unwrap();
         let listeners: Arc<Vec<Mutex<Option<OwnedFd>>>> =
             Arc::new(listeners.into_iter().map(|fd| Mutex::new(Some(fd))).collect());
-        let upstream = Upstream::new(root.parse().unwrap(), Arc::new(key()), Legs::default()).unwrap();
+        let upstream =
+            Upstream::new(root.parse().unwrap(), Arc::new(KeyRing::of(key())), Legs::default()).unwrap();
         let upstream = Arc::new(upstream);
         let (stop, stopped) = watch::channel(false);
         let cores = thread::spawn(move || {
