@@ -191,12 +191,23 @@ pub struct Up {
     pub paths: u16,
 }
 
+/// Where a role is reached. Sockets that the process is started with (systemd's socket activation) go before.
+#[derive(Clone, Debug, Args)]
+pub struct Listen {
+    /// Where to listen; port 0 lets the kernel choose. Not needed where systemd passes the sockets
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// Listen beside a process of the same user that listens there already, and that is to be stopped next
+    #[arg(long, requires = "listen")]
+    pub take_over: bool,
+}
+
 /// `plait root`.
 #[derive(Debug, Args)]
 pub struct Root {
-    /// Where to listen; port 0 lets the kernel choose
-    #[arg(long, value_name = "ADDR")]
-    pub listen: SocketAddr,
+    /// Where it is reached.
+    #[command(flatten)]
+    pub listen: Listen,
     /// Directory to serve; nothing outside it can be reached
     #[arg(long)]
     pub dir: PathBuf,
@@ -205,9 +216,9 @@ pub struct Root {
 /// `plait upstream`.
 #[derive(Debug, Args)]
 pub struct Upstream {
-    /// Where to listen for lanes; port 0 lets the kernel choose
-    #[arg(long, value_name = "ADDR")]
-    pub listen: SocketAddr,
+    /// Where it is reached.
+    #[command(flatten)]
+    pub listen: Listen,
     /// The root server, http://HOST:PORT, or a directory whose files the upstream reads itself
     #[arg(long, value_name = "URL|DIR")]
     pub root: String,
@@ -219,9 +230,9 @@ pub struct Upstream {
 /// `plait relay`.
 #[derive(Debug, Args)]
 pub struct Relay {
-    /// Where to listen for lanes; port 0 lets the kernel choose
-    #[arg(long, value_name = "ADDR")]
-    pub listen: SocketAddr,
+    /// Where it is reached.
+    #[command(flatten)]
+    pub listen: Listen,
     /// File with the pre-shared key (make one with `plait keygen FILE`)
     #[arg(long, value_name = "FILE", env = "PLAIT_KEY")]
     pub key: PathBuf,
@@ -254,9 +265,9 @@ pub struct Paths {
 /// `plait downstream`.
 #[derive(Debug, Args)]
 pub struct Downstream {
-    /// Where to listen for HTTP clients; port 0 lets the kernel choose
-    #[arg(long, value_name = "ADDR")]
-    pub listen: SocketAddr,
+    /// Where it is reached.
+    #[command(flatten)]
+    pub listen: Listen,
     /// Where lanes lead.
     #[command(flatten)]
     pub paths: Paths,

@@ -7,7 +7,6 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
     rc::Rc,
     sync::{Arc, Mutex, PoisonError},
@@ -18,7 +17,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::sync::watch;
 
 use super::{
-    args::{Arguments, Command, CpuList, Get, Global, Keygen, Paths},
+    args::{Arguments, Command, CpuList, Get, Global, Keygen, Listen, Paths},
     get::{self, GetError},
     lab::{self, LabRunError},
     path_file::{self, PathsError},
@@ -34,7 +33,7 @@ use crate::{
         crew::{DESERTED_MAX, LaneCounts},
         stripe::LANES_MAX,
     },
-    net::{self, Legs, Listener},
+    net::{self, BoundSocket, InheritError, Legs, Listener},
     relay,
     root::{self, Root},
     upstream::{self, Upstream},
@@ -57,6 +56,12 @@ pub enum RunError {
         /// What the kernel says.
         source: io::Error,
     },
+    /// The sockets that the process was started with cannot be used.
+    #[error(transparent)]
+    Inherit(#[from] InheritError),
+    /// There is no address.
+    #[error("no address to listen on: name one with --listen (or let systemd pass a socket)")]
+    NoListen,
     /// The key cannot be used.
     #[error(transparent)]
     Key(#[from] KeyFileError),
@@ -101,21 +106,23 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
         Command::Keygen(keygen) => keys(&keygen),
         Command::Relay(args) => {
             let keys = Arc::new(KeyRing::load(&args.key)?);
+            let port = Listeners::open(&args.listen, &global, Transport::Mptcp)?;
             let relay = Arc::new(relay::Relay {
                 keys: keys.clone(),
                 legs: legs(&global),
                 allow: args.allow,
-                local: args.listen.ip().is_loopback(),
+                local: port.1.ip().is_loopback(),
             });
             let reload: Reload = Box::new(move || reload_keys(&keys, &args.key));
-            serve(&global, args.listen, Transport::Mptcp, reload, move |_, listener, shutdown| {
+            serve(&global, port, reload, move |_, listener, shutdown| {
                 relay::serve(relay.clone(), listener, shutdown)
             })
         }
         Command::Root(args) => {
             let root = Arc::new(open_root(&args.dir)?);
             let legs = legs(&global);
-            serve(&global, args.listen, Transport::Tcp, nothing_to_reload(), move |_, listener, stopped| {
+            let port = Listeners::open(&args.listen, &global, Transport::Tcp)?;
+            serve(&global, port, nothing_to_reload(), move |_, listener, stopped| {
                 root::serve(root.clone(), listener, legs.clone(), stopped)
             })
         }
@@ -123,7 +130,8 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
             let keys = Arc::new(KeyRing::load(&args.key)?);
             let upstream = open_upstream(&args.root, keys.clone(), legs(&global))?;
             let reload: Reload = Box::new(move || reload_keys(&keys, &args.key));
-            serve(&global, args.listen, Transport::Mptcp, reload, move |_, listener, stopped| {
+            let port = Listeners::open(&args.listen, &global, Transport::Mptcp)?;
+            serve(&global, port, reload, move |_, listener, stopped| {
                 upstream::serve(upstream.clone(), listener, stopped)
             })
         }
@@ -135,7 +143,8 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
                 reload_keys(&reloaded.config.keys, &args.paths.key);
                 reloaded.reload_paths(&args.paths);
             });
-            serve(&global, args.listen, Transport::Tcp, reload, move |_, listener, stopped| {
+            let port = Listeners::open(&args.listen, &global, Transport::Tcp)?;
+            serve(&global, port, reload, move |_, listener, stopped| {
                 downstream::serve(fabric.manager(), listener, legs.clone(), stopped)
             })
         }
@@ -328,7 +337,7 @@ pub(super) fn raise_descriptor_limit() {
 
 /// One listening socket per core, to be taken by its core.
 #[derive(Clone)]
-pub(super) struct Listeners(Arc<Mutex<Vec<Option<OwnedFd>>>>);
+pub(super) struct Listeners(Arc<Mutex<Vec<Option<BoundSocket>>>>);
 
 impl Listeners {
     pub(super) fn bind(
@@ -336,9 +345,32 @@ impl Listeners {
         cores: usize,
         transport: Transport,
     ) -> Result<(Self, SocketAddr), RunError> {
-        let (fds, address) = Listener::bind(address, cores, transport)
+        let (sockets, address) = Listener::bind(address, cores, transport)
             .map_err(|source| RunError::Listen { address, source })?;
-        Ok((Self(Arc::new(Mutex::new(fds.into_iter().map(Some).collect()))), address))
+        Ok((Self::of(sockets), address))
+    }
+
+    /// Those that the process was started with, or else those of the flags. Lanes may come by MPTCP, clients come by TCP.
+    fn open(
+        &Listen { listen, take_over }: &Listen,
+        global: &Global,
+        transport: Transport,
+    ) -> Result<(Self, SocketAddr), RunError> {
+        let cores = exec_config(global).cpus.len();
+        if let Some((sockets, address)) = Listener::inherited(cores)? {
+            return Ok((Self::of(sockets), address));
+        }
+        let address = listen.ok_or(RunError::NoListen)?;
+        if !take_over {
+            return Self::bind(address, cores, transport);
+        }
+        let (sockets, address) = Listener::join(address, cores, transport)
+            .map_err(|source| RunError::Listen { address, source })?;
+        Ok((Self::of(sockets), address))
+    }
+
+    fn of(sockets: Vec<BoundSocket>) -> Self {
+        Self(Arc::new(Mutex::new(sockets.into_iter().map(Some).collect())))
     }
 
     pub(super) fn take(&self, core: Core) -> Option<Listener> {
@@ -351,11 +383,10 @@ fn nothing_to_reload() -> Reload {
     Box::new(|| tracing::info!("SIGHUP: there are no settings to read again"))
 }
 
-/// Binds, says so, and runs `role` on every core until SIGTERM. Lanes may come by MPTCP, clients come by TCP.
+/// Says where it listens, and runs `role` on every core until SIGTERM.
 fn serve<F, Fut>(
     global: &Global,
-    address: SocketAddr,
-    transport: Transport,
+    (listeners, address): (Listeners, SocketAddr),
     reload: Reload,
     role: F,
 ) -> Result<(), RunError>
@@ -367,7 +398,6 @@ where
     raise_descriptor_limit();
     net::payload_move();
     let stopped = stop_signal(Some(reload))?;
-    let (listeners, address) = Listeners::bind(address, config.cpus.len(), transport)?;
     println!("listening on {address}");
     tracing::info!(executor = %config.backend, cpus = ?config.cpus, "started");
     exec::run(&config, move |core| {

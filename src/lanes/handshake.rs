@@ -43,6 +43,15 @@ pub enum HandshakeFailed {
 }
 
 impl HandshakeFailed {
+    /// The connection broke, perhaps because its listener has just stopped: another one may reach whoever took over.
+    pub fn is_worth_another_try(&self) -> bool {
+        let broke = |kind| {
+            use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+            matches!(kind, ConnectionReset | BrokenPipe | UnexpectedEof)
+        };
+        matches!(self, Self::Io(error) if broke(error.kind()))
+    }
+
     /// The upstream's host has answered that no process listens there.
     pub fn nobody_there(&self) -> bool {
         matches!(self, Self::Refused(HandshakeError::NobodyThere { .. }))

@@ -406,7 +406,11 @@ impl Pool {
     }
 
     async fn dial(&self, mut place: Place) -> Result<Lane, DialError> {
-        let lane = self.connect().await.inspect_err(|error| {
+        let mut connected = self.connect().await;
+        if matches!(&connected, Err(DialError::Handshake { source, .. }) if source.is_worth_another_try()) {
+            connected = self.connect().await;
+        }
+        let lane = connected.inspect_err(|error| {
             if self.path.failed() {
                 tracing::warn!("{error}; the path is tried again, others carry the load");
             }

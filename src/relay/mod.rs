@@ -135,22 +135,7 @@ impl RelayError {
 /// Accepts and forwards lanes on this core until `shutdown` turns true; then lanes in use may finish.
 pub async fn serve(relay: Arc<Relay>, listener: Listener, mut shutdown: watch::Receiver<bool>) {
     let running = Rc::new(Cell::new(0_usize));
-    loop {
-        let accepted = {
-            let (accept, stop) = (listener.accept().fuse(), shutdown.wait_for(|stop| *stop).fuse());
-            pin_mut!(accept, stop);
-            futures_util::select_biased! {
-                _ = stop => break,
-                accepted = accept => accepted,
-            }
-        };
-        let socket = match accepted {
-            Ok(socket) => socket,
-            Err(error) => {
-                tracing::error!(%error, "the listening socket failed");
-                break;
-            }
-        };
+    while let Some(socket) = listener.next(&mut shutdown).await {
         let (relay, running, mut shutdown) = (relay.clone(), running.clone(), shutdown.clone());
         exec::spawn(async move {
             running.set(running.get() + 1);
@@ -179,7 +164,11 @@ async fn forward(
     let peer = near.peer()?;
     near.set_congestion(&relay.legs.lane, peer.ip());
     let hello = handshake::receive(&near, &relay.keys).await.map_err(RelayError::Hello)?;
-    let far = match connect_next(relay, hello.route()).await {
+    let mut connected = connect_next(relay, hello.route()).await;
+    if matches!(&connected, Err(RelayError::NextHop { source, .. }) if source.is_worth_another_try()) {
+        connected = connect_next(relay, hello.route()).await;
+    }
+    let far = match connected {
         Ok((far, accepted)) => {
             near.send_all(&hello.pass_on(accepted), false).await?;
             far

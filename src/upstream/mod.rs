@@ -19,7 +19,6 @@ mod tests;
 
 use std::{cell::Cell, io, os::fd::OwnedFd, path::Path, rc::Rc, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt, pin_mut, select_biased};
 use tokio::sync::watch;
 
 use self::{lane::LaneError, registry::Registry, root_pool::RootPool};
@@ -137,22 +136,7 @@ impl Upstream {
 /// Serves lanes on this core until `shutdown` turns true; then transfers that run may finish.
 pub async fn serve(upstream: Arc<Upstream>, listener: Listener, mut shutdown: watch::Receiver<bool>) {
     let running = Rc::new(Cell::new(0_usize));
-    loop {
-        let accepted = {
-            let (accept, stop) = (listener.accept().fuse(), shutdown.wait_for(|stop| *stop).fuse());
-            pin_mut!(accept, stop);
-            select_biased! {
-                _ = stop => break,
-                accepted = accept => accepted,
-            }
-        };
-        let socket = match accepted {
-            Ok(socket) => socket,
-            Err(error) => {
-                tracing::error!(%error, "the listening socket failed");
-                break;
-            }
-        };
+    while let Some(socket) = listener.next(&mut shutdown).await {
         let (upstream, running, shutdown) = (upstream.clone(), running.clone(), shutdown.clone());
         exec::spawn(async move {
             running.set(running.get() + 1);

@@ -7,6 +7,7 @@ mod client;
 mod content;
 mod failures;
 mod gate;
+mod hand_over;
 mod integrity;
 mod load;
 mod media;

@@ -108,7 +108,12 @@ impl Process {
         settings: &Settings,
         args: impl IntoIterator<Item = S>,
     ) -> (Self, SocketAddr) {
-        let process = Self::start(name, settings.plait().args(args));
+        Self::listening(name, settings.plait().args(args))
+    }
+
+    /// Starts a command that becomes a role, and waits for its port.
+    pub fn listening(name: impl Into<String>, command: &mut Command) -> (Self, SocketAddr) {
+        let process = Self::start(name, command);
         let address = process.out.wait(|text| {
             let line = text.lines().find_map(|line| line.strip_prefix("listening on "))?;
             line.parse().ok()
