@@ -40,6 +40,9 @@ const CREW_PAUSE: Duration = Duration::from_millis(100);
 const CREW_PAUSES_MAX: u32 = 10;
 /// How long a transfer without lanes is kept: as long as the upstream keeps it.
 pub const DESERTED_MAX: Duration = Duration::from_secs(30);
+/// An upstream that is dead for certain is back within this time if a service manager restarts it.
+const RESTART_MAX: Duration = Duration::from_secs(5);
+
 /// Lanes that bring nothing for so long although the client takes everything make the crew ask whether the upstream still
 /// answers, if there is another: several times the longest stall that the upstream itself needs to notice a silent path.
 /// A slow root is no reason to leave an upstream that answers.
@@ -312,8 +315,11 @@ impl Crew {
         while exec::timeout(CREW_PAUSE, self.transfer.over()).await.is_err() {
             if self.places.iter().any(|place| place.lanes.load(Ordering::SeqCst) > 0) {
                 had_lane_at = Instant::now();
-            } else if had_lane_at.elapsed() > self.manager.config().deserted_max || self.is_upstream_lost() {
-                return;
+            } else {
+                let deserted = had_lane_at.elapsed();
+                if deserted > self.manager.config().deserted_max || self.is_upstream_lost(deserted) {
+                    return;
+                }
             }
             // Lanes that have seen the end are not lost.
             if self.transfer.end().is_some() {
@@ -353,13 +359,16 @@ impl Crew {
         self.places.iter().map(|place| place.bytes.load(Ordering::Relaxed)).sum()
     }
 
-    /// For a transfer without lanes: whether none to its upstream's process will come any more. That is certain once every
-    /// path leads to another process, or finds none at its end. One that can go on elsewhere does not wait for paths that
-    /// merely fail.
-    fn is_upstream_lost(&self) -> bool {
+    /// For a transfer that has had no lane for the time given: whether none to its upstream's process will come any more.
+    /// That is certain once every path leads to another process, or finds none at its end. One that can go on elsewhere does
+    /// not wait for paths that merely fail; one that could, if there were another upstream, waits for a successor.
+    fn is_upstream_lost(&self, deserted: Duration) -> bool {
         let Some(instance) = self.transfer.instance() else { return false };
-        let is_urgent = self.transfer.may_move() && self.manager.has_other_upstream(instance);
-        let verdict = if is_urgent { Outlook::Failed } else { Outlook::NobodyThere };
+        let verdict = match (self.transfer.may_move(), self.manager.has_other_upstream(instance)) {
+            (true, true) => Outlook::Failed,
+            (true, false) if deserted < RESTART_MAX => return false,
+            _ => Outlook::NobodyThere,
+        };
         self.places.iter().all(|place| {
             place.path.leads_elsewhere(instance)
                 || place.is_at_least(verdict)

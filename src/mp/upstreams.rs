@@ -9,7 +9,7 @@ use std::time::Duration;
 /// Round trips up to this much longer than the shortest are as good.
 const AS_FAST_RATIO: f64 = 1.5;
 /// And by this much on short paths: a ping of a busy host varies as much.
-const AS_FAST_MIN: Duration = Duration::from_millis(5);
+const AS_FAST_MIN: Duration = Duration::from_millis(20);
 
 /// The upstream process with the most live paths; among those, the ones whose fastest path is about as fast as any take
 /// turns, counted by `turn`. Not `avoided`, which was just lost.
