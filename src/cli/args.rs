@@ -58,7 +58,7 @@ pub enum Command {
     Downstream(Downstream),
     /// Downloads one file over all paths, without a downstream
     Get(Get),
-    /// Makes a new pre-shared key
+    /// Makes a new pre-shared key, or replaces one in two steps
     Keygen(Keygen),
     /// Emulated long paths on this machine, and the whole chain on them
     #[command(subcommand)]
@@ -194,12 +194,23 @@ pub struct Up {
     pub paths: u16,
 }
 
+/// Where a role is reached. Sockets that the process is started with (systemd's socket activation) go before.
+#[derive(Clone, Debug, Args)]
+pub struct Listen {
+    /// Where to listen; port 0 lets the kernel choose. Not needed where systemd passes the sockets
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// Listen beside a process of the same user that listens there already, and that is to be stopped next
+    #[arg(long, requires = "listen")]
+    pub take_over: bool,
+}
+
 /// `plait root`.
 #[derive(Debug, Args)]
 pub struct Root {
-    /// Where to listen; port 0 lets the kernel choose
-    #[arg(long, value_name = "ADDR")]
-    pub listen: SocketAddr,
+    /// Where it is reached.
+    #[command(flatten)]
+    pub listen: Listen,
     /// Directory to serve; nothing outside it can be reached
     #[arg(long)]
     pub dir: PathBuf,
@@ -208,9 +219,9 @@ pub struct Root {
 /// `plait upstream`.
 #[derive(Debug, Args)]
 pub struct Upstream {
-    /// Where to listen for lanes; port 0 lets the kernel choose
-    #[arg(long, value_name = "ADDR")]
-    pub listen: SocketAddr,
+    /// Where it is reached.
+    #[command(flatten)]
+    pub listen: Listen,
     /// The root server, http://HOST:PORT, or a directory whose files the upstream reads itself
     #[arg(long, value_name = "URL|DIR")]
     pub root: String,
@@ -222,9 +233,9 @@ pub struct Upstream {
 /// `plait relay`.
 #[derive(Debug, Args)]
 pub struct Relay {
-    /// Where to listen for lanes; port 0 lets the kernel choose
-    #[arg(long, value_name = "ADDR")]
-    pub listen: SocketAddr,
+    /// Where it is reached.
+    #[command(flatten)]
+    pub listen: Listen,
     /// File with the pre-shared key (make one with `plait keygen FILE`)
     #[arg(long, value_name = "FILE", env = "PLAIT_KEY")]
     pub key: PathBuf,
@@ -238,8 +249,11 @@ pub struct Relay {
 #[derive(Clone, Debug, Args)]
 pub struct Paths {
     /// A path: [tcp:|mptcp:]HOST:PORT[,HOST:PORT]..., hops in order from here, the upstream last. Repeat it for every path
-    #[arg(long = "path", required = true, value_name = "PATH")]
+    #[arg(long = "path", required_unless_present = "path_file", value_name = "PATH")]
     pub path: Vec<PathSpec>,
+    /// File with one more path on each line, # before a comment; a downstream reads it again at SIGHUP
+    #[arg(long, value_name = "FILE")]
+    pub path_file: Option<PathBuf>,
     /// File with the pre-shared key (make one with `plait keygen FILE`)
     #[arg(long, value_name = "FILE", env = "PLAIT_KEY")]
     pub key: PathBuf,
@@ -254,9 +268,9 @@ pub struct Paths {
 /// `plait downstream`.
 #[derive(Debug, Args)]
 pub struct Downstream {
-    /// Where to listen for HTTP clients; port 0 lets the kernel choose
-    #[arg(long, value_name = "ADDR")]
-    pub listen: SocketAddr,
+    /// Where it is reached.
+    #[command(flatten)]
+    pub listen: Listen,
     /// Where lanes lead.
     #[command(flatten)]
     pub paths: Paths,
@@ -280,6 +294,12 @@ pub struct Get {
 pub struct Keygen {
     /// File to make; an existing one is never overwritten
     pub file: PathBuf,
+    /// Puts a new key before the one in FILE, for a rotation: the new one is used for dialling, both are accepted
+    #[arg(long)]
+    pub add: bool,
+    /// Removes the old key of FILE again, once every host has the new one
+    #[arg(long, conflicts_with = "add")]
+    pub drop_old: bool,
 }
 
 fn log_filter(text: &str) -> Result<String, String> {

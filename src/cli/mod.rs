@@ -6,8 +6,10 @@
 mod args;
 mod get;
 mod lab;
+mod path_file;
 mod roles;
 mod sample;
+mod signals;
 mod up;
 
 use std::process::ExitCode;

@@ -2,23 +2,24 @@
 //!
 //! In: client connections. Out: the root's answers, byte for byte, or a problem that names the side at fault.
 //! Invariant: a body that cannot be completed ends in a reset of the connection, never in a short response that looks
-//! complete.
+//! complete. One that breaks off because its upstream was lost is continued where that is safe.
 
 use std::{io, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, pin_mut, select_biased};
-use http::{HeaderValue, StatusCode, header::HOST};
+use http::{HeaderValue, Method, StatusCode, header::HOST};
 use tokio::sync::watch;
 
 use crate::{
     exec::{self, Interest},
     http::{
         accept,
+        continuation::Continuation,
         forward::{self, ClientBody, ClientResponse},
         problem::{Problem, Side},
         request::RequestHead,
-        response::{self, Parsed},
+        response::{self, Framing, Parsed, ResponseHead},
         server::{Deadlines, HttpConnection},
     },
     mp::{
@@ -31,6 +32,8 @@ use crate::{
 /// Lanes that bring nothing for this long are given up: more than the 30 s that the upstream gives the root, whose
 /// word comes first then.
 const LANES_STALL_MAX: Duration = Duration::from_secs(40);
+/// So many upstreams may die under one answer. A root that breaks off again and again is not asked for ever.
+const CONTINUED_MAX: usize = 8;
 /// How often a transfer's deadlines are looked at; they may be late by this much.
 const DEADLINE_CHECK: Duration = Duration::from_secs(5);
 
@@ -50,57 +53,134 @@ async fn answer(
     connection: &mut HttpConnection,
     request: &RequestHead,
 ) -> io::Result<()> {
-    let mut towards_root = Vec::new();
-    match forward::request_to_root(request, default_host(connection, request).as_ref()) {
-        Ok(head) => head.write_head(&mut towards_root),
+    let towards_root = match forward::request_to_root(request, default_host(connection, request).as_ref()) {
+        Ok(head) => head,
         Err(error) => return connection.respond_problem(&error.problem()).await,
-    }
-    let incoming = {
-        let gone = connection.socket().ready(Interest::HangUp).fuse();
-        let fetched = manager.fetch(Bytes::from(towards_root)).fuse();
-        pin_mut!(gone, fetched);
-        select_biased! {
-            fetched = fetched => fetched,
-            // Whoever closed will not read the answer.
-            _ = gone => return Err(io::ErrorKind::ConnectionAborted.into()),
-        }
     };
-    let Incoming { head, mut consumer, .. } = match incoming {
+    let incoming = match fetch(manager, connection, &towards_root, None).await? {
         Ok(incoming) => incoming,
         Err(error) => {
             tracing::info!(what = request.target(), "{error}");
             return connection.respond_problem(&problem_of(&error)).await;
         }
     };
-    let framed = match response::parse_response(&head) {
-        Ok(Parsed::Complete { head: response, len }) if len == head.len() => response
-            .framing(&request.method)
-            .map(|framing| (response, framing))
-            .map_err(|error| error.problem()),
+    let (response, framing) = match framed(&incoming, &request.method) {
+        Ok(framed) => framed,
+        Err(problem) => return connection.respond_problem(&problem).await,
+    };
+    let continuation = Continuation::of(&request.method, &response, framing);
+    let ClientResponse { head, body, keep_alive } =
+        forward::response_to_client(&response, framing, request, connection.lasts());
+    let more = matches!(body, ClientBody::Fixed(1..) | ClientBody::Chunked | ClientBody::UntilClose);
+    connection.send_head(head, keep_alive, more).await?;
+    let carried = match continuation {
+        Some(continuation) => {
+            let rest = Rest { manager, connection, request: &towards_root, continuation };
+            rest.carry_on(incoming).await
+        }
+        None => {
+            let mut consumer = incoming.consumer;
+            carry(&mut consumer, connection, body).await.map_err(|error| (error, consumer.given()))
+        }
+    };
+    match carried {
+        Ok(_) => {
+            connection.finish_response();
+            Ok(())
+        }
+        Err((error, sent)) => {
+            tracing::info!(what = request.target(), sent, "{error}; the client's connection is reset");
+            Err(io::Error::other(error))
+        }
+    }
+}
+
+/// Asks for `request`, not over the upstream `lost` if there is another. The outer error: the client is gone.
+async fn fetch(
+    manager: &Rc<Manager>,
+    connection: &HttpConnection,
+    request: &RequestHead,
+    lost: Option<u64>,
+) -> io::Result<Result<Incoming, FetchError>> {
+    let mut head = Vec::new();
+    request.write_head(&mut head);
+    let gone = connection.socket().ready(Interest::HangUp).fuse();
+    let fetched = manager.fetch_avoiding(Bytes::from(head), lost).fuse();
+    pin_mut!(gone, fetched);
+    select_biased! {
+        fetched = fetched => Ok(fetched),
+        // Whoever closed will not read the answer.
+        _ = gone => Err(io::ErrorKind::ConnectionAborted.into()),
+    }
+}
+
+/// The head that came over the lanes, and how its body ends.
+fn framed(incoming: &Incoming, method: &Method) -> Result<(ResponseHead, Framing), Problem> {
+    match response::parse_response(&incoming.head) {
+        Ok(Parsed::Complete { head: response, len }) if len == incoming.head.len() => {
+            response.framing(method).map(|framing| (response, framing)).map_err(|error| error.problem())
+        }
         _ => Err(Problem::new(
             StatusCode::BAD_GATEWAY,
             Side::Upstream,
             "what came over the lanes is no response head",
         )),
-    };
-    let (response, framing) = match framed {
-        Ok(framed) => framed,
-        Err(problem) => return connection.respond_problem(&problem).await,
-    };
-    let ClientResponse { head, body, keep_alive } =
-        forward::response_to_client(&response, framing, request, connection.lasts());
-    let more = matches!(body, ClientBody::Fixed(1..) | ClientBody::Chunked | ClientBody::UntilClose);
-    connection.send_head(head, keep_alive, more).await?;
-    match carry(&mut consumer, connection, body).await {
-        Ok(_) => {
-            connection.finish_response();
-            Ok(())
+    }
+}
+
+/// A body that goes on over another upstream, or a new one in the place of the old, where it breaks off.
+struct Rest<'a> {
+    manager: &'a Rc<Manager>,
+    connection: &'a HttpConnection,
+    /// As the root was asked for the whole.
+    request: &'a RequestHead,
+    continuation: Continuation,
+}
+
+impl Rest<'_> {
+    /// Moves the body to the client; with an error comes how much was given to it.
+    async fn carry_on(self, mut incoming: Incoming) -> Result<u64, (TransferError, u64)> {
+        let mut given = 0;
+        let mut continued = 0;
+        loop {
+            let transfer = incoming.consumer.transfer().clone();
+            transfer.let_move();
+            let body = ClientBody::Fixed(self.continuation.missing(given));
+            let outcome = carry(&mut incoming.consumer, self.connection, body).await;
+            given += incoming.consumer.given();
+            let error = match outcome {
+                Ok(_) => return Ok(given),
+                // Only the word that this was all is missing.
+                Err(error) if error.may_be_continued() && self.continuation.missing(given) == 0 => {
+                    return Ok(given);
+                }
+                Err(error) if error.may_be_continued() && continued < CONTINUED_MAX => error,
+                Err(error) => return Err((error, given)),
+            };
+            // Its lanes are of use for what follows.
+            drop(incoming.consumer);
+            incoming = match self.ask(given, transfer.instance()).await {
+                Ok(rest) => rest,
+                Err(reason) => {
+                    tracing::info!("{reason}, so that the body is not continued");
+                    return Err((error, given));
+                }
+            };
+            continued += 1;
+            tracing::info!(what = self.request.target(), given, "{error}; the body goes on from here");
         }
-        Err(error) => {
-            let sent = consumer.bytes();
-            tracing::info!(what = request.target(), sent, "{error}; the client's connection is reset");
-            Err(io::Error::other(error))
-        }
+    }
+
+    /// The answer that continues the body, checked.
+    async fn ask(&self, given: u64, lost: Option<u64>) -> Result<Incoming, String> {
+        let request = self.continuation.request(self.request, given);
+        let rest = fetch(self.manager, self.connection, &request, lost)
+            .await
+            .map_err(|error| format!("client: {error}"))?
+            .map_err(|error| error.to_string())?;
+        let (head, framing) = framed(&rest, &request.method).map_err(|problem| problem.to_string())?;
+        self.continuation.check(&head, framing, given).map_err(|error| error.to_string())?;
+        Ok(rest)
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     exec,
-    net::{Legs, Listener, Socket},
+    net::{Legs, Listener},
 };
 
 /// Connections accepted, and requests of one connection answered, before other tasks get their turn: neither need ever
@@ -38,7 +38,7 @@ pub async fn serve<A>(
     // Every task holds a sender and sends nothing: the channel ends with the last of them.
     let (running, mut all_ended) = mpsc::channel::<Infallible>(1);
     let mut turn = 0;
-    while let Some(socket) = next_client(&listener, &mut stopping).await {
+    while let Some(socket) = listener.next(&mut stopping).await {
         if let Ok(peer) = socket.peer() {
             socket.set_congestion(&legs.client, peer.ip());
         }
@@ -52,18 +52,6 @@ pub async fn serve<A>(
     }
     drop((listener, running));
     let _ = all_ended.recv().await;
-}
-
-async fn next_client(listener: &Listener, stopping: &mut watch::Receiver<bool>) -> Option<Socket> {
-    let stops = stopped(stopping).fuse();
-    let accepts = listener.accept().fuse();
-    pin_mut!(stops, accepts);
-    select_biased! {
-        () = stops => None,
-        accepted = accepts => accepted
-            .inspect_err(|error| tracing::error!(%error, "the listening socket failed: no client is accepted any more"))
-            .ok(),
-    }
 }
 
 /// Answers the requests of one connection.

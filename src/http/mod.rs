@@ -11,6 +11,7 @@
 pub mod accept;
 pub mod chunked;
 pub mod conditional;
+pub mod continuation;
 pub mod date;
 pub mod file_response;
 pub mod forward;

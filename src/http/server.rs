@@ -39,6 +39,8 @@ const REQUEST_BODY_BYTES_MAX: u64 = 64 << 10;
 /// What a client may still send while the connection is closed: without this its last words would cause a reset that
 /// destroys the answer on its way (RFC 9112 section 9.6).
 const LINGER_BYTES_MAX: usize = 64 << 10;
+/// A connection that has carried no request when the server stops may still bring one: its client took it to be there.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 /// How long that may take: a round trip over the longest path and a bit.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -82,6 +84,8 @@ pub struct HttpConnection {
     version: Version,
     /// The client asked for a connection that lasts.
     client_stays: bool,
+    /// It has brought a request.
+    is_used: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +134,7 @@ impl HttpConnection {
             is_head: false,
             version: Version::Http11,
             client_stays: true,
+            is_used: false,
         }
     }
 
@@ -269,12 +274,22 @@ impl HttpConnection {
     async fn first_byte(&mut self) -> Result<(), NoRequest> {
         let mut byte = [0];
         let begins = exec::timeout(self.deadlines.idle, self.socket.peek(&mut byte)).fuse();
-        let stops = stopped(&mut self.stopping).fuse();
+        let (stopping, is_used) = (&mut self.stopping, self.is_used);
+        let stops = async {
+            stopped(stopping).await;
+            if !is_used {
+                exec::sleep(FIRST_REQUEST).await;
+            }
+        }
+        .fuse();
         pin_mut!(begins, stops);
         select_biased! {
             // A request that is there already is answered even if the server stops.
             begun = begins => match begun {
-                Ok(Ok(1..)) => Ok(()),
+                Ok(Ok(1..)) => {
+                    self.is_used = true;
+                    Ok(())
+                }
                 Ok(Err(error)) => Err(error.into()),
                 Ok(Ok(0)) | Err(exec::Elapsed) => Err(NoRequest::Gone),
             },

@@ -94,8 +94,8 @@ pub struct Lane {
 impl Lane {
     /// A lane over an authenticated connection.
     pub(super) fn new(socket: Socket, path: Arc<PathStatus>, accepted: Accepted) -> Self {
-        path.lane_opened();
         let Accepted { instance, fell_back } = accepted;
+        path.lane_opened(instance);
         let lane = Self {
             socket: Rc::new(socket),
             path,

@@ -20,7 +20,10 @@ use super::{Lane, LaneError, PathReport, PathStatus, handshake};
 use crate::{
     exec,
     net::{Congestion, ConnectError, ResolveError, Socket, resolve},
-    wire::{key::Key, route::Transport},
+    wire::{
+        key_ring::KeyRing,
+        route::{PathSpec, Transport},
+    },
 };
 
 /// A lane is pinged after it was quiet this long: below the 30 s after which mobile networks' NATs forget a connection.
@@ -35,6 +38,8 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(4);
 /// The handshake over all hops: as much again for each relay's own connect, bounded by what a viewer waits.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(8);
+/// A path that does not bring a lane within this time is silent: one lost SYN (1 s) and a few long round trips.
+const PROBE_DEADLINE: Duration = Duration::from_secs(2);
 /// First pause after a failed dial; doubles up to [`BACKOFF_MAX`], with up to half of it added at random.
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 /// A path that comes back is used again at most this much later.
@@ -48,8 +53,8 @@ const WAITING_MAX: usize = 4096;
 /// What all pools of a process share.
 #[derive(Clone, Debug)]
 pub struct PoolConfig {
-    /// The pre-shared key.
-    pub key: Arc<Key>,
+    /// The pre-shared keys.
+    pub keys: Arc<KeyRing>,
     /// Congestion control of lanes.
     pub congestion: Congestion,
     /// Lanes kept standing per path and core, so that a request finds one open.
@@ -93,6 +98,17 @@ pub enum DialError {
         /// The bound.
         max: usize,
     },
+}
+
+impl DialError {
+    /// The upstream's own host has answered that no process listens there.
+    pub fn nobody_there(&self, spec: &PathSpec) -> bool {
+        match self {
+            DialError::Connect { source, .. } => spec.route().is_empty() && source.nobody_there(),
+            DialError::Handshake { source, .. } => source.nobody_there(),
+            DialError::Resolve { .. } | DialError::Busy { .. } => false,
+        }
+    }
 }
 
 /// See the module's description. Bound to its core.
@@ -388,8 +404,26 @@ impl Pool {
         }
     }
 
+    /// Whether the upstream process `instance` answers over the path: dials one more lane, which is kept. Without room for
+    /// one it is taken to.
+    pub async fn answers(self: &Rc<Self>, instance: u64) -> bool {
+        if self.open.get() >= self.config.lanes_max {
+            return true;
+        }
+        let Ok(Ok(lane)) = exec::timeout(PROBE_DEADLINE, self.dial(Place::take(self))).await else {
+            return false;
+        };
+        let is_there = lane.instance() == instance;
+        self.shelve(Rc::new(lane));
+        is_there
+    }
+
     async fn dial(&self, mut place: Place) -> Result<Lane, DialError> {
-        let lane = self.connect().await.inspect_err(|error| {
+        let mut connected = self.connect().await;
+        if matches!(&connected, Err(DialError::Handshake { source, .. }) if source.is_worth_another_try()) {
+            connected = self.connect().await;
+        }
+        let lane = connected.inspect_err(|error| {
             if self.path.failed() {
                 tracing::warn!("{error}; the path is tried again, others carry the load");
             }
@@ -412,7 +446,7 @@ impl Pool {
                 Ok(socket) => {
                     let began = Instant::now();
                     let accepted =
-                        handshake::open(&socket, &self.config.key, spec.route(), HANDSHAKE_DEADLINE)
+                        handshake::open(&socket, &self.config.keys, spec.route(), HANDSHAKE_DEADLINE)
                             .await
                             .map_err(|source| DialError::Handshake { path: path(), source })?;
                     self.path.shook_hands(began.elapsed());

@@ -20,6 +20,7 @@ use crate::{
     net::Legs,
     wire::{
         frame::{Frame, Kind, Outcome},
+        key_ring::KeyRing,
         units::{FrameLen, TransferId},
     },
 };
@@ -44,7 +45,7 @@ fn on_each<Fut: Future<Output = ()> + 'static>(drive: impl Fn() -> Fut + Send + 
 fn pool(path: &str, lanes_warm: usize, lanes_max: usize) -> Rc<Pool> {
     let path = Arc::new(PathStatus::new(path.parse().unwrap()));
     let congestion = Legs::default().lane;
-    Pool::new(path, PoolConfig { key: Arc::new(key()), congestion, lanes_warm, lanes_max })
+    Pool::new(path, PoolConfig { keys: Arc::new(KeyRing::of(key())), congestion, lanes_warm, lanes_max })
 }
 
 /// Waits until `holds`, or fails with `what`.
@@ -209,7 +210,7 @@ fn other_key_server(mut stream: std::net::TcpStream) -> io::Result<()> {
     use crate::wire::handshake::{ServerHandshake, bad_key_reply};
     use std::io::{Read, Write};
     let key = crate::wire::key::Key::from_bytes([8; 32]);
-    let (_, challenge) = ServerHandshake::new(&key, [1; 16]);
+    let (_, challenge) = ServerHandshake::new(std::slice::from_ref(&key), [1; 16]);
     stream.write_all(&challenge)?;
     let _ = stream.read(&mut [0; 2048])?;
     stream.write_all(&bad_key_reply())

@@ -87,6 +87,13 @@ pub enum TransferError {
     },
 }
 
+impl TransferError {
+    /// Whether the rest may be had over another upstream, or from this one when it is asked again.
+    pub fn may_be_continued(&self) -> bool {
+        matches!(self, Self::LanesLost { .. } | Self::Aborted { .. })
+    }
+}
+
 /// Where the body goes.
 pub enum Sink<'a> {
     /// To a client that knows the length.
@@ -135,6 +142,8 @@ pub struct Consumer {
     progress: Rc<Progress>,
     next: u64,
     bytes: u64,
+    /// Body bytes given to the sink, those of the frame that is next included.
+    given: u64,
     window: Window,
     /// Length of the body by its head, if known.
     announced: Option<u64>,
@@ -180,6 +189,7 @@ impl Consumer {
             progress,
             next: 0,
             bytes: 0,
+            given: 0,
             window: Window::new(Instant::now()),
             announced: None,
             turn: 0,
@@ -198,8 +208,8 @@ impl Consumer {
     }
 
     /// Body bytes given to the sink.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
+    pub fn given(&self) -> u64 {
+        self.given
     }
 
     /// Moves the body to `sink` and returns its length. `announced` is its Content-Length, if known.
@@ -285,8 +295,13 @@ impl Consumer {
             Some(End { outcome: Outcome::Cancelled, .. }) => {
                 return Some(TransferError::Aborted { reason: "the transfer was cancelled".into() });
             }
-            _ if live > 0 => return None,
             _ => {}
+        }
+        if let Some(reason) = self.transfer.deserted() {
+            return Some(TransferError::LanesLost { reason });
+        }
+        if live > 0 {
+            return None;
         }
         let reason = self.transfer.last_loss().unwrap_or_else(|| "each ended early".into());
         Some(TransferError::LanesLost { reason })
@@ -489,6 +504,7 @@ impl Consumer {
             },
         };
         self.progress.moved();
+        self.given += moved as u64;
         self.turn += moved;
         let limit = self.window.taken(moved as u64, self.transfer.round_trip(), self.progress.moved_at());
         // Once all of the body may come there is nothing to add, and the upstream may close the lanes behind it.

@@ -9,6 +9,7 @@
 mod conduit;
 mod congestion;
 mod discard;
+mod hand_over;
 mod listener;
 mod low_water;
 mod mptcp;
@@ -25,7 +26,7 @@ mod tcp_info;
 
 pub use conduit::{Conduit, Drained, Filled};
 pub use congestion::{Congestion, Leg, Legs};
-pub use listener::Listener;
+pub use listener::{BoundSocket, InheritError, Listener};
 pub use mptcp::{MptcpMissing, MptcpState, mptcp_available};
 pub use pipe::set_descriptor_budget;
 pub use pump::pump;

@@ -60,6 +60,13 @@ pub enum ConnectError {
     },
 }
 
+impl ConnectError {
+    /// The host has answered that no process listens there.
+    pub fn nobody_there(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused)
+    }
+}
+
 /// A connected socket. Dropping it closes the connection in order: what was sent still arrives.
 pub struct Socket {
     // Dropped before the descriptor.

@@ -250,6 +250,7 @@ fn connect_names_the_address_that_refuses() {
             Listener::bind(address, 1, Transport::Tcp).unwrap_err().kind(),
             std::io::ErrorKind::AddrInUse
         );
+        assert_eq!(Listener::join(address, 1, Transport::Tcp).unwrap().1, address);
     });
 }
 

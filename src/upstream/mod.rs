@@ -19,7 +19,6 @@ mod tests;
 
 use std::{cell::Cell, io, os::fd::OwnedFd, path::Path, rc::Rc, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt, pin_mut, select_biased};
 use tokio::sync::watch;
 
 use self::{lane::LaneError, registry::Registry, root_pool::RootPool};
@@ -28,7 +27,7 @@ use crate::{
     lanes::handshake::{self, HandshakeFailed},
     net::{Legs, Listener, Socket},
     root::files::open_directory,
-    wire::{handshake::Refusal, key::Key, reason::Reason, route::HopAddr},
+    wire::{handshake::Refusal, key_ring::KeyRing, reason::Reason, route::HopAddr},
 };
 
 /// Transfers that run get this long after SIGTERM.
@@ -96,7 +95,7 @@ impl std::str::FromStr for RootOrigin {
 #[derive(Debug)]
 pub struct Upstream {
     root: RootOrigin,
-    key: Arc<Key>,
+    keys: Arc<KeyRing>,
     legs: Legs,
     /// Tells the downstream which lanes lead to this process.
     instance: u64,
@@ -128,31 +127,16 @@ impl Upstream {
     ///
     /// # Errors
     /// The kernel has no randomness for the instance's number.
-    pub fn new(root: RootOrigin, key: Arc<Key>, legs: Legs) -> Result<Self, getrandom::Error> {
+    pub fn new(root: RootOrigin, keys: Arc<KeyRing>, legs: Legs) -> Result<Self, getrandom::Error> {
         let instance = getrandom::u64()?;
-        Ok(Self { root, key, legs, instance, registry: Arc::default(), pool: Arc::default() })
+        Ok(Self { root, keys, legs, instance, registry: Arc::default(), pool: Arc::default() })
     }
 }
 
 /// Serves lanes on this core until `shutdown` turns true; then transfers that run may finish.
 pub async fn serve(upstream: Arc<Upstream>, listener: Listener, mut shutdown: watch::Receiver<bool>) {
     let running = Rc::new(Cell::new(0_usize));
-    loop {
-        let accepted = {
-            let (accept, stop) = (listener.accept().fuse(), shutdown.wait_for(|stop| *stop).fuse());
-            pin_mut!(accept, stop);
-            select_biased! {
-                _ = stop => break,
-                accepted = accept => accepted,
-            }
-        };
-        let socket = match accepted {
-            Ok(socket) => socket,
-            Err(error) => {
-                tracing::error!(%error, "the listening socket failed");
-                break;
-            }
-        };
+    while let Some(socket) = listener.next(&mut shutdown).await {
         let (upstream, running, shutdown) = (upstream.clone(), running.clone(), shutdown.clone());
         exec::spawn(async move {
             running.set(running.get() + 1);
@@ -188,7 +172,7 @@ async fn authenticate_and_run(
     shutdown: &mut watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
     socket.set_congestion(&upstream.legs.lane, socket.peer()?.ip());
-    let hello = handshake::receive(socket, &upstream.key).await?;
+    let hello = handshake::receive(socket, &upstream.keys).await?;
     if let Some((next, _)) = hello.route().split_first() {
         let error = ServeError::RouteGoesOn { next: next.clone() };
         let refusal = hello.refuse(Refusal::NotAllowed, &Reason::new(&error.to_string()));
