@@ -1,0 +1,4 @@
+//! placeholder
+pub mod control;
+pub mod freshness;
+pub mod ranges;
