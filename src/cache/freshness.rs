@@ -157,6 +157,11 @@ impl Freshness {
         self.lifetime.saturating_sub(self.age(now))
     }
 
+    /// Seconds until it becomes stale; negative since it is (RFC 9211 section 2.4).
+    pub fn ttl_s(&self, now: SystemTime) -> i64 {
+        self.lifetime.as_secs() as i64 - self.age(now).as_secs() as i64
+    }
+
     /// How long ago it became stale.
     fn stale_for(&self, now: SystemTime) -> Duration {
         self.age(now).saturating_sub(self.lifetime)

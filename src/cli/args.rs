@@ -153,6 +153,39 @@ impl FromStr for ByteCount {
     }
 }
 
+/// Room on a disk, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskSize(pub u64);
+
+/// Smaller caches would hold no film and little else.
+const DISK_SIZE_MIN: u64 = 1 << 20;
+
+impl FromStr for DiskSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+        let (digits, unit) = text.split_at(end);
+        let units = [
+            ("", 1),
+            ("kB", 1000),
+            ("MB", 1_000_000),
+            ("GB", 1_000_000_000),
+            ("TB", 1_000_000_000_000),
+            ("KiB", 1 << 10),
+            ("MiB", 1 << 20),
+            ("GiB", 1 << 30),
+            ("TiB", 1 << 40),
+        ];
+        let factor = units.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).map(|&(_, factor)| factor);
+        let bytes = digits.parse::<u64>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
+        match bytes {
+            Some(bytes @ DISK_SIZE_MIN..) => Ok(Self(bytes)),
+            _ => Err("write a number such as 500MB, 20GiB or 1TiB, at least 1MiB".to_owned()),
+        }
+    }
+}
+
 /// A flag for one role of a lab's chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoleFlag {
@@ -257,6 +290,12 @@ pub struct Downstream {
     /// Where lanes lead.
     #[command(flatten)]
     pub paths: Paths,
+    /// Directory of a cache: answers of the root are kept there as RFC 9111 allows [default: no cache]
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+    /// What the cache may take on the disk, in bytes or as 500MB, 20GiB, 1TiB
+    #[arg(long, value_name = "SIZE", default_value = "20GiB", requires = "cache")]
+    pub cache_size: DiskSize,
 }
 
 /// `plait get`.

@@ -28,6 +28,7 @@ use super::{
     up,
 };
 use crate::{
+    cache::{Cache, CacheError},
     downstream,
     exec::{self, Core},
     lanes::{PathStatus, Pool, PoolConfig},
@@ -83,6 +84,9 @@ pub enum RunError {
     /// `--root` is of no use.
     #[error(transparent)]
     Root(#[from] upstream::RootOriginError),
+    /// The cache cannot be used.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// The kernel has no randomness.
     #[error("no randomness: {0}")]
     Random(#[from] getrandom::Error),
@@ -136,8 +140,12 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
         Command::Downstream(args) => {
             let fabric = Fabric::new(&args.paths, &global)?;
             let legs = legs(&global);
+            let cache = match &args.cache {
+                Some(dir) => Some(Cache::open(dir, args.cache_size.0)?),
+                None => None,
+            };
             serve(&global, args.listen, Transport::Tcp, move |_, listener, stopped| {
-                downstream::serve(fabric.manager(), listener, legs.clone(), stopped)
+                downstream::serve(fabric.manager(), cache.clone(), listener, legs.clone(), stopped)
             })
         }
         Command::Get(args) => run_get(&global, args),

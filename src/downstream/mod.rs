@@ -4,21 +4,25 @@
 //! Invariant: a body that cannot be completed ends in a reset of the connection, never in a short response that looks
 //! complete.
 
-use std::{io, rc::Rc, time::Duration};
+mod edge;
+mod stored;
+
+use std::{io, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, pin_mut, select_biased};
-use http::{HeaderValue, StatusCode, header::HOST};
+use http::{HeaderName, HeaderValue, StatusCode, header::HOST};
 use tokio::sync::watch;
 
 use crate::{
+    cache::Cache,
     exec::{self, Interest},
     http::{
         accept,
         forward::{self, ClientBody, ClientResponse},
         problem::{Problem, Side},
         request::RequestHead,
-        response::{self, Parsed},
+        response::{self, Framing, Parsed, ResponseHead},
         server::{Deadlines, HttpConnection},
     },
     mp::{
@@ -28,17 +32,28 @@ use crate::{
     net::{Legs, Listener},
 };
 
+use edge::Edge;
+
 /// Lanes that bring nothing for this long are given up: more than the 30 s that the upstream gives the root, whose
 /// word comes first then.
 const LANES_STALL_MAX: Duration = Duration::from_secs(40);
 /// How often a transfer's deadlines are looked at; they may be late by this much.
 const DEADLINE_CHECK: Duration = Duration::from_secs(5);
 
-/// Serves clients on this core until `stopping`, and lanes until the clients of all cores are served.
-pub async fn serve(manager: Rc<Manager>, listener: Listener, legs: Legs, stopping: watch::Receiver<bool>) {
+/// Serves clients on this core until `stopping`, and lanes until the clients of all cores are served. All cores share
+/// `cache`, if there is one.
+pub async fn serve(
+    manager: Rc<Manager>,
+    cache: Option<Arc<Cache>>,
+    listener: Listener,
+    legs: Legs,
+    stopping: watch::Receiver<bool>,
+) {
     let answering = manager.clone();
-    let answer = async move |connection: &mut HttpConnection, request: RequestHead| {
-        answer(&answering, connection, &request).await
+    let edge = cache.map(|cache| Edge { manager: manager.clone(), cache });
+    let answer = async move |connection: &mut HttpConnection, request: RequestHead| match &edge {
+        Some(edge) => edge.answer(connection, &request).await,
+        None => answer(&answering, connection, &request).await,
     };
     accept::serve(listener, legs, Deadlines::default(), stopping, answer).await;
     manager.close().await;
@@ -50,54 +65,82 @@ async fn answer(
     connection: &mut HttpConnection,
     request: &RequestHead,
 ) -> io::Result<()> {
-    let mut towards_root = Vec::new();
-    match forward::request_to_root(request, default_host(connection, request).as_ref()) {
-        Ok(head) => head.write_head(&mut towards_root),
+    let towards_root = match forward::request_to_root(request, default_host(connection, request).as_ref()) {
+        Ok(head) => head,
         Err(error) => return connection.respond_problem(&error.problem()).await,
+    };
+    match ask_root(manager, connection, &towards_root).await? {
+        Ok(answer) => relay(connection, request, answer, None).await,
+        Err(problem) => connection.respond_problem(&problem).await,
     }
-    let incoming = {
-        let gone = connection.socket().ready(Interest::HangUp).fuse();
-        let fetched = manager.fetch(Bytes::from(towards_root)).fuse();
-        pin_mut!(gone, fetched);
-        select_biased! {
-            fetched = fetched => fetched,
-            // Whoever closed will not read the answer.
-            _ = gone => return Err(io::ErrorKind::ConnectionAborted.into()),
+}
+
+/// What the root has answered: its head, how the body ends, and the body.
+struct RootAnswer {
+    head: ResponseHead,
+    framing: Framing,
+    incoming: Incoming,
+}
+
+/// Asks the root, or says why there is no answer. An error says that the client is gone meanwhile.
+async fn ask_root(
+    manager: &Rc<Manager>,
+    connection: &HttpConnection,
+    request: &RequestHead,
+) -> io::Result<Result<RootAnswer, Problem>> {
+    let gone = connection.socket().ready(Interest::HangUp).fuse();
+    let fetched = fetch(manager, request).fuse();
+    pin_mut!(gone, fetched);
+    select_biased! {
+        fetched = fetched => Ok(fetched),
+        // Whoever closed will not read the answer.
+        _ = gone => Err(io::ErrorKind::ConnectionAborted.into()),
+    }
+}
+
+/// Asks the root, or says why there is no answer.
+async fn fetch(manager: &Rc<Manager>, request: &RequestHead) -> Result<RootAnswer, Problem> {
+    let mut bytes = Vec::new();
+    request.write_head(&mut bytes);
+    let incoming = manager.fetch(Bytes::from(bytes)).await.map_err(|error| {
+        tracing::info!(what = request.target(), "{error}");
+        problem_of(&error)
+    })?;
+    let (head, framing) = match response::parse_response(&incoming.head) {
+        Ok(Parsed::Complete { head, len }) if len == incoming.head.len() => {
+            let framing = head.framing(&request.method).map_err(|error| error.problem())?;
+            (head, framing)
+        }
+        _ => {
+            let text = "what came over the lanes is no response head";
+            return Err(Problem::new(StatusCode::BAD_GATEWAY, Side::Upstream, text));
         }
     };
-    let Incoming { head, mut consumer, .. } = match incoming {
-        Ok(incoming) => incoming,
-        Err(error) => {
-            tracing::info!(what = request.target(), "{error}");
-            return connection.respond_problem(&problem_of(&error)).await;
-        }
-    };
-    let framed = match response::parse_response(&head) {
-        Ok(Parsed::Complete { head: response, len }) if len == head.len() => response
-            .framing(&request.method)
-            .map(|framing| (response, framing))
-            .map_err(|error| error.problem()),
-        _ => Err(Problem::new(
-            StatusCode::BAD_GATEWAY,
-            Side::Upstream,
-            "what came over the lanes is no response head",
-        )),
-    };
-    let (response, framing) = match framed {
-        Ok(framed) => framed,
-        Err(problem) => return connection.respond_problem(&problem).await,
-    };
-    let ClientResponse { head, body, keep_alive } =
-        forward::response_to_client(&response, framing, request, connection.lasts());
+    Ok(RootAnswer { head, framing, incoming })
+}
+
+/// Passes an answer of the root's on, with one more header if that is given.
+async fn relay(
+    connection: &mut HttpConnection,
+    request: &RequestHead,
+    answer: RootAnswer,
+    header: Option<(HeaderName, HeaderValue)>,
+) -> io::Result<()> {
+    let RootAnswer { head, framing, mut incoming } = answer;
+    let ClientResponse { mut head, body, keep_alive } =
+        forward::response_to_client(&head, framing, request, connection.lasts());
+    if let Some((name, value)) = header {
+        head.headers.append(name, value);
+    }
     let more = matches!(body, ClientBody::Fixed(1..) | ClientBody::Chunked | ClientBody::UntilClose);
     connection.send_head(head, keep_alive, more).await?;
-    match carry(&mut consumer, connection, body).await {
+    match carry(&mut incoming.consumer, connection, body).await {
         Ok(_) => {
             connection.finish_response();
             Ok(())
         }
         Err(error) => {
-            let sent = consumer.bytes();
+            let sent = incoming.consumer.bytes();
             tracing::info!(what = request.target(), sent, "{error}; the client's connection is reset");
             Err(io::Error::other(error))
         }

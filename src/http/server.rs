@@ -9,6 +9,7 @@
 
 use std::{
     io,
+    rc::Rc,
     time::{Duration, SystemTime},
 };
 
@@ -71,7 +72,7 @@ impl Default for Deadlines {
 
 /// One client connection.
 pub struct HttpConnection {
-    socket: Socket,
+    socket: Rc<Socket>,
     deadlines: Deadlines,
     /// True once no new request is to be taken.
     stopping: watch::Receiver<bool>,
@@ -123,7 +124,7 @@ impl HttpConnection {
     /// Takes over a connection. Once `stopping` is true (or its sender is gone) the running answer is the last one.
     pub fn new(socket: Socket, deadlines: Deadlines, stopping: watch::Receiver<bool>) -> Self {
         Self {
-            socket,
+            socket: Rc::new(socket),
             deadlines,
             stopping,
             state: State::Ready,
@@ -169,6 +170,11 @@ impl HttpConnection {
     /// The socket, for sending a body.
     pub fn socket(&self) -> &Socket {
         &self.socket
+    }
+
+    /// The socket, for a task of this core that sends a body on this connection's behalf.
+    pub fn shared_socket(&self) -> Rc<Socket> {
+        self.socket.clone()
     }
 
     /// How long this client may take for what.

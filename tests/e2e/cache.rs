@@ -1,0 +1,357 @@
+//! The cache of the downstream: what it answers by itself, what it asks the root for, and what it survives.
+
+use std::{
+    fs,
+    io::Write,
+    path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
+
+use crate::{
+    chain::{Chain, Ground, Plan, Root, text},
+    client::{Answer, Client, ask},
+    content::content,
+    process::Settings,
+    roots::{After, Asked, ScriptedRoot},
+};
+
+/// A root that answers single ranges and conditions of one file, and can be told to change it.
+struct Film {
+    root: ScriptedRoot,
+    version: std::sync::Arc<AtomicUsize>,
+}
+
+const LENGTH: usize = 3_000_000;
+
+/// The bytes of a version of the film.
+fn film(version: usize) -> Vec<u8> {
+    content(LENGTH + version)
+}
+
+impl Film {
+    fn start(headers: &'static str) -> Self {
+        let version = std::sync::Arc::new(AtomicUsize::new(0));
+        let now = version.clone();
+        let root = ScriptedRoot::start(move |asked, stream| {
+            let version = now.load(Ordering::SeqCst);
+            serve_film(asked, stream, &film(version), &format!("\"v{version}\""), headers)
+        });
+        Self { root, version }
+    }
+
+    fn change(&self) {
+        self.version.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn asked(&self) -> Vec<Asked> {
+        self.root.asked()
+    }
+}
+
+fn serve_film(
+    asked: &Asked,
+    stream: &mut std::net::TcpStream,
+    film: &[u8],
+    etag: &str,
+    headers: &str,
+) -> std::io::Result<After> {
+    if asked.header("if-none-match") == Some(etag) {
+        write!(stream, "HTTP/1.1 304 Not Modified\r\nETag: {etag}\r\n{headers}\r\n")?;
+        return Ok(After::Keep);
+    }
+    let fits = asked.header("if-range").is_none_or(|tag| tag == etag);
+    let range = asked.header("range").filter(|_| fits).and_then(|range| {
+        let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
+        let last = last.parse().unwrap_or(film.len() - 1).min(film.len() - 1);
+        Some((first.parse::<usize>().ok()?, last))
+    });
+    let (status, span, content_range) = match range {
+        Some((first, last)) => {
+            let header = format!("Content-Range: bytes {first}-{last}/{}\r\n", film.len());
+            ("206 Partial Content", first..last + 1, header)
+        }
+        None => ("200 OK", 0..film.len(), String::new()),
+    };
+    let length = span.len();
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\nContent-Type: video/mp4\r\nContent-Length: {length}\r\n{content_range}ETag: {etag}\r\n{headers}\r\n"
+    )?;
+    if !asked.line.starts_with("HEAD") {
+        stream.write_all(&film[span])?;
+    }
+    Ok(After::Keep)
+}
+
+/// A chain with a cache before this root.
+fn chain(root: Root, settings: Settings) -> Chain {
+    let ground = Ground::new();
+    ground.store("f.mp4", &film(0));
+    start_on(ground, root, settings)
+}
+
+fn start_on(ground: Ground, root: Root, settings: Settings) -> Chain {
+    let downstream = vec!["--cache".to_owned(), text(&cache_dir(&ground)).to_owned()];
+    Plan { root, settings, downstream, ..Plan::default() }.start_on(ground)
+}
+
+fn cache_dir(ground: &Ground) -> PathBuf {
+    ground.scratch("cache")
+}
+
+fn film_chain(film: &Film) -> Chain {
+    chain(Root::At(film.root.address), Settings::default())
+}
+
+fn get(chain: &Chain, headers: &str) -> Answer {
+    ask(chain.address, "GET", "/f.mp4", headers)
+}
+
+fn status(answer: &Answer) -> &str {
+    answer.header("cache-status").unwrap_or("")
+}
+
+#[track_caller]
+fn check(answer: &Answer, film: &[u8], span: std::ops::Range<usize>) {
+    let whole = span == (0..film.len());
+    assert!(answer.status() == 206 || (whole && answer.status() == 200), "{:?}", answer.head);
+    assert!(answer.body == film[span.clone()], "{span:?} brought {} other bytes", answer.body.len());
+}
+
+/// Each executor, with and without splice.
+fn each_setting(check: impl Fn(Settings)) {
+    for settings in [
+        Settings::default(),
+        Settings { executor: "glommio", placement: "spread", ..Settings::default() },
+        Settings { no_splice: true, ..Settings::default() },
+    ] {
+        check(settings);
+    }
+}
+
+#[test]
+fn the_second_answer_comes_from_the_cache() {
+    each_setting(|settings| {
+        let film_root = Film::start("Cache-Control: max-age=60\r\n");
+        let chain = chain(Root::At(film_root.root.address), settings);
+        let first = get(&chain, "");
+        check(&first, &film(0), 0..LENGTH);
+        assert_eq!(status(&first), "plait; fwd=uri-miss; fwd-status=200; stored; ttl=60");
+        for (headers, span) in [
+            ("", 0..LENGTH),
+            ("Range: bytes=0-1\r\n", 0..2),
+            ("Range: bytes=1000000-\r\n", 1_000_000..LENGTH),
+            ("Range: bytes=-7\r\n", LENGTH - 7..LENGTH),
+        ] {
+            let again = get(&chain, headers);
+            check(&again, &film(0), span);
+            assert!(status(&again).starts_with("plait; hit"), "{headers}: {}", status(&again));
+            assert!(again.header("age").is_some());
+        }
+        assert_eq!(get(&chain, "If-None-Match: \"v0\"\r\n").status(), 304);
+        assert_eq!(get(&chain, "Range: bytes=9999999-\r\n").status(), 416);
+        let head = ask(chain.address, "HEAD", "/f.mp4", "");
+        assert_eq!(head.header("content-length"), Some(LENGTH.to_string().as_str()));
+        assert_eq!(film_root.asked().len(), 1, "{:?}", film_root.asked());
+    });
+}
+
+#[test]
+fn only_missing_bytes_are_fetched() {
+    let film_root = Film::start("Cache-Control: max-age=60\r\n");
+    let chain = film_chain(&film_root);
+    check(&get(&chain, "Range: bytes=1000000-1499999\r\n"), &film(0), 1_000_000..1_500_000);
+    check(&get(&chain, "Range: bytes=2000000-2099999\r\n"), &film(0), 2_000_000..2_100_000);
+    // Over what is there, and three gaps.
+    check(&get(&chain, ""), &film(0), 0..LENGTH);
+    let asked: Vec<_> = film_root.asked().iter().map(|asked| asked.header("range").map(str::to_owned)).collect();
+    let wanted = [
+        "bytes=1000000-1499999",
+        "bytes=2000000-2099999",
+        "bytes=0-999999",
+        "bytes=1500000-1999999",
+        "bytes=2100000-2999999",
+    ];
+    assert_eq!(asked, wanted.map(|range| Some(range.to_owned())));
+    assert!(film_root.asked()[2..].iter().all(|asked| asked.header("if-range") == Some("\"v0\"")));
+    let again = get(&chain, "");
+    check(&again, &film(0), 0..LENGTH);
+    assert!(status(&again).starts_with("plait; hit"));
+}
+
+#[test]
+fn versions_are_never_mixed() {
+    let film_root = Film::start("Cache-Control: max-age=60\r\n");
+    let chain = film_chain(&film_root);
+    check(&get(&chain, "Range: bytes=0-999999\r\n"), &film(0), 0..1_000_000);
+    film_root.change();
+    // The head promises the old version, whose rest is gone.
+    let mut client = Client::connect(chain.address);
+    client.request("GET", "/f.mp4", "");
+    let head = client.head().unwrap();
+    assert!(client.body(&head).is_err(), "an answer of two versions looks whole");
+    // From then on there is the new one.
+    check(&get(&chain, "Range: bytes=500-1999\r\n"), &film(1), 500..2000);
+    check(&get(&chain, ""), &film(1), 0..LENGTH + 1);
+}
+
+#[test]
+fn stale_answers_are_validated() {
+    let film_root = Film::start("Cache-Control: max-age=0\r\n");
+    let chain = film_chain(&film_root);
+    check(&get(&chain, ""), &film(0), 0..LENGTH);
+    let again = get(&chain, "");
+    check(&again, &film(0), 0..LENGTH);
+    assert!(status(&again).starts_with("plait; fwd=stale; fwd-status=304"), "{}", status(&again));
+    film_root.change();
+    check(&get(&chain, ""), &film(1), 0..LENGTH + 1);
+    let asked = film_root.asked();
+    let conditions: Vec<_> = asked.iter().map(|asked| asked.header("if-none-match")).collect();
+    assert_eq!(conditions, [None, Some("\"v0\""), Some("\"v0\"")]);
+}
+
+#[test]
+fn what_must_not_be_stored_is_not() {
+    for headers in ["Cache-Control: no-store\r\n", "Cache-Control: private\r\n", "Vary: *\r\n"] {
+        let film_root = Film::start(headers);
+        let chain = film_chain(&film_root);
+        for _ in 0..2 {
+            let answer = get(&chain, "");
+            check(&answer, &film(0), 0..LENGTH);
+            assert!(!status(&answer).contains("stored"), "{headers}");
+        }
+        assert_eq!(film_root.asked().len(), 2);
+    }
+    let film_root = Film::start("Cache-Control: max-age=60\r\n");
+    let chain = film_chain(&film_root);
+    assert_eq!(get(&chain, "Cache-Control: only-if-cached\r\n").status(), 504);
+    check(&get(&chain, "Cache-Control: no-store\r\n"), &film(0), 0..LENGTH);
+    assert_eq!(get(&chain, "Cache-Control: only-if-cached\r\n").status(), 504);
+}
+
+#[test]
+fn fifty_clients_cost_one_fetch() {
+    each_setting(|settings| {
+        let film_root = Film::start("Cache-Control: max-age=60\r\n");
+        let chain = chain(Root::At(film_root.root.address), settings);
+        let wanted = film(0);
+        thread::scope(|scope| {
+            for _ in 0..50 {
+                scope.spawn(|| check(&get(&chain, ""), &wanted, 0..LENGTH));
+            }
+        });
+        assert_eq!(film_root.asked().len(), 1, "{:?}", film_root.asked());
+    });
+}
+
+#[test]
+fn a_first_client_that_leaves_or_sleeps_holds_up_nobody() {
+    let ground = Ground::new();
+    let film = content(60_000_000);
+    ground.store("f.mp4", &film);
+    let chain = start_on(ground, Root::Plait, Settings::default());
+    let mut sleeper = Client::connect(chain.address);
+    sleeper.request("GET", "/f.mp4", "");
+    let head = sleeper.head().unwrap();
+    sleeper.some(1000).unwrap();
+    let mut leaver = Client::connect(chain.address);
+    leaver.request("GET", "/f.mp4", "");
+    leaver.head().unwrap();
+    leaver.some(1000).unwrap();
+    drop(leaver);
+    for _ in 0..2 {
+        assert!(get(&chain, "").body == film);
+    }
+    let length: usize = head.header("content-length").unwrap().parse().unwrap();
+    assert!(sleeper.some(length - 1000).unwrap() == film[1000..]);
+}
+
+#[test]
+fn a_killed_process_leaves_no_wrong_byte() {
+    let mut ground = Ground::new();
+    let film = content(40_000_000);
+    ground.store("f.mp4", &film);
+    for round in 0..6 {
+        let mut chain = start_on(ground, Root::Plait, Settings::default());
+        // What the process before has left, and what is missing.
+        check(&get(&chain, "Range: bytes=100000-199999\r\n"), &film, 100_000..200_000);
+        let mut client = Client::connect(chain.address);
+        client.request("GET", "/f.mp4", "");
+        client.head().unwrap();
+        let some = 1 + round * 7_000_001;
+        assert!(client.some(some).unwrap() == film[..some]);
+        chain.downstream.kill();
+        ground = chain.ground;
+    }
+    let chain = start_on(ground, Root::Plait, Settings::default());
+    for _ in 0..2 {
+        check(&get(&chain, ""), &film, 0..film.len());
+    }
+}
+
+#[test]
+fn a_restart_finds_what_was_stored() {
+    let film_root = Film::start("Cache-Control: max-age=600\r\n");
+    let mut chain = film_chain(&film_root);
+    check(&get(&chain, ""), &film(0), 0..LENGTH);
+    chain.downstream.terminate();
+    assert!(chain.downstream.wait().success());
+    let chain = start_on(chain.ground, Root::At(film_root.root.address), Settings::default());
+    let again = get(&chain, "");
+    check(&again, &film(0), 0..LENGTH);
+    assert!(status(&again).starts_with("plait; hit"), "{}", status(&again));
+    assert_eq!(film_root.asked().len(), 1);
+}
+
+/// Every file of the cache that belongs to an object.
+fn object_files(ground: &Ground) -> Vec<PathBuf> {
+    let dirs = fs::read_dir(cache_dir(ground).join("objects")).unwrap();
+    dirs.flat_map(|dir| fs::read_dir(dir.unwrap().path()).unwrap()).map(|file| file.unwrap().path()).collect()
+}
+
+#[test]
+fn damaged_and_foreign_files_are_left_out() {
+    let film_root = Film::start("Cache-Control: max-age=600\r\n");
+    let mut chain = film_chain(&film_root);
+    check(&get(&chain, ""), &film(0), 0..LENGTH);
+    chain.downstream.terminate();
+    chain.downstream.wait();
+    let files = object_files(&chain.ground);
+    assert_eq!(files.len(), 1, "{files:?}");
+    let mut bytes = fs::read(&files[0]).unwrap();
+    bytes[..65536].iter_mut().for_each(|byte| *byte ^= 0x55);
+    fs::write(&files[0], bytes).unwrap();
+    fs::write(files[0].with_file_name("README"), "mine").unwrap();
+    fs::write(cache_dir(&chain.ground).join("objects/README"), "mine").unwrap();
+    let chain = start_on(chain.ground, Root::At(film_root.root.address), Settings::default());
+    chain.downstream.wait_for_log("files that are not of a cache");
+    check(&get(&chain, ""), &film(0), 0..LENGTH);
+    chain.downstream.wait_for_log("damaged");
+    let again = get(&chain, "");
+    check(&again, &film(0), 0..LENGTH);
+    assert!(status(&again).starts_with("plait; hit"));
+    assert!(files[0].with_file_name("README").exists());
+}
+
+#[test]
+fn a_cache_has_one_process_and_a_usable_directory() {
+    let film_root = Film::start("");
+    let chain = film_chain(&film_root);
+    let key = chain.ground.key();
+    let run = |dir: &str, size: &str| {
+        let args = ["downstream", "--listen", "127.0.0.1:0", "--key", text(&key), "--path", &chain.paths[0]];
+        let mut command = chain.settings.plait();
+        command.args(args).args(["--cache", dir, "--cache-size", size]);
+        crate::process::run(&mut command)
+    };
+    for (dir, size, wanted) in [
+        (text(&cache_dir(&chain.ground)), "1GiB", "another process"),
+        ("/proc/nothing", "1GiB", "/proc/nothing"),
+        ("/tmp", "12", "cache-size"),
+    ] {
+        let output = run(dir, size);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(wanted), "{said}");
+    }
+}
