@@ -76,8 +76,7 @@ impl Index {
             .hot_allocation(HOT_SHARE)
             .build()
             .expect("both capacities are set");
-        let entries =
-            unsync::Cache::with_options(options, Blocks, RandomState::new(), evicted.clone());
+        let entries = unsync::Cache::with_options(options, Blocks, RandomState::new(), evicted.clone());
         Self { entries, open: unsync::Cache::new(open_max.max(1)), evicted }
     }
 
@@ -158,7 +157,7 @@ mod tests {
     use super::*;
 
     fn key(number: u64) -> Key {
-        Key(u128::from(number) * 0x9e37_79b9_7f4a_7c15_f39c_0c5d_1234_5677)
+        Key(u128::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_0c5d_1234_5677))
     }
 
     #[test]

@@ -227,14 +227,15 @@ impl Cache {
             }
         };
         // Another core may have been faster.
-        let (first, evicted) = self.shelf.index(|index| match index.get(&key).map(|entry| entry.object.upgrade()) {
-            Some(Some(first)) => Some(first),
-            Some(None) => {
-                index.opened(key, &object);
-                Some(object)
-            }
-            None => None,
-        });
+        let (first, evicted) =
+            self.shelf.index(|index| match index.get(&key).map(|entry| entry.object.upgrade()) {
+                Some(Some(first)) => Some(first),
+                Some(None) => {
+                    index.opened(key, &object);
+                    Some(object)
+                }
+                None => None,
+            });
         self.writer.remove(evicted);
         first
     }
@@ -312,6 +313,3 @@ impl Cache {
         self.writer.write(object, offset, bytes, wake);
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -257,9 +257,7 @@ impl State {
             return Step::Coming;
         }
         let near = |course: &Course| position - course.at <= JOIN_BYTES || !joins;
-        let coming = |course: &&mut Course| {
-            course.at <= position && position < course.end && near(course)
-        };
+        let coming = |course: &&mut Course| course.at <= position && position < course.end && near(course);
         if let Some(course) = self.courses.iter_mut().filter(coming).max_by_key(|course| course.at) {
             if seat.as_ref().is_none_or(|seat| seat.course != course.id) {
                 course.readers += 1;
@@ -309,7 +307,8 @@ impl Object {
     pub(super) fn wants(&self, course: u64) -> bool {
         let state = self.state();
         let course = state.courses.iter().find(|known| known.id == course);
-        course.is_some_and(|course| course.readers > 0 || course.end.saturating_sub(course.at) <= FINISH_BYTES)
+        course
+            .is_some_and(|course| course.readers > 0 || course.end.saturating_sub(course.at) <= FINISH_BYTES)
     }
 
     /// Whether all of it is there or about to be.
@@ -398,7 +397,9 @@ impl Lead {
     pub fn hand_on(&self, at: u64, stored: bool) {
         {
             let mut state = self.object.state();
-            let Some(course) = state.courses.iter_mut().find(|course| course.id == self.course) else { return };
+            let Some(course) = state.courses.iter_mut().find(|course| course.id == self.course) else {
+                return;
+            };
             let span = course.at..at;
             course.at = at;
             if stored {

@@ -163,7 +163,9 @@ impl Record {
         let (epoch, sequence, len) = (number()?, number()?, number()?);
         let (requested, received, usual_ms) = (number()?, number()?, number()?);
         let url = String::from_utf8(text(&mut body)?.to_vec()).ok()?;
-        let Ok(Parsed::Complete { head: response, .. }) = parse_response(text(&mut body)?) else { return None };
+        let Ok(Parsed::Complete { head: response, .. }) = parse_response(text(&mut body)?) else {
+            return None;
+        };
         let Ok(Parsed::Complete { head: request, .. }) = parse_request(text(&mut body)?) else { return None };
         let mut selecting = request.headers;
         selecting.remove(http::header::HOST);

@@ -194,7 +194,8 @@ fn file<'a>(shelf: &Shelf, object: &'a Object) -> io::Result<BorrowedFd<'a>> {
         if let Some(file) = object.file() {
             return Ok(file);
         }
-        let made = fs::File::options().read(true).write(true).create_new(true).open(shelf.unnamed_path(object))?;
+        let made =
+            fs::File::options().read(true).write(true).create_new(true).open(shelf.unnamed_path(object))?;
         object.set_file(made.into());
     }
     object.file().ok_or_else(|| io::ErrorKind::NotFound.into())

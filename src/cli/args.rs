@@ -177,8 +177,10 @@ impl FromStr for DiskSize {
             ("GiB", 1 << 30),
             ("TiB", 1 << 40),
         ];
-        let factor = units.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).map(|&(_, factor)| factor);
-        let bytes = digits.parse::<u64>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
+        let factor =
+            units.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).map(|&(_, factor)| factor);
+        let bytes =
+            digits.parse::<u64>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
         match bytes {
             Some(bytes @ DISK_SIZE_MIN..) => Ok(Self(bytes)),
             _ => Err("write a number such as 500MB, 20GiB or 1TiB, at least 1MiB".to_owned()),

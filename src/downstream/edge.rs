@@ -74,7 +74,11 @@ struct Begun {
 
 impl Edge {
     /// Sends one whole answer; an error says that it could not be completed.
-    pub(super) async fn answer(&self, connection: &mut HttpConnection, request: &RequestHead) -> io::Result<()> {
+    pub(super) async fn answer(
+        &self,
+        connection: &mut HttpConnection,
+        request: &RequestHead,
+    ) -> io::Result<()> {
         let onward = match forward::request_to_root(request, default_host(connection, request).as_ref()) {
             Ok(head) => head,
             Err(error) => return connection.respond_problem(&error.problem()).await,
@@ -109,7 +113,9 @@ impl Quest<'_> {
             // RFC 9111 section 5.2.1.7: "respond with a 504 (Gateway Timeout) status code".
             if self.asked.only_if_cached {
                 let text = "it is not in the cache, and the request says only-if-cached";
-                return connection.respond_problem(&Problem::new(StatusCode::GATEWAY_TIMEOUT, Side::Client, text)).await;
+                return connection
+                    .respond_problem(&Problem::new(StatusCode::GATEWAY_TIMEOUT, Side::Client, text))
+                    .await;
             }
             if !self.is_for_cache(found.is_some()) {
                 break;
@@ -193,7 +199,9 @@ impl Quest<'_> {
             self.edge.cache.forget_object(&stale);
             asking.is_uncacheable();
             let text = "it answered 304 for another version than it was asked about";
-            return connection.respond_problem(&Problem::new(StatusCode::BAD_GATEWAY, Side::Root, text)).await;
+            return connection
+                .respond_problem(&Problem::new(StatusCode::BAD_GATEWAY, Side::Root, text))
+                .await;
         }
         match self.keep(answer, requested_at) {
             Ok((object, begun)) => {
@@ -212,7 +220,11 @@ impl Quest<'_> {
     }
 
     /// Makes an object of the root's answer, or gives the answer back if it is not for the cache.
-    fn keep(&self, answer: RootAnswer, requested_at: SystemTime) -> Result<(Arc<Object>, Begun), Box<RootAnswer>> {
+    fn keep(
+        &self,
+        answer: RootAnswer,
+        requested_at: SystemTime,
+    ) -> Result<(Arc<Object>, Begun), Box<RootAnswer>> {
         let span = stored::object_span(&self.onward, &answer.head, answer.framing);
         let Some((len, span)) = span else { return Err(Box::new(answer)) };
         let headers = stored::end_to_end(&answer.head.headers);
@@ -355,7 +367,9 @@ impl Edge {
             }
             match outcome {
                 None | Some(TransferError::Unwanted(_)) => {}
-                Some(error) => tracing::info!(url = object.meta().url, "a fetch for the cache ended: {error}"),
+                Some(error) => {
+                    tracing::info!(url = object.meta().url, "a fetch for the cache ended: {error}")
+                }
             }
         });
     }
@@ -423,7 +437,8 @@ impl Sending<'_> {
                 }
                 Step::Missing(lead) => self.fetch(connection, lead).await?,
                 Step::Lost => {
-                    let text = "the rest of the answer is lost, and the root gives no validator to ask for it";
+                    let text =
+                        "the rest of the answer is lost, and the root gives no validator to ask for it";
                     return Err(self.fail(Problem::new(StatusCode::BAD_GATEWAY, Side::Root, text)));
                 }
             }
@@ -432,7 +447,9 @@ impl Sending<'_> {
     }
 
     async fn send_file(&mut self, connection: &HttpConnection, span: Range<u64>) -> Result<(), Failure> {
-        let Some(file) = self.object.file() else { return Err(io::Error::from(io::ErrorKind::NotFound).into()) };
+        let Some(file) = self.object.file() else {
+            return Err(io::Error::from(io::ErrorKind::NotFound).into());
+        };
         let (length, stall_max) = (span.end - span.start, connection.deadlines().stall);
         let offset = BODY_OFFSET + span.start;
         let sent = sendfile(connection.socket(), file, offset, length, stall_max).await?;
@@ -482,7 +499,9 @@ impl Sending<'_> {
                 // There is another version now, or none.
                 self.quest.edge.cache.forget_object(&self.object);
             }
-            let text = format_args!("the file has changed or gone while it was sent (it answered {status}); ask again");
+            let text = format_args!(
+                "the file has changed or gone while it was sent (it answered {status}); ask again"
+            );
             return Err(self.fail(Problem::new(StatusCode::BAD_GATEWAY, Side::Root, text)));
         }
         self.send_head(connection, self.way_if(Way::Partial)).await?;

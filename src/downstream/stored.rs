@@ -81,14 +81,15 @@ pub(super) enum Answer {
 pub(super) fn plan(request: &RequestHead, meta: &Meta, len: u64, ranges: bool, now: SystemTime) -> Answer {
     let etag = meta.headers.get(ETAG).and_then(|value| EntityTag::parse(value.as_bytes()));
     let last_modified = meta.headers.get(LAST_MODIFIED).and_then(parse_date);
-    let honour_range = match evaluate(&request.method, &request.headers, Validators { etag, last_modified }, now) {
-        Decision::NotModified => return Answer::NotModified(not_modified(request, meta, now)),
-        Decision::PreconditionFailed => {
-            let text = "the stored answer is not the one that If-Match or If-Unmodified-Since asks for";
-            return Answer::Refuse(Problem::new(StatusCode::PRECONDITION_FAILED, Side::Client, text));
-        }
-        Decision::Proceed { honour_range } => honour_range && ranges,
-    };
+    let honour_range =
+        match evaluate(&request.method, &request.headers, Validators { etag, last_modified }, now) {
+            Decision::NotModified => return Answer::NotModified(not_modified(request, meta, now)),
+            Decision::PreconditionFailed => {
+                let text = "the stored answer is not the one that If-Match or If-Unmodified-Since asks for";
+                return Answer::Refuse(Problem::new(StatusCode::PRECONDITION_FAILED, Side::Client, text));
+            }
+            Decision::Proceed { honour_range } => honour_range && ranges,
+        };
     let spec = if honour_range { requested_range(&request.headers) } else { None };
     let (status, span, content_range) = match spec.map_or(RangeOutcome::Full, |spec| spec.resolve(len)) {
         RangeOutcome::Full => (StatusCode::OK, 0..len, None),
@@ -243,7 +244,13 @@ pub(super) fn object_span(
 }
 
 /// Whether the answer to [`ask_for_span`] is that span of that object.
-pub(super) fn is_span(response: &ResponseHead, framing: Framing, meta: &Meta, len: u64, span: &Range<u64>) -> bool {
+pub(super) fn is_span(
+    response: &ResponseHead,
+    framing: Framing,
+    meta: &Meta,
+    len: u64,
+    span: &Range<u64>,
+) -> bool {
     let same = match (meta.headers.get(ETAG), response.headers.get(ETAG)) {
         (Some(old), new) => new == Some(old),
         (None, _) => response.headers.get(LAST_MODIFIED) == meta.headers.get(LAST_MODIFIED),

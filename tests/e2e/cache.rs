@@ -165,7 +165,8 @@ fn only_missing_bytes_are_fetched() {
     check(&get(&chain, "Range: bytes=2000000-2099999\r\n"), &film(0), 2_000_000..2_100_000);
     // Over what is there, and three gaps.
     check(&get(&chain, ""), &film(0), 0..LENGTH);
-    let asked: Vec<_> = film_root.asked().iter().map(|asked| asked.header("range").map(str::to_owned)).collect();
+    let asked: Vec<_> =
+        film_root.asked().iter().map(|asked| asked.header("range").map(str::to_owned)).collect();
     let wanted = [
         "bytes=1000000-1499999",
         "bytes=2000000-2099999",
