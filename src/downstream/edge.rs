@@ -6,17 +6,18 @@
 
 use std::{
     io,
-    ops::Range,
     rc::Rc,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use futures_util::{FutureExt, pin_mut, select_biased};
 use http::{HeaderMap, Method, StatusCode, header::RANGE};
 
 use super::{
-    DEADLINE_CHECK, LANES_STALL_MAX, RootAnswer, ask_root, default_host, fetch, relay, stalled,
+    RootAnswer, ask_root, default_host, fetch, relay,
+    sending::{Failure, Sending},
+    stalled,
     stored::{self, Answer, CACHE_STATUS, Way},
 };
 use crate::{
@@ -25,30 +26,27 @@ use crate::{
         control::Directives,
         fill::{Attachment, Fill, Vigil},
         freshness::{self, Verdict},
-        object::{Lead, Object, Seat, Step},
-        record::{BODY_OFFSET, Meta},
+        object::{Lead, Object},
+        record::Meta,
     },
-    exec::{self, Interest},
+    exec,
     http::{
         forward,
+        multipart::{self, Multipart},
         problem::{Problem, Side},
+        range::ByteRange,
         request::RequestHead,
-        response::ResponseHead,
         server::HttpConnection,
     },
     mp::{
         consumer::{Sink, TransferError},
         manager::{Incoming, Manager},
     },
-    net::sendfile,
 };
 
 /// How often a request looks into the cache before it goes to the root by itself: once, once more after the answer that it
 /// has waited for, and again where that was about another representation (`Vary`).
 const ROUNDS: usize = 3;
-/// Fetches of the rest that end without a byte, one after the other, before the answer is given up.
-const FRUITLESS_FETCHES_MAX: u32 = 3;
-
 /// The cache, and the way to the root; one for each core.
 pub(super) struct Edge {
     pub(super) manager: Rc<Manager>,
@@ -295,52 +293,80 @@ impl Quest<'_> {
         let (meta, now) = (object.meta(), SystemTime::now());
         let validator = stored::strong_validator(&meta.headers);
         let ranges = validator.is_some() || object.is_whole();
-        let (head, span) = match stored::plan(self.request, &meta, object.len(), ranges, now) {
-            Answer::Send(head, span) if self.request.method == Method::GET => (head, span),
-            Answer::Send(mut head, _) | Answer::NotModified(mut head) => {
-                head.headers.append(CACHE_STATUS, stored::cache_status(way, Some((&meta, now))));
-                connection.send_head(head, true, false).await?;
-                connection.finish_response();
-                return Ok(());
+        let ranged = stored::plan(self.request, &meta, object.len(), ranges, now);
+        let status = stored::cache_status(way, Some((&meta, now)));
+        let (edge, onward) = (self.edge, &self.onward);
+        let outcome = match ranged {
+            Answer::Send(head, span) if self.request.method == Method::GET => {
+                let (start, head) = (span.start, Some((head, way)));
+                let mut sending = Sending::new(edge, onward, object, span, head);
+                match begun {
+                    Some(Begun { incoming, lead }) if lead.span.start == start => {
+                        sending.send_head(connection, way).await?;
+                        sending.ride(connection, incoming, lead).await?;
+                    }
+                    Some(Begun { incoming, lead }) => edge.start(incoming, lead, None, validator.is_some()),
+                    None => {}
+                }
+                let outcome = sending.run(connection).await;
+                if let Err(Failure::Broken(error)) = &outcome {
+                    let (what, sent) = (self.request.target(), sending.position() - start);
+                    tracing::info!(what, sent, "{error}; the client's connection is reset");
+                }
+                outcome
+            }
+            Answer::SendParts(mut head, lines, parts) if self.request.method == Method::GET => {
+                if let Some(Begun { incoming, lead }) = begun {
+                    edge.start(incoming, lead, None, validator.is_some());
+                }
+                head.headers.append(CACHE_STATUS, status);
+                connection.send_head(head, true, true).await?;
+                self.send_parts(connection, object, &lines, &parts).await
+            }
+            Answer::Send(mut head, _) | Answer::SendParts(mut head, ..) | Answer::NotModified(mut head) => {
+                head.headers.append(CACHE_STATUS, status);
+                connection.send_head(head, true, false).await.map_err(Failure::Broken)
             }
             Answer::Refuse(problem) => return connection.respond_problem(&problem).await,
         };
-        let mut sending = Sending {
-            quest: self,
-            object: object.clone(),
-            joins: validator.is_some(),
-            seat: None,
-            position: span.start,
-            end: span.end,
-            head: Some((head, way)),
-            fruitless: 0,
-        };
-        if let Some(Begun { incoming, lead }) = begun {
-            if lead.span.start == span.start {
-                sending.send_head(connection, way).await?;
-                sending.ride(connection, incoming, lead).await?;
-            } else {
-                self.edge.start(incoming, lead, None, validator.is_some());
-            }
-        }
-        match sending.run(connection).await {
+        match outcome {
             Ok(()) => {
                 connection.finish_response();
                 Ok(())
             }
             Err(Failure::Problem(problem)) => connection.respond_problem(&problem).await,
-            Err(Failure::Broken(error)) => {
-                let (what, sent) = (self.request.target(), sending.position - span.start);
-                tracing::info!(what, sent, "{error}; the client's connection is reset");
-                Err(error)
-            }
+            Err(Failure::Broken(error)) => Err(error),
         }
+    }
+
+    /// The body of a `multipart/byteranges` answer.
+    async fn send_parts(
+        &self,
+        connection: &mut HttpConnection,
+        object: &Arc<Object>,
+        lines: &Multipart,
+        parts: &[ByteRange],
+    ) -> Result<(), Failure> {
+        for &part in parts {
+            connection.send(&lines.before(part), true).await?;
+            Sending::new(self.edge, &self.onward, object, multipart::span(part), None)
+                .run(connection)
+                .await?;
+        }
+        connection.send(&lines.end(), false).await?;
+        Ok(())
     }
 }
 
 impl Edge {
     /// Runs a fetch as a task of this core, to its end or until nobody wants the rest.
-    fn start(&self, incoming: Incoming, lead: Lead, attachment: Option<Rc<Attachment>>, joins: bool) {
+    pub(super) fn start(
+        &self,
+        incoming: Incoming,
+        lead: Lead,
+        attachment: Option<Rc<Attachment>>,
+        joins: bool,
+    ) {
         let cache = self.cache.clone();
         exec::spawn(async move {
             let mut incoming = incoming;
@@ -372,190 +398,5 @@ impl Edge {
                 }
             }
         });
-    }
-}
-
-/// Why an answer is not complete.
-enum Failure {
-    /// Nothing was sent yet: the client is told.
-    Problem(Problem),
-    /// The connection must be reset.
-    Broken(io::Error),
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        Failure::Broken(error)
-    }
-}
-
-/// A span of an object on its way to a client.
-struct Sending<'a> {
-    quest: &'a Quest<'a>,
-    object: Arc<Object>,
-    joins: bool,
-    seat: Option<Seat>,
-    position: u64,
-    end: u64,
-    head: Option<(ResponseHead, Way)>,
-    fruitless: u32,
-}
-
-impl Sending<'_> {
-    /// Sends the head, unless that was done.
-    async fn send_head(&mut self, connection: &mut HttpConnection, way: Way) -> io::Result<()> {
-        let Some((mut head, _)) = self.head.take() else { return Ok(()) };
-        let status = stored::cache_status(way, Some((&self.object.meta(), SystemTime::now())));
-        head.headers.append(CACHE_STATUS, status);
-        connection.send_head(head, true, true).await
-    }
-
-    /// The way that is told, where the first byte is not there yet.
-    fn way_if(&self, missing: Way) -> Way {
-        match &self.head {
-            Some((_, Way::Hit)) | None => missing,
-            Some((_, way)) => *way,
-        }
-    }
-
-    async fn run(&mut self, connection: &mut HttpConnection) -> Result<(), Failure> {
-        if self.position == self.end {
-            self.send_head(connection, self.way_if(Way::Hit)).await?;
-        }
-        while self.position < self.end {
-            let object = self.object.clone();
-            let mut told = std::pin::pin!(object.changed().notified());
-            told.as_mut().enable();
-            match object.step(self.position..self.end, &mut self.seat, self.joins) {
-                Step::Present(span) => {
-                    self.send_head(connection, self.way_if(Way::Hit)).await?;
-                    self.send_file(connection, span).await?;
-                }
-                Step::Coming => {
-                    self.send_head(connection, self.way_if(Way::Collapsed)).await?;
-                    self.wait(connection, told).await?;
-                }
-                Step::Missing(lead) => self.fetch(connection, lead).await?,
-                Step::Lost => {
-                    let text =
-                        "the rest of the answer is lost, and the root gives no validator to ask for it";
-                    return Err(self.fail(Problem::new(StatusCode::BAD_GATEWAY, Side::Root, text)));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn send_file(&mut self, connection: &HttpConnection, span: Range<u64>) -> Result<(), Failure> {
-        let Some(file) = self.object.file() else {
-            return Err(io::Error::from(io::ErrorKind::NotFound).into());
-        };
-        let (length, stall_max) = (span.end - span.start, connection.deadlines().stall);
-        let offset = BODY_OFFSET + span.start;
-        let sent = sendfile(connection.socket(), file, offset, length, stall_max).await?;
-        self.position += sent;
-        self.fruitless = 0;
-        if sent < length {
-            // Somebody has cut the file off.
-            self.quest.edge.cache.forget_object(&self.object);
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-        }
-        Ok(())
-    }
-
-    /// Waits until the object changes.
-    async fn wait(&self, connection: &HttpConnection, told: impl Future<Output = ()>) -> Result<(), Failure> {
-        let gone = connection.socket().ready(Interest::HangUp).fuse();
-        let told = exec::timeout(LANES_STALL_MAX + DEADLINE_CHECK, told).fuse();
-        pin_mut!(gone, told);
-        select_biased! {
-            told = told => told.map_err(|exec::Elapsed| io::Error::from(io::ErrorKind::TimedOut).into()),
-            _ = gone => Err(io::Error::from(io::ErrorKind::ConnectionAborted).into()),
-        }
-    }
-
-    /// Fetches the span of `lead` from the root, straight to the client.
-    async fn fetch(&mut self, connection: &mut HttpConnection, lead: Lead) -> Result<(), Failure> {
-        let meta = self.object.meta();
-        let Some(validator) = stored::strong_validator(&meta.headers) else {
-            return Err(io::Error::from(io::ErrorKind::InvalidData).into());
-        };
-        if self.fruitless >= FRUITLESS_FETCHES_MAX {
-            let text = "the rest of the answer could not be fetched";
-            return Err(self.fail(Problem::new(StatusCode::BAD_GATEWAY, Side::Upstream, text)));
-        }
-        self.fruitless += 1;
-        let mut onward = self.quest.onward.clone();
-        stored::ask_for_span(&mut onward.headers, &lead.span, validator);
-        let answer = match ask_root(&self.quest.edge.manager, connection, &onward).await? {
-            Ok(answer) => answer,
-            // Once the head is sent, the next try may find another lane.
-            Err(_) if self.head.is_none() => return Ok(()),
-            Err(problem) => return Err(Failure::Problem(problem)),
-        };
-        if !stored::is_span(&answer.head, answer.framing, &meta, self.object.len(), &lead.span) {
-            let status = answer.head.status;
-            if !status.is_server_error() {
-                // There is another version now, or none.
-                self.quest.edge.cache.forget_object(&self.object);
-            }
-            let text = format_args!(
-                "the file has changed or gone while it was sent (it answered {status}); ask again"
-            );
-            return Err(self.fail(Problem::new(StatusCode::BAD_GATEWAY, Side::Root, text)));
-        }
-        self.send_head(connection, self.way_if(Way::Partial)).await?;
-        self.ride(connection, answer.incoming, lead).await.map_err(Failure::Broken)
-    }
-
-    /// Lets a fetch that begins where this client is feed it directly, for as long as that holds up nobody.
-    async fn ride(&mut self, connection: &HttpConnection, incoming: Incoming, lead: Lead) -> io::Result<()> {
-        let span = self.position..self.end.min(lead.span.end);
-        let attachment = Attachment::new(connection.shared_socket(), span, &lead);
-        let _let_go = LetGo(attachment.clone());
-        self.quest.edge.start(incoming, lead, Some(attachment.clone()), self.joins);
-        let outcome = {
-            let detached = attachment.detached().fuse();
-            let gone = connection.socket().ready(Interest::HangUp).fuse();
-            let stalled = client_stalled(&attachment, connection.deadlines().stall).fuse();
-            pin_mut!(detached, gone, stalled);
-            select_biased! {
-                outcome = detached => outcome,
-                _ = gone => Err(io::ErrorKind::ConnectionAborted.into()),
-                () = stalled => Err(io::ErrorKind::TimedOut.into()),
-            }
-        };
-        if attachment.position() > self.position {
-            self.fruitless = 0;
-        }
-        self.position = attachment.position();
-        outcome
-    }
-
-    /// What becomes of an answer that cannot go on.
-    fn fail(&self, problem: Problem) -> Failure {
-        match self.head {
-            Some(_) => Failure::Problem(problem),
-            None => Failure::Broken(io::Error::other(problem.to_string())),
-        }
-    }
-}
-
-/// The fetch sends nothing to the client any more, however the client's task goes on.
-struct LetGo(Rc<Attachment>);
-
-impl Drop for LetGo {
-    fn drop(&mut self) {
-        self.0.detach();
-    }
-}
-
-/// Resolves when the client has taken nothing for longer than it may.
-async fn client_stalled(attachment: &Attachment, stall_max: Duration) {
-    loop {
-        exec::sleep(DEADLINE_CHECK).await;
-        if attachment.blocked_since().is_some_and(|since: Instant| since.elapsed() >= stall_max) {
-            return;
-        }
     }
 }

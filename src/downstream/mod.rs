@@ -5,6 +5,7 @@
 //! complete.
 
 mod edge;
+mod sending;
 mod stored;
 
 use std::{io, rc::Rc, sync::Arc, time::Duration};
@@ -18,7 +19,7 @@ use crate::{
     cache::Cache,
     exec::{self, Interest},
     http::{
-        accept,
+        accept, cors,
         forward::{self, ClientBody, ClientResponse},
         problem::{Problem, Side},
         request::RequestHead,
@@ -52,6 +53,11 @@ pub async fn serve(
     let answering = manager.clone();
     let edge = cache.map(|cache| Edge { manager: manager.clone(), cache });
     let answer = async move |connection: &mut HttpConnection, request: RequestHead| match &edge {
+        _ if cors::is_preflight(&request) => {
+            connection.send_head(cors::preflight_response(&request), true, false).await?;
+            connection.finish_response();
+            Ok(())
+        }
         Some(edge) => edge.answer(connection, &request).await,
         None => answer(&answering, connection, &request).await,
     };
@@ -132,6 +138,7 @@ async fn relay(
     if let Some((name, value)) = header {
         head.headers.append(name, value);
     }
+    cors::allow_reading(&mut head.headers);
     let more = matches!(body, ClientBody::Fixed(1..) | ClientBody::Chunked | ClientBody::UntilClose);
     connection.send_head(head, keep_alive, more).await?;
     match carry(&mut incoming.consumer, connection, body).await {

@@ -17,10 +17,12 @@ use crate::{
     cache::{freshness, record::Meta},
     http::{
         conditional::{Decision, EntityTag, Validators, evaluate},
+        cors,
         date::parse_date,
         forward,
+        multipart::{self, Multipart, Ranges},
         problem::{Problem, Side},
-        range::{ContentRange, RangeOutcome, RangeSpec, requested_range},
+        range::{ByteRange, ContentRange, RangeSpec, requested_range, requested_ranges},
         request::RequestHead,
         response::{Framing, ResponseHead},
     },
@@ -71,6 +73,8 @@ pub(super) fn cache_status(way: Way, stored: Option<(&Meta, SystemTime)>) -> Hea
 pub(super) enum Answer {
     /// This head, and these bytes of the object unless the request is HEAD.
     Send(ResponseHead, Range<u64>),
+    /// This head, and these parts of the object between the multipart's lines.
+    SendParts(ResponseHead, Multipart, Vec<ByteRange>),
     /// 304.
     NotModified(ResponseHead),
     /// 412 or 416.
@@ -90,19 +94,23 @@ pub(super) fn plan(request: &RequestHead, meta: &Meta, len: u64, ranges: bool, n
             }
             Decision::Proceed { honour_range } => honour_range && ranges,
         };
-    let spec = if honour_range { requested_range(&request.headers) } else { None };
-    let (status, span, content_range) = match spec.map_or(RangeOutcome::Full, |spec| spec.resolve(len)) {
-        RangeOutcome::Full => (StatusCode::OK, 0..len, None),
-        RangeOutcome::Partial(range) => {
-            let header = ContentRange::Satisfied { range, complete: Some(len) };
-            (StatusCode::PARTIAL_CONTENT, range.first()..range.last() + 1, Some(header))
-        }
-        RangeOutcome::Unsatisfiable => {
-            let text = format_args!("the range starts behind the end of the file, which has {len} bytes");
-            let problem = Problem::new(StatusCode::RANGE_NOT_SATISFIABLE, Side::Client, text);
-            return Answer::Refuse(problem.with_complete_length(len));
-        }
-    };
+    let specs = if honour_range { requested_ranges(&request.headers) } else { None };
+    let (status, span, content_range) =
+        match specs.map_or(Ranges::Full, |specs| multipart::resolve(&specs, len)) {
+            Ranges::Full => (StatusCode::OK, 0..len, None),
+            Ranges::Parts(parts) => match parts.as_slice() {
+                [range] => {
+                    let header = ContentRange::Satisfied { range: *range, complete: Some(len) };
+                    (StatusCode::PARTIAL_CONTENT, multipart::span(*range), Some(header))
+                }
+                _ => return several_parts(request, meta, len, parts, now),
+            },
+            Ranges::Unsatisfiable => {
+                let text = format_args!("the range starts behind the end of the file, which has {len} bytes");
+                let problem = Problem::new(StatusCode::RANGE_NOT_SATISFIABLE, Side::Client, text);
+                return Answer::Refuse(problem.with_complete_length(len));
+            }
+        };
     let length = span.end - span.start;
     let mut head = ResponseHead::new(status);
     head.headers = meta.headers.clone();
@@ -114,6 +122,23 @@ pub(super) fn plan(request: &RequestHead, meta: &Meta, len: u64, ranges: bool, n
         head.headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     }
     Answer::Send(towards_client(&head, Framing::Fixed(length), request, meta, now), span)
+}
+
+fn several_parts(
+    request: &RequestHead,
+    meta: &Meta,
+    len: u64,
+    parts: Vec<ByteRange>,
+    now: SystemTime,
+) -> Answer {
+    let lines = Multipart::new(meta.headers.get(CONTENT_TYPE).cloned(), len, fastrand::u128(..));
+    let length = lines.len(&parts);
+    let mut head = ResponseHead::new(StatusCode::PARTIAL_CONTENT);
+    head.headers = meta.headers.clone();
+    head.headers.insert(CONTENT_TYPE, lines.content_type());
+    head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    let head = towards_client(&head, Framing::Fixed(length), request, meta, now);
+    Answer::SendParts(head, lines, parts)
 }
 
 fn not_modified(request: &RequestHead, meta: &Meta, now: SystemTime) -> ResponseHead {
@@ -136,6 +161,7 @@ fn towards_client(
     let mut head = forward::response_to_client(head, framing, request, true).head;
     // RFC 9111 section 5.1: "the age of the stored response", in place of the Age that it came with.
     head.headers.insert(AGE, HeaderValue::from(meta.freshness.age(now).as_secs()));
+    cors::allow_reading(&mut head.headers);
     head
 }
 

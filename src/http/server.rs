@@ -21,6 +21,7 @@ use futures_util::{FutureExt, pin_mut, select_biased};
 use tokio::sync::watch;
 
 use super::{
+    cors::is_preflight,
     head::{MAX_HEAD_BYTES, Version},
     problem::{Problem, Side},
     request::{BodyLen, Parsed, RequestHead, parse_request},
@@ -325,7 +326,8 @@ impl HttpConnection {
 
     /// Throws the body of a request away, or refuses the request.
     async fn skip_body(&mut self, head: &RequestHead) -> Result<(), NoRequest> {
-        let refusal = head.method_allowed().err().map(|error| error.problem());
+        let refusal =
+            head.method_allowed().err().filter(|_| !is_preflight(head)).map(|error| error.problem());
         let len = match body_length(head) {
             Ok(len) => len,
             Err(problem) => return Err(NoRequest::last_words(refusal.unwrap_or(problem))),

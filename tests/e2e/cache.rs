@@ -356,3 +356,51 @@ fn a_cache_has_one_process_and_a_usable_directory() {
         assert!(!output.status.success() && said.contains(wanted), "{said}");
     }
 }
+
+#[test]
+fn several_ranges_in_one_answer() {
+    let film_root = Film::start("Cache-Control: max-age=60\r\n");
+    let chain = film_chain(&film_root);
+    check(&get(&chain, "Range: bytes=0-999999\r\n"), &film(0), 0..1_000_000);
+    // The last part is still to be fetched.
+    let answer = get(&chain, "Range: bytes=1000-1009, -10, 500000-500999, 2000000-2000001\r\n");
+    assert_eq!(answer.status(), 206);
+    let kind = answer.header("content-type").unwrap();
+    let boundary = kind.strip_prefix("multipart/byteranges; boundary=").unwrap();
+    let mut wanted = Vec::new();
+    for span in [1000..1010, LENGTH - 10..LENGTH, 500_000..501_000, 2_000_000..2_000_002] {
+        let (first, last) = (span.start, span.end - 1);
+        wanted.extend(format!(
+            "\r\n--{boundary}\r\nContent-Type: video/mp4\r\nContent-Range: bytes {first}-{last}/{LENGTH}\r\n\r\n"
+        ).into_bytes());
+        wanted.extend(&film(0)[span]);
+    }
+    wanted.extend(format!("\r\n--{boundary}--\r\n").into_bytes());
+    assert!(answer.body == wanted, "{}", answer.body.len());
+}
+
+#[test]
+fn players_of_other_origins_may_read() {
+    let film_root = Film::start("Cache-Control: max-age=60\r\n");
+    for chain in [film_chain(&film_root), Plan::default().start(|ground| ground.store("f.mp4", &film(0)))] {
+        let preflight = "Origin: https://player.example\r\nAccess-Control-Request-Method: GET\r\n\
+                         Access-Control-Request-Headers: range\r\n";
+        let mut client = Client::connect(chain.address);
+        let head = {
+            client.request("OPTIONS", "/f.mp4", preflight);
+            client.head().unwrap()
+        };
+        assert_eq!(head.status, 204);
+        assert_eq!(head.header("access-control-allow-origin"), Some("*"));
+        assert_eq!(head.header("access-control-allow-headers"), Some("range"));
+        for _ in 0..2 {
+            let answer = client
+                .ask("GET", "/f.mp4", "Origin: https://player.example\r\nRange: bytes=0-1\r\n")
+                .unwrap();
+            check(&answer, &film(0), 0..2);
+            assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
+            assert!(answer.header("access-control-expose-headers").unwrap().contains("Content-Range"));
+        }
+        assert_eq!(client.ask("OPTIONS", "/f.mp4", "").unwrap().status(), 405);
+    }
+}
