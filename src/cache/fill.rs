@@ -31,8 +31,8 @@ use crate::{
 const GATHER_BYTES: usize = 256 << 10;
 /// Or when the first of them has waited so long for the others, and others wait for it.
 const GATHER_TIME_MAX: Duration = Duration::from_millis(10);
-/// Between two looks at a writer that has no room because of other fetches.
-const WRITER_PAUSE: Duration = Duration::from_millis(10);
+/// Between two looks at a writer that has no room because of other fetches, or at clients that are given way to.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Nobody wants the rest of a span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -126,11 +126,6 @@ pub struct Vigil {
 }
 
 impl Vigil {
-    /// Over the fetch of `lead`.
-    pub fn new(lead: &Lead, attachment: Option<Rc<Attachment>>) -> Self {
-        Self { object: lead.object().clone(), course: lead.course(), wake: lead.wake.clone(), attachment }
-    }
-
     /// Resolves when nobody wants the rest.
     pub async fn unwanted(&self) {
         let attached = || self.attachment.as_ref().is_some_and(|client| client.client.borrow().is_some());
@@ -150,6 +145,8 @@ pub struct Fill {
     handed: u64,
     /// Bytes at the front of the consumer's conduit that have been copied, or never will be.
     copied: usize,
+    /// It was begun before anybody asked: it waits while clients wait for the root, unless one waits for it.
+    gives_way: bool,
 }
 
 impl Fill {
@@ -164,11 +161,44 @@ impl Fill {
             gathering_since: Instant::now(),
             handed,
             copied: 0,
+            gives_way: false,
         }
     }
 
-    fn object(&self) -> &Arc<Object> {
+    /// The same, giving way to clients that wait for other bytes.
+    pub fn giving_way(mut self) -> Self {
+        self.gives_way = true;
+        self
+    }
+
+    /// What is filled.
+    pub fn object(&self) -> &Arc<Object> {
         self.lead.object()
+    }
+
+    /// Bytes that the whole fetch brings.
+    pub fn len(&self) -> u64 {
+        self.lead.span.end - self.lead.span.start
+    }
+
+    /// Whether it brings none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Tells when nobody wants the rest.
+    pub fn vigil(&self) -> Vigil {
+        Vigil {
+            object: self.object().clone(),
+            course: self.lead.course(),
+            wake: self.lead.wake.clone(),
+            attachment: self.attachment.clone(),
+        }
+    }
+
+    fn must_give_way(&self) -> bool {
+        // Its one reader is the task that began it.
+        self.gives_way && self.cache.clients_waiting() > 0 && self.lead.readers() <= 1
     }
 
     /// The first byte that has not come yet.
@@ -227,7 +257,7 @@ impl Fill {
             // Nobody can be given anything by way of the disk.
             return Err(Unwanted);
         }
-        if position >= demand.until {
+        if position >= demand.until || self.must_give_way() {
             self.hand_over(true);
             return Ok(Drained::Blocked);
         }
@@ -327,12 +357,12 @@ impl Fill {
             .await;
             return;
         }
-        let full = !self.cache.has_room_to_write();
+        let full = !self.cache.has_room_to_write() || self.must_give_way();
         let position = self.position();
         let lead = &self.lead;
         let wanted = until(&lead.wake, || lead.demand(position).is_none_or(|demand| demand.until > position));
         if full {
-            exec::sleep(WRITER_PAUSE).await;
+            exec::sleep(PAUSE).await;
         } else {
             wanted.await;
         }

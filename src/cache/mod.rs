@@ -14,6 +14,7 @@ pub mod fill;
 pub mod freshness;
 pub mod index;
 pub mod object;
+pub mod playlist;
 pub mod ranges;
 pub mod record;
 mod scan;
@@ -28,6 +29,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{RecvTimeoutError, Sender, channel},
     },
     thread,
@@ -43,6 +45,7 @@ use crate::{http::request::RequestHead, net::Conduit};
 use eras::Eras;
 use index::Index;
 use object::Object;
+use playlist::{Programme, Segment};
 use record::{BODY_OFFSET, Record, SLOT_BYTES};
 use writer::{Shelf, Writer};
 
@@ -132,6 +135,15 @@ impl Drop for Asking {
     }
 }
 
+/// A client that waits for the root.
+pub struct Waiting(Arc<Cache>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.clients_waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Whether the root is being asked already.
 pub enum Turn {
     /// No: ask it.
@@ -145,6 +157,8 @@ pub struct Cache {
     shelf: Arc<Shelf>,
     writer: Writer,
     asking: Mutex<HashMap<Key, watch::Receiver<Asked>>>,
+    programme: Mutex<Programme>,
+    clients_waiting: AtomicUsize,
     /// The syncing thread ends with it.
     _alive: Sender<()>,
     /// Locked for this process.
@@ -194,7 +208,15 @@ impl Cache {
             })
             .map_err(refused)?;
         let asking = Mutex::default();
-        Ok(Arc::new(Self { shelf, writer, asking, _alive: alive, _lock: lock.into() }))
+        Ok(Arc::new(Self {
+            shelf,
+            writer,
+            asking,
+            programme: Mutex::default(),
+            clients_waiting: AtomicUsize::new(0),
+            _alive: alive,
+            _lock: lock.into(),
+        }))
     }
 
     fn asking(&self) -> MutexGuard<'_, HashMap<Key, watch::Receiver<Asked>>> {
@@ -303,6 +325,27 @@ impl Cache {
     /// Objects, and bytes they take on the disk.
     pub fn totals(&self) -> (usize, u64) {
         self.shelf.index(|index| index.totals()).0
+    }
+
+    /// Remembers what a playlist of `host` asks players to fetch.
+    pub fn learn(&self, host: &str, segments: Vec<Segment>) {
+        self.programme.lock().unwrap_or_else(PoisonError::into_inner).learn(host, segments);
+    }
+
+    /// What follows the segment under `key` whose span begins at `start`.
+    pub fn next_segments(&self, key: Key, start: u64, count: usize) -> Vec<Segment> {
+        self.programme.lock().unwrap_or_else(PoisonError::into_inner).next(key, start, count)
+    }
+
+    /// A client waits for the root, until what is returned is dropped.
+    pub fn client_waits(self: &Arc<Self>) -> Waiting {
+        self.clients_waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting(self.clone())
+    }
+
+    /// How many do.
+    fn clients_waiting(&self) -> usize {
+        self.clients_waiting.load(Ordering::Relaxed)
     }
 
     fn has_room_to_write(&self) -> bool {

@@ -6,6 +6,7 @@
 //! response; a byte is fetched by one fetch at a time.
 
 use std::{
+    io,
     ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
@@ -19,7 +20,7 @@ use tokio::sync::Notify;
 use super::{
     Key,
     ranges::Spans,
-    record::{Era, Meta, Record},
+    record::{BODY_OFFSET, Era, Meta, Record},
 };
 
 /// How far a fetch may be ahead of its fastest reader when no client takes its bytes directly: two seconds of the
@@ -69,6 +70,8 @@ pub struct Object {
     file: OnceLock<OwnedFd>,
     /// A name leads to the file.
     named: AtomicBool,
+    /// A playlist that was read.
+    was_read: AtomicBool,
     /// Held while a record is written, so that records of one file go in order.
     recording: Mutex<()>,
 }
@@ -147,6 +150,7 @@ impl Object {
             changed: Notify::new(),
             named: AtomicBool::new(file.is_some()),
             file: file.map_or_else(OnceLock::new, OnceLock::from),
+            was_read: AtomicBool::new(false),
             recording: Mutex::new(()),
         })
     }
@@ -198,6 +202,28 @@ impl Object {
     /// Bytes that are there.
     pub fn present_bytes(&self) -> u64 {
         self.state().present.total()
+    }
+
+    /// True for the first who asks.
+    pub fn is_first_reading(&self) -> bool {
+        !self.was_read.swap(true, Ordering::Relaxed)
+    }
+
+    /// All bytes; blocks while the disk reads.
+    ///
+    /// # Errors
+    /// Those of the disk, or `UnexpectedEof` if not all are there.
+    pub fn read_all(&self) -> io::Result<Vec<u8>> {
+        let file = self.file().ok_or(io::ErrorKind::NotFound)?;
+        let mut bytes = vec![0; usize::try_from(self.len).map_err(|_| io::ErrorKind::OutOfMemory)?];
+        let mut known = 0;
+        while known < bytes.len() {
+            match rustix::io::pread(file, &mut bytes[known..], BODY_OFFSET + known as u64)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read => known += read,
+            }
+        }
+        Ok(bytes)
     }
 
     /// Told of every change; look again after it.

@@ -15,7 +15,9 @@ use futures_util::{FutureExt, pin_mut, select_biased};
 use http::{HeaderMap, Method, StatusCode, header::RANGE};
 
 use super::{
-    RootAnswer, ask_root, default_host, fetch, relay,
+    RootAnswer,
+    ahead::{self, Ahead},
+    ask_root, default_host, fetch, relay,
     sending::{Failure, Sending},
     stalled,
     stored::{self, Answer, CACHE_STATUS, Way},
@@ -24,7 +26,7 @@ use crate::{
     cache::{
         self, Asked, Asking, Cache, Key, Turn,
         control::Directives,
-        fill::{Attachment, Fill, Vigil},
+        fill::{Attachment, Fill},
         freshness::{self, Verdict},
         object::{Lead, Object},
         record::Meta,
@@ -48,26 +50,28 @@ use crate::{
 /// has waited for, and again where that was about another representation (`Vary`).
 const ROUNDS: usize = 3;
 /// The cache, and the way to the root; one for each core.
+#[derive(Clone)]
 pub(super) struct Edge {
     pub(super) manager: Rc<Manager>,
     pub(super) cache: Arc<Cache>,
+    pub(super) ahead: Ahead,
 }
 
 /// A request on its way through the cache.
-struct Quest<'a> {
-    edge: &'a Edge,
-    request: &'a RequestHead,
+pub(super) struct Quest<'a> {
+    pub(super) edge: &'a Edge,
+    pub(super) request: &'a RequestHead,
     /// As the root will read it.
-    onward: RequestHead,
+    pub(super) onward: RequestHead,
     url: String,
-    key: Key,
-    asked: Directives,
+    pub(super) key: Key,
+    pub(super) asked: Directives,
 }
 
 /// A fetch whose answer has begun.
-struct Begun {
-    incoming: Incoming,
-    lead: Lead,
+pub(super) struct Begun {
+    pub(super) incoming: Incoming,
+    pub(super) lead: Lead,
 }
 
 impl Edge {
@@ -81,14 +85,17 @@ impl Edge {
             Ok(head) => head,
             Err(error) => return connection.respond_problem(&error.problem()).await,
         };
-        let url = cache::url(&onward);
-        let asked = Directives::of_request(&request.headers);
-        let quest = Quest { edge: self, request, key: Key::of(&url), url, onward, asked };
-        quest.answer(connection).await
+        Quest::new(self, request, onward).answer(connection).await
     }
 }
 
-impl Quest<'_> {
+impl<'a> Quest<'a> {
+    pub(super) fn new(edge: &'a Edge, request: &'a RequestHead, onward: RequestHead) -> Self {
+        let url = cache::url(&onward);
+        let asked = Directives::of_request(&request.headers);
+        Self { edge, request, key: Key::of(&url), url, onward, asked }
+    }
+
     async fn answer(&self, connection: &mut HttpConnection) -> io::Result<()> {
         let arrived = SystemTime::now();
         for _ in 0..ROUNDS {
@@ -138,7 +145,7 @@ impl Quest<'_> {
     }
 
     /// The stored response for this request (RFC 9111 section 4.1), fresh or stale.
-    fn find(&self) -> Option<Arc<Object>> {
+    pub(super) fn find(&self) -> Option<Arc<Object>> {
         let object = self.edge.cache.find(self.key, &self.url)?;
         let meta = object.meta();
         freshness::selects(&self.onward.headers, &meta.headers, &meta.selecting).then_some(object)
@@ -218,7 +225,7 @@ impl Quest<'_> {
     }
 
     /// Makes an object of the root's answer, or gives the answer back if it is not for the cache.
-    fn keep(
+    pub(super) fn keep(
         &self,
         answer: RootAnswer,
         requested_at: SystemTime,
@@ -299,16 +306,29 @@ impl Quest<'_> {
         let outcome = match ranged {
             Answer::Send(head, span) if self.request.method == Method::GET => {
                 let (start, head) = (span.start, Some((head, way)));
+                // What this client waits for itself comes first.
+                let waits = !object.is_whole();
+                if !waits {
+                    ahead::follow(edge, onward, object, start);
+                }
                 let mut sending = Sending::new(edge, onward, object, span, head);
                 match begun {
                     Some(Begun { incoming, lead }) if lead.span.start == start => {
                         sending.send_head(connection, way).await?;
                         sending.ride(connection, incoming, lead).await?;
                     }
-                    Some(Begun { incoming, lead }) => edge.start(incoming, lead, None, validator.is_some()),
+                    Some(Begun { incoming, lead }) => {
+                        edge.start(Begun { incoming, lead }, None, validator.is_some())
+                    }
                     None => {}
                 }
                 let outcome = sending.run(connection).await;
+                if outcome.is_ok() {
+                    ahead::learn(edge, onward, object);
+                }
+                if outcome.is_ok() && waits {
+                    ahead::follow(edge, onward, object, start);
+                }
                 if let Err(Failure::Broken(error)) = &outcome {
                     let (what, sent) = (self.request.target(), sending.position() - start);
                     tracing::info!(what, sent, "{error}; the client's connection is reset");
@@ -317,7 +337,7 @@ impl Quest<'_> {
             }
             Answer::SendParts(mut head, lines, parts) if self.request.method == Method::GET => {
                 if let Some(Begun { incoming, lead }) = begun {
-                    edge.start(incoming, lead, None, validator.is_some());
+                    edge.start(Begun { incoming, lead }, None, validator.is_some());
                 }
                 head.headers.append(CACHE_STATUS, status);
                 connection.send_head(head, true, true).await?;
@@ -360,19 +380,22 @@ impl Quest<'_> {
 
 impl Edge {
     /// Runs a fetch as a task of this core, to its end or until nobody wants the rest.
-    pub(super) fn start(
-        &self,
-        incoming: Incoming,
-        lead: Lead,
-        attachment: Option<Rc<Attachment>>,
-        joins: bool,
-    ) {
+    pub(super) fn start(&self, begun: Begun, attachment: Option<Rc<Attachment>>, joins: bool) {
+        let fill = Fill::new(self.cache.clone(), begun.lead, attachment);
+        self.run(begun.incoming, fill, joins);
+    }
+
+    /// The same for a fetch that gives way to clients who wait.
+    pub(super) fn start_ahead(&self, begun: Begun, joins: bool) {
+        let fill = Fill::new(self.cache.clone(), begun.lead, None).giving_way();
+        self.run(begun.incoming, fill, joins);
+    }
+
+    fn run(&self, incoming: Incoming, fill: Fill, joins: bool) {
         let cache = self.cache.clone();
         exec::spawn(async move {
-            let mut incoming = incoming;
-            let (object, length) = (lead.object().clone(), lead.span.end - lead.span.start);
-            let vigil = Vigil::new(&lead, attachment.clone());
-            let mut fill = Fill::new(cache.clone(), lead, attachment);
+            let (mut incoming, mut fill) = (incoming, fill);
+            let (object, length, vigil) = (fill.object().clone(), fill.len(), fill.vigil());
             let progress = incoming.consumer.progress();
             let outcome = {
                 let moved = incoming.consumer.run(Sink::Fill(&mut fill), Some(length)).fuse();

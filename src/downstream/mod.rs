@@ -4,6 +4,7 @@
 //! Invariant: a body that cannot be completed ends in a reset of the connection, never in a short response that looks
 //! complete.
 
+mod ahead;
 mod edge;
 mod sending;
 mod stored;
@@ -51,7 +52,7 @@ pub async fn serve(
     stopping: watch::Receiver<bool>,
 ) {
     let answering = manager.clone();
-    let edge = cache.map(|cache| Edge { manager: manager.clone(), cache });
+    let edge = cache.map(|cache| Edge { manager: manager.clone(), cache, ahead: Default::default() });
     let answer = async move |connection: &mut HttpConnection, request: RequestHead| match &edge {
         _ if cors::is_preflight(&request) => {
             connection.send_head(cors::preflight_response(&request), true, false).await?;

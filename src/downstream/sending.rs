@@ -16,7 +16,7 @@ use http::StatusCode;
 
 use super::{
     DEADLINE_CHECK, LANES_STALL_MAX, ask_root,
-    edge::Edge,
+    edge::{Begun, Edge},
     stored::{self, CACHE_STATUS, Way},
 };
 use crate::{
@@ -157,6 +157,7 @@ impl<'a> Sending<'a> {
 
     /// Waits until the object changes.
     async fn wait(&self, connection: &HttpConnection, told: impl Future<Output = ()>) -> Result<(), Failure> {
+        let _waits = self.edge.cache.client_waits();
         let gone = connection.socket().ready(Interest::HangUp).fuse();
         let told = exec::timeout(LANES_STALL_MAX + DEADLINE_CHECK, told).fuse();
         pin_mut!(gone, told);
@@ -177,6 +178,7 @@ impl<'a> Sending<'a> {
             return Err(self.fail(Problem::new(StatusCode::BAD_GATEWAY, Side::Upstream, text)));
         }
         self.fruitless += 1;
+        let _waits = self.edge.cache.client_waits();
         let mut onward = self.onward.clone();
         stored::ask_for_span(&mut onward.headers, &lead.span, validator);
         let answer = match ask_root(&self.edge.manager, connection, &onward).await? {
@@ -210,7 +212,8 @@ impl<'a> Sending<'a> {
         let span = self.position..self.end.min(lead.span.end);
         let attachment = Attachment::new(connection.shared_socket(), span, &lead);
         let _let_go = LetGo(attachment.clone());
-        self.edge.start(incoming, lead, Some(attachment.clone()), self.joins);
+        self.edge.start(Begun { incoming, lead }, Some(attachment.clone()), self.joins);
+        let _waits = self.edge.cache.client_waits();
         let outcome = {
             let detached = attachment.detached().fuse();
             let gone = connection.socket().ready(Interest::HangUp).fuse();

@@ -175,11 +175,16 @@ pub(super) fn has_odd_range(request: &RequestHead) -> bool {
     request.headers.contains_key(RANGE) && requested_range(&request.headers).is_none()
 }
 
-/// Makes a request validate what is stored (RFC 9111 section 4.3.1).
-pub(super) fn validate(headers: &mut HeaderMap, meta: &Meta) {
+/// Makes a request unconditional.
+pub(super) fn remove_conditions(headers: &mut HeaderMap) {
     for name in CONDITIONS {
         headers.remove(name);
     }
+}
+
+/// Makes a request validate what is stored (RFC 9111 section 4.3.1).
+pub(super) fn validate(headers: &mut HeaderMap, meta: &Meta) {
+    remove_conditions(headers);
     for (validator, condition) in [(ETAG, IF_NONE_MATCH), (LAST_MODIFIED, IF_MODIFIED_SINCE)] {
         if let Some(value) = meta.headers.get(validator) {
             headers.insert(condition, value.clone());
@@ -189,9 +194,7 @@ pub(super) fn validate(headers: &mut HeaderMap, meta: &Meta) {
 
 /// Makes a request ask for a span of the object that has this strong validator.
 pub(super) fn ask_for_span(headers: &mut HeaderMap, span: &Range<u64>, validator: HeaderValue) {
-    for name in CONDITIONS {
-        headers.remove(name);
-    }
+    remove_conditions(headers);
     headers.insert(RANGE, RangeSpec::FromTo { first: span.start, last: span.end - 1 }.to_value());
     // RFC 9110 section 13.1.5: without a match the root sends the whole of what there is now.
     headers.insert(IF_RANGE, validator);

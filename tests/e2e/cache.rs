@@ -6,13 +6,14 @@ use std::{
     path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
+    time::{Duration, Instant},
 };
 
 use crate::{
     chain::{Chain, Ground, Plan, Root, text},
     client::{Answer, Client, ask},
     content::content,
-    process::Settings,
+    process::{DEADLINE, Settings},
     roots::{After, Asked, ScriptedRoot},
 };
 
@@ -403,4 +404,76 @@ fn players_of_other_origins_may_read() {
         }
         assert_eq!(client.ask("OPTIONS", "/f.mp4", "").unwrap().status(), 405);
     }
+}
+
+/// Looks again and again until something holds that happens behind the clients' backs.
+#[track_caller]
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + DEADLINE;
+    while !holds() {
+        assert!(Instant::now() < until, "{what} did not happen");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A root of playlists and segments that says nothing of freshness.
+fn hls_root() -> ScriptedRoot {
+    ScriptedRoot::start(|asked, stream| {
+        let path = asked.line.split(' ').nth(1).unwrap();
+        let (kind, body) = match path.strip_prefix("/s").and_then(|name| name.strip_suffix(".ts")) {
+            Some(number) => ("video/mp2t", content(500_000 + number.parse::<usize>().unwrap())),
+            None => {
+                let segments: String = (0..8).map(|number| format!("#EXTINF:60,\ns{number}.ts\n")).collect();
+                let end = if path == "/live.m3u8" { "" } else { "#EXT-X-ENDLIST\n" };
+                let text = format!("#EXTM3U\n#EXT-X-TARGETDURATION:60\n{segments}{end}");
+                ("application/vnd.apple.mpegurl", text.into_bytes())
+            }
+        };
+        let length = body.len();
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nETag: \"{path}\"\r\n\r\n"
+        )?;
+        stream.write_all(&body)?;
+        Ok(After::Keep)
+    })
+}
+
+#[test]
+fn playlists_are_fresh_for_as_long_as_they_are_true() {
+    let root = hls_root();
+    let chain = chain(Root::At(root.address), Settings::default());
+    for (path, ttl) in [("/live.m3u8", 25..=30), ("/vod.m3u8", 3500..=3600)] {
+        wait_until("the playlist's lifetime", || {
+            let answer = ask(chain.address, "GET", path, "");
+            let known = status(&answer).split("ttl=").nth(1).and_then(|ttl| ttl.parse::<u64>().ok());
+            known.is_some_and(|known| ttl.contains(&known))
+        });
+    }
+}
+
+#[test]
+fn the_next_segments_are_there_before_they_are_asked_for() {
+    let root = hls_root();
+    let chain = chain(Root::At(root.address), Settings::default());
+    let fetched = |name: &str| root.asked().iter().filter(|asked| asked.line.contains(name)).count();
+    // Its text is read when it has been written.
+    wait_until("the playlist's lifetime", || {
+        status(&ask(chain.address, "GET", "/vod.m3u8", "")).contains("ttl=3")
+    });
+    check(&ask(chain.address, "GET", "/s0.ts", ""), &content(500_000), 0..500_000);
+    for number in 1..8 {
+        let name = format!("/s{number}.ts");
+        wait_until("the segment's fetch", || fetched(&name) > 0);
+        let length = 500_000 + number;
+        wait_until("the segment", || {
+            let answer = ask(chain.address, "GET", &name, "Cache-Control: only-if-cached\r\n");
+            answer.status() == 200 && {
+                check(&answer, &content(length), 0..length);
+                true
+            }
+        });
+        assert_eq!(fetched(&name), 1, "{name}");
+    }
+    assert_eq!(fetched("/s8.ts"), 0);
 }
