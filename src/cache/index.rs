@@ -146,9 +146,20 @@ impl Index {
         evicted
     }
 
-    /// Objects, and bytes they take on the disk.
-    pub fn totals(&self) -> (usize, u64) {
-        (self.entries.len(), self.entries.weight() * BLOCK_BYTES)
+    /// Objects, bytes they take on the disk, and bytes they may take.
+    pub fn totals(&self) -> (usize, u64, u64) {
+        let bytes = |blocks: u64| blocks * BLOCK_BYTES;
+        (self.entries.len(), bytes(self.entries.weight()), bytes(self.entries.capacity()))
+    }
+
+    /// All keys.
+    pub fn keys(&self) -> Vec<Key> {
+        self.entries.iter().map(|(key, _)| *key).collect()
+    }
+
+    /// The object under a key, if somebody holds it, without counting as asked for.
+    pub fn peek(&self, key: &Key) -> Option<Weak<Object>> {
+        self.entries.peek(key).map(|entry| entry.object.clone())
     }
 }
 
@@ -167,7 +178,7 @@ mod tests {
         for number in 0..1000 {
             index.restore(key(number), 52 << 10);
             gone.extend(index.take_evicted());
-            let (objects, bytes) = index.totals();
+            let (objects, bytes, _) = index.totals();
             assert!(bytes <= 100 * 64 * 1024);
             assert_eq!(objects + gone.len(), number as usize + 1);
         }

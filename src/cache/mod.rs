@@ -8,6 +8,7 @@
 //! Invariants: a byte is served only if it was written before its record said so; versions of a response are never
 //! mixed; an error of the disk costs a piece of the cache, never an answer.
 
+pub mod console;
 pub mod control;
 pub mod eras;
 pub mod fill;
@@ -33,7 +34,7 @@ use std::{
         mpsc::{RecvTimeoutError, Sender, channel},
     },
     thread,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use http::{HeaderValue, header::HOST};
@@ -190,7 +191,7 @@ impl Cache {
         let mut index = Index::new(bytes_max, OPEN_MAX);
         scan::fill_index(&objects, &mut index).map_err(refused)?;
         let evicted = index.take_evicted();
-        let (count, bytes) = index.totals();
+        let (count, bytes, _) = index.totals();
         tracing::info!(objects = count, mb = bytes / 1_000_000, dir = %dir.display(), "cache opened");
         let shelf = Shelf::new(objects, unnamed, index, eras);
         let writer = Writer::start(shelf.clone()).map_err(refused)?;
@@ -322,9 +323,32 @@ impl Cache {
         }
     }
 
-    /// Objects, and bytes they take on the disk.
-    pub fn totals(&self) -> (usize, u64) {
+    /// Objects, bytes they take on the disk, and bytes they may take.
+    pub fn totals(&self) -> (usize, u64, u64) {
         self.shelf.index(|index| index.totals()).0
+    }
+
+    /// All keys of now.
+    pub fn keys(&self) -> Vec<Key> {
+        self.shelf.index(|index| index.keys()).0
+    }
+
+    /// URL, length, bytes that are there, and seconds until it is stale.
+    pub fn describe(&self, key: Key, now: SystemTime) -> Option<(String, u64, u64, i64)> {
+        let open = self.shelf.index(|index| index.peek(&key)).0?;
+        let object = match open.upgrade() {
+            Some(object) => object,
+            None => self.read(key).ok()??,
+        };
+        let meta = object.meta();
+        Some((meta.url.clone(), object.len(), object.present_bytes(), meta.freshness.ttl_s(now)))
+    }
+
+    /// Forgets every object whose URL is meant. Returns how many.
+    pub fn purge(&self, is_meant: impl Fn(&str) -> bool) -> usize {
+        let meant =
+            |key: &Key| self.describe(*key, SystemTime::UNIX_EPOCH).is_some_and(|(url, ..)| is_meant(&url));
+        self.keys().into_iter().filter(|key| meant(key) && self.forget(*key)).count()
     }
 
     /// Remembers what a playlist of `host` asks players to fetch.

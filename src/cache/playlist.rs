@@ -112,10 +112,17 @@ fn place(host: &str, base: &str, reference: &str) -> Option<String> {
     Some(format!("/{}{query}", segments.join("/")))
 }
 
+/// Where a segment stands.
+#[derive(Clone)]
+struct Place {
+    list: Arc<[Segment]>,
+    index: u32,
+}
+
 /// Which segments follow which, for the playlists that were asked for last.
 pub struct Programme {
     /// A segment's URL and where its span begins, to its place in its list.
-    places: unsync::Cache<(Key, u64), (Arc<Vec<Segment>>, u32)>,
+    places: unsync::Cache<(Key, u64), Place>,
 }
 
 impl Default for Programme {
@@ -127,18 +134,18 @@ impl Default for Programme {
 impl Programme {
     /// Remembers the segments of a playlist on `host`.
     pub fn learn(&mut self, host: &str, segments: Vec<Segment>) {
-        let segments = Arc::new(segments);
-        for (index, segment) in segments.iter().enumerate() {
+        let list: Arc<[Segment]> = segments.into();
+        for (index, segment) in list.iter().enumerate() {
             let key = Key::of(&format!("{host}{}", segment.target));
             let start = segment.span.as_ref().map_or(0, |span| span.start);
-            self.places.insert((key, start), (segments.clone(), index as u32));
+            self.places.insert((key, start), Place { list: list.clone(), index: index as u32 });
         }
     }
 
     /// The `count` segments behind the one with this key whose span begins at `start`.
     pub fn next(&mut self, key: Key, start: u64, count: usize) -> Vec<Segment> {
-        let Some((segments, index)) = self.places.get(&(key, start)) else { return Vec::new() };
-        segments.iter().skip(*index as usize + 1).take(count).cloned().collect()
+        let Some(Place { list, index }) = self.places.get(&(key, start)) else { return Vec::new() };
+        list.iter().skip(*index as usize + 1).take(count).cloned().collect()
     }
 }
 

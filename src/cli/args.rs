@@ -58,6 +58,8 @@ pub enum Command {
     Downstream(Downstream),
     /// Downloads one file over all paths, without a downstream
     Get(Get),
+    /// Shows and changes the cache of a running downstream
+    Cache(CacheCommand),
     /// Makes a new pre-shared key
     Keygen(Keygen),
     /// Emulated long paths on this machine, and the whole chain on them
@@ -293,7 +295,7 @@ pub struct Downstream {
     #[command(flatten)]
     pub paths: Paths,
     /// Directory of a cache: answers of the root are kept there as RFC 9111 allows [default: no cache]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = "PLAIT_CACHE")]
     pub cache: Option<PathBuf>,
     /// What the cache may take on the disk, in bytes or as 500MB, 20GiB, 1TiB
     #[arg(long, value_name = "SIZE", default_value = "20GiB", requires = "cache")]
@@ -311,6 +313,40 @@ pub struct Get {
     /// Where lanes lead.
     #[command(flatten)]
     pub paths: Paths,
+}
+
+/// `plait cache`.
+#[derive(Debug, Args)]
+pub struct CacheCommand {
+    /// Directory of the cache, as the downstream has it
+    #[arg(long, value_name = "DIR", env = "PLAIT_CACHE")]
+    pub cache: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub order: CacheOrder,
+}
+
+/// The commands of `plait cache`.
+#[derive(Debug, Subcommand)]
+pub enum CacheOrder {
+    /// Lists the objects: bytes that are there, share of the whole, seconds until stale, URL
+    Ls,
+    /// Shows totals
+    Stat,
+    /// Forgets a URL, or a path on every host
+    Purge {
+        /// Such as http://films.example/a.mp4 or /a.mp4
+        url: String,
+        /// Forget everything that begins so
+        #[arg(long)]
+        prefix: bool,
+    },
+    /// Fetches URLs into the cache, one after the other
+    Warm {
+        /// Such as http://films.example/a.mp4, by the name that viewers use
+        #[arg(required = true, value_name = "URL")]
+        urls: Vec<String>,
+    },
 }
 
 /// `plait keygen`.

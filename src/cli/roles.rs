@@ -23,12 +23,13 @@ use tokio::sync::watch;
 
 use super::{
     args::{Arguments, Command, CpuList, Get, Global, Keygen, Paths},
+    cache::{self, CacheOrderError},
     get::{self, GetError},
     lab::{self, LabRunError},
     up,
 };
 use crate::{
-    cache::{Cache, CacheError},
+    cache::{Cache, CacheError, console},
     downstream,
     exec::{self, Core},
     lanes::{PathStatus, Pool, PoolConfig},
@@ -87,6 +88,9 @@ pub enum RunError {
     /// The cache cannot be used.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// A command on a cache has failed.
+    #[error(transparent)]
+    CacheOrder(#[from] CacheOrderError),
     /// The kernel has no randomness.
     #[error("no randomness: {0}")]
     Random(#[from] getrandom::Error),
@@ -144,10 +148,17 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
                 Some(dir) => Some(Cache::open(dir, args.cache_size.0)?),
                 None => None,
             };
-            serve(&global, args.listen, Transport::Tcp, move |_, listener, stopped| {
+            let console = cache.clone().zip(args.cache);
+            let listening = move |front| match &console {
+                Some((cache, dir)) => console::serve(cache, dir, front)
+                    .map_err(|source| CacheError::Directory { path: dir.clone(), source }.into()),
+                None => Ok(()),
+            };
+            serve_then(&global, args.listen, Transport::Tcp, listening, move |_, listener, stopped| {
                 downstream::serve(fabric.manager(), cache.clone(), listener, legs.clone(), stopped)
             })
         }
+        Command::Cache(command) => Ok(cache::run(&command)?),
         Command::Get(args) => run_get(&global, args),
         Command::Up(args) => up::run(&global, args),
         Command::Lab(command) => Ok(lab::run(&global, command)?),
@@ -332,11 +343,27 @@ where
     F: Fn(Core, Listener, watch::Receiver<bool>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = ()> + 'static,
 {
+    serve_then(global, address, transport, |_| Ok(()), role)
+}
+
+/// The same; `listening` hears of the address before anybody else does.
+fn serve_then<F, Fut>(
+    global: &Global,
+    address: SocketAddr,
+    transport: Transport,
+    listening: impl FnOnce(SocketAddr) -> Result<(), RunError>,
+    role: F,
+) -> Result<(), RunError>
+where
+    F: Fn(Core, Listener, watch::Receiver<bool>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = ()> + 'static,
+{
     let config = exec_config(global);
     raise_descriptor_limit();
     net::payload_move();
     let stopped = shutdown_signal()?;
     let (listeners, address) = Listeners::bind(address, config.cpus.len(), transport)?;
+    listening(address)?;
     println!("listening on {address}");
     tracing::info!(executor = %config.backend, cpus = ?config.cpus, "started");
     exec::run(&config, move |core| {

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write,
+    os::unix::fs::MetadataExt,
     path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
@@ -476,4 +477,66 @@ fn the_next_segments_are_there_before_they_are_asked_for() {
         assert_eq!(fetched(&name), 1, "{name}");
     }
     assert_eq!(fetched("/s8.ts"), 0);
+}
+
+#[test]
+fn an_operator_sees_purges_and_warms() {
+    let film_root = Film::start("Cache-Control: max-age=600\r\n");
+    let chain = film_chain(&film_root);
+    let dir = cache_dir(&chain.ground);
+    let tell = |args: &[&str]| {
+        let output =
+            crate::process::run(chain.settings.plait().args(["cache", "--cache", text(&dir)]).args(args));
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(tell(&["stat"]).starts_with("objects 0\n"));
+    // By the name that the client of these tests uses.
+    tell(&["warm", "http://films.example/f.mp4", "http://films.example/g.mp4"]);
+    assert!(status(&get(&chain, "")).starts_with("plait; hit"));
+    let listed = tell(&["ls"]);
+    assert!(listed.contains("100%") && listed.contains("films.example/f.mp4"), "{listed}");
+    assert_eq!(tell(&["purge", "http://films.example/f.mp4"]), "1 purged\n");
+    assert!(!status(&get(&chain, "")).starts_with("plait; hit"));
+    assert_eq!(tell(&["purge", "--prefix", "/"]), "2 purged\n");
+    assert_eq!(tell(&["purge", "--prefix", "/"]), "0 purged\n");
+    wait_until("the removal of the files", || object_files(&chain.ground).is_empty());
+    let nobody = crate::process::run(chain.settings.plait().args(["cache", "--cache", "/nowhere", "stat"]));
+    assert!(!nobody.status.success());
+}
+
+#[test]
+fn the_cache_stays_within_its_bound() {
+    let ground = Ground::new();
+    let names: Vec<_> = (0..20).map(|number| format!("{number}.ts")).collect();
+    for (number, name) in names.iter().enumerate() {
+        ground.store(name, &content(1_000_000 + number));
+    }
+    let dir = cache_dir(&ground);
+    let downstream = ["--cache", text(&dir), "--cache-size", "5MB"].map(str::to_owned).to_vec();
+    let chain = Plan { downstream, ..Plan::default() }.start_on(ground);
+    for _ in 0..2 {
+        for (number, name) in names.iter().enumerate() {
+            let answer = ask(chain.address, "GET", &format!("/{name}"), "");
+            assert!(answer.body == content(1_000_000 + number), "{name}");
+        }
+    }
+    wait_until("the removal of the files", || {
+        let files = object_files(&chain.ground);
+        let bytes = |file: &PathBuf| fs::metadata(file).map_or(0, |facts| facts.blocks() * 512);
+        files.iter().map(bytes).sum::<u64>() <= 5_000_000 && !files.is_empty()
+    });
+}
+
+#[test]
+fn a_disk_that_refuses_costs_no_answer() {
+    let film_root = Film::start("Cache-Control: max-age=600\r\n");
+    let chain = film_chain(&film_root);
+    fs::remove_dir(cache_dir(&chain.ground).join("unnamed")).unwrap();
+    for _ in 0..3 {
+        check(&get(&chain, ""), &film(0), 0..LENGTH);
+        check(&get(&chain, "Range: bytes=7-70000\r\n"), &film(0), 7..70_001);
+    }
+    chain.downstream.wait_for_log("cannot be written");
+    assert_eq!(chain.downstream.log().matches("serving on without it").count(), 1);
 }
