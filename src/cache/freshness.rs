@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use http::{
     HeaderMap, HeaderName, Method, StatusCode,
-    header::{AGE, AUTHORIZATION, CONTENT_TYPE, DATE, EXPIRES, LAST_MODIFIED, VARY},
+    header::{AGE, AUTHORIZATION, CONTENT_TYPE, DATE, EXPIRES, LAST_MODIFIED, SET_COOKIE, VARY},
 };
 
 use super::control::Directives;
@@ -41,6 +41,11 @@ pub fn may_store(request: &RequestHead, response: &ResponseHead) -> bool {
             || said.must_revalidate
             || said.public
             || said.s_maxage.is_some())
+        // Section 7.3 leaves this to the root; one that says nothing of caching has hardly meant its cookie for everybody.
+        && (!response.headers.contains_key(SET_COOKIE)
+            || said.public
+            || said.s_maxage.is_some()
+            || said.max_age.is_some())
         // Section 4.1: "A stored response with a Vary header field value containing a member "*" always fails to match."
         && !list_elements(&response.headers, VARY).any(|name| name == b"*")
     // The last condition, about freshness, holds for 200 and 206, which are heuristically cacheable.

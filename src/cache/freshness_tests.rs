@@ -53,6 +53,8 @@ fn what_is_stored() {
     assert!(!stored("", 200, "Cache-Control: private=\"x\"\r\n"));
     assert!(!stored("", 200, "Vary: origin, *\r\n"));
     assert!(!stored("Cache-Control: no-store\r\n", 200, ""));
+    assert!(!stored("", 200, "Set-Cookie: a=b\r\n"));
+    assert!(stored("", 200, "Set-Cookie: a=b\r\nCache-Control: public\r\n"));
     let login = "Authorization: Basic x\r\n";
     assert!(!stored(login, 200, "Cache-Control: max-age=60\r\n"));
     for allowed in ["public", "s-maxage=1", "must-revalidate"] {

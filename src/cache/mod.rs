@@ -38,7 +38,10 @@ use std::{
 };
 
 use http::{HeaderValue, header::HOST};
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::{Resource, getrlimit},
+};
 use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, watch};
 
@@ -52,8 +55,8 @@ use writer::{Shelf, Writer};
 
 /// How long what was stored may be lost if the machine crashes; the kernel keeps dirty pages as long.
 const SYNC_EVERY: Duration = Duration::from_secs(30);
-/// Objects kept open, each one descriptor.
-const OPEN_MAX: usize = 1024;
+/// Objects kept open at most, each one descriptor; an eighth of what the process may have if that is less.
+const OPEN_MAX: u64 = 1024;
 
 /// What an object is stored under: 128 bits of the SHA-256 of its URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -188,7 +191,8 @@ impl Cache {
         let _ = fs::remove_dir_all(&unnamed);
         fs::create_dir_all(&unnamed).map_err(refused)?;
         let eras = Eras::open(dir, eras::boot()).map_err(refused)?;
-        let mut index = Index::new(bytes_max, OPEN_MAX);
+        let descriptors = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+        let mut index = Index::new(bytes_max, OPEN_MAX.min(descriptors / 8) as usize);
         scan::fill_index(&objects, &mut index).map_err(refused)?;
         let evicted = index.take_evicted();
         let (count, bytes, _) = index.totals();
@@ -308,7 +312,11 @@ impl Cache {
 
     /// Writes down what is known of an object after it has changed, or after a fetch has ended.
     pub fn record(&self, object: &Arc<Object>) {
-        self.writer.record(object);
+        if !self.writer.record(object) {
+            // Without its record nobody would find it, and it would count as growing for ever.
+            object.abandon();
+            self.forget_object(object);
+        }
     }
 
     /// Asks for the turn to ask the root for `key`.

@@ -132,9 +132,9 @@ impl Writer {
         }
     }
 
-    /// Writes down what there is of `object`.
-    pub(super) fn record(&self, object: &Arc<Object>) {
-        self.hand_over(Job::Record(object.clone()));
+    /// Writes down what there is of `object`; false if too many jobs wait.
+    pub(super) fn record(&self, object: &Arc<Object>) -> bool {
+        self.hand_over(Job::Record(object.clone()))
     }
 
     /// Takes the file of `key` away, unless the index leads to a new one by then.
@@ -203,9 +203,15 @@ fn file<'a>(shelf: &Shelf, object: &'a Object) -> io::Result<BorrowedFd<'a>> {
 
 /// Writes the record, gives the file its name, and tells the index what it weighs.
 fn settle(shelf: &Shelf, object: &Arc<Object>) {
-    let Some(there) = object.settling() else { return };
-    let key = object.key();
     let growing = object.is_growing();
+    let Some(there) = object.settling() else {
+        // Not one byte of it was written.
+        if !growing {
+            give_up(shelf, object);
+        }
+        return;
+    };
+    let key = object.key();
     let (kept, evicted) = shelf.index(|index| index.resize(&key, object, there, growing));
     for key in evicted {
         remove(shelf, key);
