@@ -483,3 +483,7 @@ impl Drop for Seat {
         self.object.state().leave(self.course);
     }
 }
+
+#[cfg(test)]
+#[path = "object_tests.rs"]
+mod tests;
