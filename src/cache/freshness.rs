@@ -2,6 +2,9 @@
 //!
 //! In: heads of requests and responses, and the time as an argument. Out: decisions. No I/O, no clock. Invariant: an
 //! answer is called fresh only if the RFC calls it fresh; where the root says nothing, [`usual_lifetime`] decides.
+//!
+//! No crate does this: http-cache-semantics 3 follows the older RFC 7234, knows no partial content, no stale answers of
+//! RFC 5861 and no defaults by type, and cuts directives at commas inside quotes.
 
 use std::time::{Duration, SystemTime};
 
