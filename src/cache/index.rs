@@ -80,8 +80,11 @@ impl Index {
         Self { entries, open: unsync::Cache::new(open_max.max(1)), evicted }
     }
 
-    /// Adds one that is on the disk; `false` if there is no room.
+    /// Adds one that was found on the disk, unless it is known; `false` if there is no room for it.
     pub fn restore(&mut self, key: Key, bytes: u64) -> bool {
+        if self.entries.contains_key(&key) {
+            return true;
+        }
         self.entries.insert(key, Entry { bytes, object: Weak::new(), growing: false });
         self.entries.contains_key(&key)
     }

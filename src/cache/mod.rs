@@ -29,12 +29,12 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc::{RecvTimeoutError, Sender, channel},
     },
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use http::{HeaderValue, header::HOST};
@@ -148,6 +148,29 @@ impl Drop for Waiting {
     }
 }
 
+/// Tells the index of `cache` what is on the disk, while clients are served.
+fn scan_for(cache: &Weak<Cache>) {
+    let Some(dir) = cache.upgrade().map(|cache| cache.shelf.objects.clone()) else { return };
+    let began = Instant::now();
+    let outcome = scan::objects(&dir, |found| {
+        let Some(cache) = cache.upgrade() else { return };
+        let ((), evicted) = cache.shelf.index(|index| {
+            for (key, bytes) in found {
+                index.restore(key, bytes);
+            }
+        });
+        cache.writer.remove(evicted);
+    });
+    let Some(cache) = cache.upgrade() else { return };
+    if let Err(error) = outcome {
+        cache.shelf.complain("the cache cannot be looked through", &error);
+    }
+    cache.is_scanned.store(true, Ordering::Release);
+    let (objects, bytes, _) = cache.totals();
+    let ms = began.elapsed().as_millis();
+    tracing::info!(objects, mb = bytes / 1_000_000, dir = %dir.display(), ms, "the cache was looked through");
+}
+
 /// Whether the root is being asked already.
 pub enum Turn {
     /// No: ask it.
@@ -163,6 +186,8 @@ pub struct Cache {
     asking: Mutex<HashMap<Key, watch::Receiver<Asked>>>,
     programme: Mutex<Programme>,
     clients_waiting: AtomicUsize,
+    /// The index knows all that there is.
+    is_scanned: AtomicBool,
     /// The syncing thread ends with it.
     _alive: Sender<()>,
     /// Locked for this process.
@@ -192,14 +217,9 @@ impl Cache {
         fs::create_dir_all(&unnamed).map_err(refused)?;
         let eras = Eras::open(dir, eras::boot()).map_err(refused)?;
         let descriptors = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
-        let mut index = Index::new(bytes_max, OPEN_MAX.min(descriptors / 8) as usize);
-        scan::fill_index(&objects, &mut index).map_err(refused)?;
-        let evicted = index.take_evicted();
-        let (count, bytes, _) = index.totals();
-        tracing::info!(objects = count, mb = bytes / 1_000_000, dir = %dir.display(), "cache opened");
+        let index = Index::new(bytes_max, OPEN_MAX.min(descriptors / 8) as usize);
         let shelf = Shelf::new(objects, unnamed, index, eras);
         let writer = Writer::start(shelf.clone()).map_err(refused)?;
-        writer.remove(evicted);
         let (alive, ends) = channel::<()>();
         let synced = shelf.clone();
         thread::Builder::new()
@@ -213,15 +233,20 @@ impl Cache {
             })
             .map_err(refused)?;
         let asking = Mutex::default();
-        Ok(Arc::new(Self {
+        let cache = Arc::new(Self {
             shelf,
             writer,
             asking,
             programme: Mutex::default(),
             clients_waiting: AtomicUsize::new(0),
+            is_scanned: AtomicBool::new(false),
             _alive: alive,
             _lock: lock.into(),
-        }))
+        });
+        let scanned = Arc::downgrade(&cache);
+        let scan = thread::Builder::new().name("plait-cache-scan".into());
+        scan.spawn(move || scan_for(&scanned)).map_err(refused)?;
+        Ok(cache)
     }
 
     fn asking(&self) -> MutexGuard<'_, HashMap<Key, watch::Receiver<Asked>>> {
@@ -230,10 +255,19 @@ impl Cache {
 
     /// The object of `url`, fresh or stale.
     pub fn find(&self, key: Key, url: &str) -> Option<Arc<Object>> {
-        let entry = self.shelf.index(|index| index.get(&key)).0?;
-        let object = match entry.object.upgrade() {
-            Some(object) => object,
-            None => self.load(key)?,
+        let object = match self.shelf.index(|index| index.get(&key)).0 {
+            Some(entry) => match entry.object.upgrade() {
+                Some(object) => object,
+                None => self.load(key)?,
+            },
+            None if self.is_scanned.load(Ordering::Acquire) => return None,
+            None => {
+                // It may be one of those that were not come upon yet.
+                let bytes = scan::body_bytes(&fs::metadata(self.shelf.path(key)).ok()?);
+                let (_, evicted) = self.shelf.index(|index| index.restore(key, bytes));
+                self.writer.remove(evicted);
+                self.load(key)?
+            }
         };
         // A collision of 128 bits, if it ever happens, is a miss.
         (object.meta().url == url).then_some(object)

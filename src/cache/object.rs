@@ -239,7 +239,7 @@ impl Object {
         let mut left = None;
         if let Some(held) = seat {
             match state.courses.iter_mut().find(|course| course.id == held.course) {
-                Some(course) if position < course.end && position.saturating_add(AHEAD_BYTES) > course.at => {
+                Some(course) if course.serves(position, joins) => {
                     course.want(position);
                 }
                 _ => left = seat.take(),
@@ -253,6 +253,14 @@ impl Object {
 }
 
 impl Course {
+    /// Whether a reader at `position` is one of this fetch's: not far before it, and not so far behind that the fetch would
+    /// be kept waiting for it.
+    fn serves(&self, position: u64, joins: bool) -> bool {
+        position < self.end
+            && (!joins || position.saturating_sub(self.at) <= JOIN_BYTES)
+            && position.saturating_add(AHEAD_BYTES) > self.at
+    }
+
     fn want(&mut self, position: u64) {
         let wanted = position.saturating_add(AHEAD_BYTES);
         // Only worth a wake-up when it moves a good deal.
