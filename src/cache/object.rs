@@ -295,7 +295,9 @@ impl State {
         if let Some(course) = self.courses.iter_mut().filter(coming).max_by_key(|course| course.at) {
             if seat.as_ref().is_none_or(|seat| seat.course != course.id) {
                 course.readers += 1;
-                *left = seat.replace(Seat { object: object.clone(), course: course.id });
+                if let Some(before) = seat.replace(Seat { object: object.clone(), course: course.id }) {
+                    *left = Some(before);
+                }
                 course.want(position);
                 course.wake.notify_waiters();
             }

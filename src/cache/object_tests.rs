@@ -64,6 +64,7 @@ fn every_reader_gets_what_was_written() {
                 Step::Missing(lead) => {
                     assert!(lead.span.start == reader.span.start && lead.span.end <= reader.span.end);
                     fetches.push(Fetch { at: lead.span.start, lead });
+                    assert!(matches!(object.step(reader.span.clone(), &mut reader.seat, true), Step::Coming));
                     true
                 }
                 Step::Lost => panic!("seed {seed}: parts may be joined"),
