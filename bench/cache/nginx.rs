@@ -31,7 +31,7 @@ impl NginxCache {
                 "daemon off; master_process off; pid {prefix}/pid; error_log stderr;
 events {{ worker_connections 1024; }}
 http {{
-    access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000;
+    access_log off; sendfile on; keepalive_requests 1000000;
     open_file_cache max=1000;
     client_body_temp_path {prefix}; proxy_temp_path {prefix}; fastcgi_temp_path {prefix};
     uwsgi_temp_path {prefix}; scgi_temp_path {prefix};

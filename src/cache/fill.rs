@@ -221,10 +221,16 @@ impl Fill {
     /// [`Unwanted`] when nobody needs the rest, or the copies cannot be made and others need them.
     pub fn take(&mut self, conduit: &mut Conduit) -> Result<Drained, Unwanted> {
         while let Some(client) = self.client() {
-            if self.copied == 0 {
+            let must_store = self.lead.readers() > 0 && !self.cache.has_room_to_write();
+            if self.copied == 0 && !must_store {
                 self.copied = self.copy(conduit);
             }
             let Some(attachment) = &self.attachment else { break };
+            if self.copied == 0 {
+                // Others need every byte on the disk, which has to catch up: from here on this client reads like them.
+                attachment.detach();
+                break;
+            }
             match conduit.drain(&client, self.copied) {
                 Ok(Drained::Bytes(moved)) => {
                     self.copied -= moved;
