@@ -58,6 +58,8 @@ pub enum Command {
     Downstream(Downstream),
     /// Downloads one file over all paths, without a downstream
     Get(Get),
+    /// Shows and changes the cache of a running downstream
+    Cache(CacheCommand),
     /// Makes a new pre-shared key, or replaces one in two steps
     Keygen(Keygen),
     /// Emulated long paths on this machine, and the whole chain on them
@@ -152,6 +154,41 @@ impl FromStr for ByteCount {
             _ => Err(format!(
                 "write a number such as 200M (k, M, G are powers of 1000), at most {BYTE_COUNT_MAX}"
             )),
+        }
+    }
+}
+
+/// Room on a disk, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskSize(pub u64);
+
+/// Smaller caches would hold no film and little else.
+const DISK_SIZE_MIN: u64 = 1 << 20;
+
+impl FromStr for DiskSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+        let (digits, unit) = text.split_at(end);
+        let units = [
+            ("", 1),
+            ("kB", 1000),
+            ("MB", 1_000_000),
+            ("GB", 1_000_000_000),
+            ("TB", 1_000_000_000_000),
+            ("KiB", 1 << 10),
+            ("MiB", 1 << 20),
+            ("GiB", 1 << 30),
+            ("TiB", 1 << 40),
+        ];
+        let factor =
+            units.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).map(|&(_, factor)| factor);
+        let bytes =
+            digits.parse::<u64>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
+        match bytes {
+            Some(bytes @ DISK_SIZE_MIN..) => Ok(Self(bytes)),
+            _ => Err("write a number such as 500MB, 20GiB or 1TiB, at least 1MiB".to_owned()),
         }
     }
 }
@@ -274,6 +311,12 @@ pub struct Downstream {
     /// Where lanes lead.
     #[command(flatten)]
     pub paths: Paths,
+    /// Directory of a cache: answers of the root are kept there as RFC 9111 allows [default: no cache]
+    #[arg(long, value_name = "DIR", env = "PLAIT_CACHE")]
+    pub cache: Option<PathBuf>,
+    /// What the cache may take on the disk, in bytes or as 500MB, 20GiB, 1TiB
+    #[arg(long, value_name = "SIZE", default_value = "20GiB", requires = "cache")]
+    pub cache_size: DiskSize,
 }
 
 /// `plait get`.
@@ -287,6 +330,40 @@ pub struct Get {
     /// Where lanes lead.
     #[command(flatten)]
     pub paths: Paths,
+}
+
+/// `plait cache`.
+#[derive(Debug, Args)]
+pub struct CacheCommand {
+    /// Directory of the cache, as the downstream has it
+    #[arg(long, value_name = "DIR", env = "PLAIT_CACHE")]
+    pub cache: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub order: CacheOrder,
+}
+
+/// The commands of `plait cache`.
+#[derive(Debug, Subcommand)]
+pub enum CacheOrder {
+    /// Lists the objects: bytes that are there, share of the whole, seconds until stale, URL
+    Ls,
+    /// Shows totals
+    Stat,
+    /// Forgets a URL, or a path on every host
+    Purge {
+        /// Such as http://films.example/a.mp4 or /a.mp4
+        url: String,
+        /// Forget everything that begins so
+        #[arg(long)]
+        prefix: bool,
+    },
+    /// Fetches URLs into the cache, one after the other
+    Warm {
+        /// Such as http://films.example/a.mp4, by the name that viewers use
+        #[arg(required = true, value_name = "URL")]
+        urls: Vec<String>,
+    },
 }
 
 /// `plait keygen`.

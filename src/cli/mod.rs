@@ -4,6 +4,7 @@
 //! a contract: scripts depend on them.
 
 mod args;
+mod cache;
 mod get;
 mod lab;
 mod path_file;

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use super::{
     args::{Arguments, Command, CpuList, Get, Global, Keygen, Listen, Paths},
+    cache::{self, CacheOrderError},
     get::{self, GetError},
     lab::{self, LabRunError},
     path_file::{self, PathsError},
@@ -25,6 +26,7 @@ use super::{
     up,
 };
 use crate::{
+    cache::{Cache, CacheError, console},
     downstream,
     exec::{self, Core},
     lanes::{PathStatus, PoolConfig},
@@ -82,6 +84,12 @@ pub enum RunError {
     /// `--root` is of no use.
     #[error(transparent)]
     Root(#[from] upstream::RootOriginError),
+    /// The cache cannot be used.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// A command on a cache has failed.
+    #[error(transparent)]
+    CacheOrder(#[from] CacheOrderError),
     /// The kernel has no randomness.
     #[error("no randomness: {0}")]
     Random(#[from] getrandom::Error),
@@ -143,11 +151,20 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
                 reload_keys(&reloaded.config.keys, &args.paths.key);
                 reloaded.reload_paths(&args.paths);
             });
+            let cache = match &args.cache {
+                Some(dir) => Some(Cache::open(dir, args.cache_size.0)?),
+                None => None,
+            };
             let port = Listeners::open(&args.listen, &global, Transport::Tcp)?;
+            if let Some((cache, dir)) = cache.clone().zip(args.cache) {
+                console::serve(&cache, &dir, port.1)
+                    .map_err(|source| CacheError::Directory { path: dir.clone(), source })?;
+            }
             serve(&global, port, reload, move |_, listener, stopped| {
-                downstream::serve(fabric.manager(), listener, legs.clone(), stopped)
+                downstream::serve(fabric.manager(), cache.clone(), listener, legs.clone(), stopped)
             })
         }
+        Command::Cache(command) => Ok(cache::run(&command)?),
         Command::Get(args) => run_get(&global, args),
         Command::Up(args) => up::run(&global, args),
         Command::Lab(command) => Ok(lab::run(&global, command)?),

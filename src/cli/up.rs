@@ -104,7 +104,7 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
             if core == Core(0) {
                 exec::spawn(draw(fabric.paths(), stopped.clone()));
             }
-            let front = downstream::serve(fabric.manager(), client_port, legs, stopped.clone());
+            let front = downstream::serve(fabric.manager(), None, client_port, legs, stopped.clone());
             join(join(back, join_all(middle)), front).await;
         }
     })?;

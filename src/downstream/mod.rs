@@ -4,18 +4,25 @@
 //! Invariant: a body that cannot be completed ends in a reset of the connection, never in a short response that looks
 //! complete. One that breaks off because its upstream was lost is continued where that is safe.
 
-use std::{io, rc::Rc, time::Duration};
+mod ahead;
+mod edge;
+mod sending;
+mod stored;
+
+use std::{io, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, pin_mut, select_biased};
-use http::{HeaderValue, Method, StatusCode, header::HOST};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header::HOST};
 use tokio::sync::watch;
 
 use crate::{
+    cache::Cache,
     exec::{self, Interest},
     http::{
         accept,
         continuation::Continuation,
+        cors,
         forward::{self, ClientBody, ClientResponse},
         problem::{Problem, Side},
         request::RequestHead,
@@ -29,6 +36,8 @@ use crate::{
     net::{Legs, Listener},
 };
 
+use edge::Edge;
+
 /// Lanes that bring nothing for this long are given up: more than the 30 s that the upstream gives the root, whose
 /// word comes first then.
 const LANES_STALL_MAX: Duration = Duration::from_secs(40);
@@ -37,11 +46,25 @@ const CONTINUED_MAX: usize = 8;
 /// How often a transfer's deadlines are looked at; they may be late by this much.
 const DEADLINE_CHECK: Duration = Duration::from_secs(5);
 
-/// Serves clients on this core until `stopping`, and lanes until the clients of all cores are served.
-pub async fn serve(manager: Rc<Manager>, listener: Listener, legs: Legs, stopping: watch::Receiver<bool>) {
+/// Serves clients on this core until `stopping`, and lanes until the clients of all cores are served. All cores share
+/// `cache`, if there is one.
+pub async fn serve(
+    manager: Rc<Manager>,
+    cache: Option<Arc<Cache>>,
+    listener: Listener,
+    legs: Legs,
+    stopping: watch::Receiver<bool>,
+) {
     let answering = manager.clone();
-    let answer = async move |connection: &mut HttpConnection, request: RequestHead| {
-        answer(&answering, connection, &request).await
+    let edge = cache.map(|cache| Edge { manager: manager.clone(), cache, ahead: Default::default() });
+    let answer = async move |connection: &mut HttpConnection, request: RequestHead| match &edge {
+        _ if cors::is_preflight(&request) => {
+            connection.send_head(cors::preflight_response(&request), true, false).await?;
+            connection.finish_response();
+            Ok(())
+        }
+        Some(edge) => edge.answer(connection, &request).await,
+        None => answer(&answering, connection, &request).await,
     };
     accept::serve(listener, legs, Deadlines::default(), stopping, answer).await;
     manager.close().await;
@@ -57,30 +80,88 @@ async fn answer(
         Ok(head) => head,
         Err(error) => return connection.respond_problem(&error.problem()).await,
     };
-    let incoming = match fetch(manager, connection, &towards_root, None).await? {
-        Ok(incoming) => incoming,
-        Err(error) => {
-            tracing::info!(what = request.target(), "{error}");
-            return connection.respond_problem(&problem_of(&error)).await;
-        }
-    };
-    let (response, framing) = match framed(&incoming, &request.method) {
-        Ok(framed) => framed,
-        Err(problem) => return connection.respond_problem(&problem).await,
-    };
-    let continuation = Continuation::of(&request.method, &response, framing);
-    let ClientResponse { head, body, keep_alive } =
-        forward::response_to_client(&response, framing, request, connection.lasts());
+    match ask_root(manager, connection, &towards_root).await? {
+        Ok(answer) => relay(manager, connection, (request, &towards_root), answer, None).await,
+        Err(problem) => connection.respond_problem(&problem).await,
+    }
+}
+
+/// What the root has answered: its head, how the body ends, and the body.
+struct RootAnswer {
+    head: ResponseHead,
+    framing: Framing,
+    incoming: Incoming,
+}
+
+/// Asks the root, or says why there is no answer. An error says that the client is gone meanwhile.
+async fn ask_root(
+    manager: &Rc<Manager>,
+    connection: &HttpConnection,
+    request: &RequestHead,
+) -> io::Result<Result<RootAnswer, Problem>> {
+    unless_gone(connection, fetch(manager, request)).await
+}
+
+/// `work`'s output; whoever closed will not read the answer.
+async fn unless_gone<T>(connection: &HttpConnection, work: impl Future<Output = T>) -> io::Result<T> {
+    let gone = connection.socket().ready(Interest::HangUp).fuse();
+    let work = work.fuse();
+    pin_mut!(gone, work);
+    select_biased! {
+        output = work => Ok(output),
+        _ = gone => Err(io::ErrorKind::ConnectionAborted.into()),
+    }
+}
+
+/// Asks the root, or says why there is no answer.
+async fn fetch(manager: &Rc<Manager>, request: &RequestHead) -> Result<RootAnswer, Problem> {
+    let incoming = fetch_avoiding(manager, request, None).await.map_err(|error| {
+        tracing::info!(what = request.target(), "{error}");
+        problem_of(&error)
+    })?;
+    let (head, framing) = framed(&incoming, &request.method)?;
+    Ok(RootAnswer { head, framing, incoming })
+}
+
+/// Asks for `request`, not over the upstream `lost` if there is another.
+async fn fetch_avoiding(
+    manager: &Rc<Manager>,
+    request: &RequestHead,
+    lost: Option<u64>,
+) -> Result<Incoming, FetchError> {
+    let mut head = Vec::new();
+    request.write_head(&mut head);
+    manager.fetch_avoiding(Bytes::from(head), lost).await
+}
+
+/// Passes an answer of the root's on, with one more header if that is given. `asked` are the client's request and the
+/// root's.
+async fn relay(
+    manager: &Rc<Manager>,
+    connection: &mut HttpConnection,
+    asked: (&RequestHead, &RequestHead),
+    answer: RootAnswer,
+    header: Option<(HeaderName, HeaderValue)>,
+) -> io::Result<()> {
+    let (request, towards_root) = asked;
+    let RootAnswer { head, framing, mut incoming } = answer;
+    let continuation = Continuation::of(&request.method, &head, framing);
+    let ClientResponse { mut head, body, keep_alive } =
+        forward::response_to_client(&head, framing, request, connection.lasts());
+    if let Some((name, value)) = header {
+        head.headers.append(name, value);
+    }
+    cors::allow_reading(&mut head.headers);
     let more = matches!(body, ClientBody::Fixed(1..) | ClientBody::Chunked | ClientBody::UntilClose);
     connection.send_head(head, keep_alive, more).await?;
     let carried = match continuation {
         Some(continuation) => {
-            let rest = Rest { manager, connection, request: &towards_root, continuation };
+            let rest = Rest { manager, connection, request: towards_root, continuation };
             rest.carry_on(incoming).await
         }
         None => {
-            let mut consumer = incoming.consumer;
-            carry(&mut consumer, connection, body).await.map_err(|error| (error, consumer.given()))
+            let carried = carry(&mut incoming.consumer, connection, body).await;
+            carried.map_err(|error| (error, incoming.consumer.given()))
         }
     };
     match carried {
@@ -92,25 +173,6 @@ async fn answer(
             tracing::info!(what = request.target(), sent, "{error}; the client's connection is reset");
             Err(io::Error::other(error))
         }
-    }
-}
-
-/// Asks for `request`, not over the upstream `lost` if there is another. The outer error: the client is gone.
-async fn fetch(
-    manager: &Rc<Manager>,
-    connection: &HttpConnection,
-    request: &RequestHead,
-    lost: Option<u64>,
-) -> io::Result<Result<Incoming, FetchError>> {
-    let mut head = Vec::new();
-    request.write_head(&mut head);
-    let gone = connection.socket().ready(Interest::HangUp).fuse();
-    let fetched = manager.fetch_avoiding(Bytes::from(head), lost).fuse();
-    pin_mut!(gone, fetched);
-    select_biased! {
-        fetched = fetched => Ok(fetched),
-        // Whoever closed will not read the answer.
-        _ = gone => Err(io::ErrorKind::ConnectionAborted.into()),
     }
 }
 
@@ -174,7 +236,7 @@ impl Rest<'_> {
     /// The answer that continues the body, checked.
     async fn ask(&self, given: u64, lost: Option<u64>) -> Result<Incoming, String> {
         let request = self.continuation.request(self.request, given);
-        let rest = fetch(self.manager, self.connection, &request, lost)
+        let rest = unless_gone(self.connection, fetch_avoiding(self.manager, &request, lost))
             .await
             .map_err(|error| format!("client: {error}"))?
             .map_err(|error| error.to_string())?;

@@ -9,6 +9,7 @@
 
 use std::{
     io,
+    rc::Rc,
     time::{Duration, SystemTime},
 };
 
@@ -20,6 +21,7 @@ use futures_util::{FutureExt, pin_mut, select_biased};
 use tokio::sync::watch;
 
 use super::{
+    cors::is_preflight,
     head::{MAX_HEAD_BYTES, Version},
     problem::{Problem, Side},
     request::{BodyLen, Parsed, RequestHead, parse_request},
@@ -73,7 +75,7 @@ impl Default for Deadlines {
 
 /// One client connection.
 pub struct HttpConnection {
-    socket: Socket,
+    socket: Rc<Socket>,
     deadlines: Deadlines,
     /// True once no new request is to be taken.
     stopping: watch::Receiver<bool>,
@@ -127,7 +129,7 @@ impl HttpConnection {
     /// Takes over a connection. Once `stopping` is true (or its sender is gone) the running answer is the last one.
     pub fn new(socket: Socket, deadlines: Deadlines, stopping: watch::Receiver<bool>) -> Self {
         Self {
-            socket,
+            socket: Rc::new(socket),
             deadlines,
             stopping,
             state: State::Ready,
@@ -174,6 +176,11 @@ impl HttpConnection {
     /// The socket, for sending a body.
     pub fn socket(&self) -> &Socket {
         &self.socket
+    }
+
+    /// The socket, for a task of this core that sends a body on this connection's behalf.
+    pub fn shared_socket(&self) -> Rc<Socket> {
+        self.socket.clone()
     }
 
     /// How long this client may take for what.
@@ -334,7 +341,8 @@ impl HttpConnection {
 
     /// Throws the body of a request away, or refuses the request.
     async fn skip_body(&mut self, head: &RequestHead) -> Result<(), NoRequest> {
-        let refusal = head.method_allowed().err().map(|error| error.problem());
+        let refusal =
+            head.method_allowed().err().filter(|_| !is_preflight(head)).map(|error| error.problem());
         let len = match body_length(head) {
             Ok(len) => len,
             Err(problem) => return Err(NoRequest::last_words(refusal.unwrap_or(problem))),

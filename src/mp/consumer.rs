@@ -25,6 +25,7 @@ use super::{
     window::Window,
 };
 use crate::{
+    cache::fill::{Fill, Unwanted},
     exec,
     http::chunked,
     net::{Conduit, Drained, Filled, Socket},
@@ -74,6 +75,9 @@ pub enum TransferError {
     /// The client is gone.
     #[error("client: {0}")]
     Client(#[source] io::Error),
+    /// It was for the cache, and nobody waits for the rest.
+    #[error("client: {0}")]
+    Unwanted(#[from] Unwanted),
     /// The file cannot be written.
     #[error("file: {0}")]
     File(#[source] io::Error),
@@ -100,6 +104,8 @@ pub enum Sink<'a> {
     Plain(&'a Socket),
     /// To a client by chunked transfer coding, RFC 9112 §7.1.
     Chunked(&'a Socket),
+    /// Into the cache, and to the client that waits for it.
+    Fill(&'a mut Fill),
     /// To a file, from an offset on.
     File {
         /// Open for writing.
@@ -492,6 +498,16 @@ impl Consumer {
                 *offset = conduit.drain_to_file(file.as_fd(), *offset).map_err(TransferError::File)?;
                 len
             }
+            Sink::Fill(fill) => loop {
+                match fill.take(conduit)? {
+                    Drained::Bytes(n) => break n,
+                    Drained::Blocked => {
+                        self.progress.on_client.set(true);
+                        self.transfer.set_client_blocked(true);
+                        fill.room().await;
+                    }
+                }
+            },
             Sink::Plain(client) | Sink::Chunked(client) => loop {
                 match conduit.drain(client, usize::MAX).map_err(TransferError::Client)? {
                     Drained::Bytes(n) => break n,
