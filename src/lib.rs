@@ -4,6 +4,7 @@
 //! them: `root` → `upstream` → `relay` → `lanes` → `mp` → `downstream`; `wire` and `http` are free of I/O, `net` and
 //! `exec` do all of it.
 
+pub mod cache;
 pub mod cli;
 pub mod downstream;
 pub mod exec;

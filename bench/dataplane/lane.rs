@@ -16,7 +16,7 @@ use crate::load::Line;
 
 /// Opens a lane through `relay` to `upstream`, authenticated with the key in the file `key`.
 pub fn open(relay: SocketAddr, upstream: &TcpListener, key: &Path) -> Outcome<Line> {
-    let key = Key::load(key)?;
+    let key = Key::load_all(key)?.swap_remove(0);
     let route = Route::new(vec![HopAddr::from(upstream.local_addr()?)])?;
     let mut near = TcpStream::connect(relay)?;
     std::thread::scope(|scope| {
@@ -39,7 +39,7 @@ pub fn open(relay: SocketAddr, upstream: &TcpListener, key: &Path) -> Outcome<Li
 fn accept(upstream: &TcpListener, key: &Key) -> Result<TcpStream, String> {
     let text = |error: &dyn std::error::Error| error.to_string();
     let (mut far, _) = upstream.accept().map_err(|error| text(&error))?;
-    let (mut server, challenge) = ServerHandshake::new(key, [2; 16]);
+    let (mut server, challenge) = ServerHandshake::new(std::slice::from_ref(key), [2; 16]);
     far.write_all(&challenge).map_err(|error| text(&error))?;
     let mut more = Vec::new();
     loop {

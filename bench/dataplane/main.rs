@@ -9,6 +9,8 @@
 mod lane;
 mod load;
 mod namespace;
+// Shared with the cache benchmark, which counts what nginx sends.
+#[allow(dead_code)]
 mod peers;
 // Shared with the transfer benchmark, which also waits for processes that end by themselves.
 #[allow(dead_code)]

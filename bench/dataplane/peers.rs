@@ -109,9 +109,16 @@ pub struct NginxRoot {
     _process: Process,
     /// Where it takes requests.
     pub address: SocketAddr,
+    sent: PathBuf,
 }
 
 impl NginxRoot {
+    /// Bytes of bodies that it has sent so far.
+    pub fn sent_bytes(&self) -> Outcome<u64> {
+        let lines = fs::read_to_string(&self.sent)?;
+        Ok(lines.lines().map(str::parse::<u64>).sum::<Result<u64, _>>()?)
+    }
+
     /// Starts one that serves `root`.
     pub fn start(root: &Path) -> Outcome<Self> {
         let prefix = root.join(unique("nginx"));
@@ -125,7 +132,8 @@ impl NginxRoot {
                 "daemon off; master_process off; pid {prefix}/pid; error_log stderr;
 events {{ }}
 http {{
-    access_log off; sendfile on; default_type application/octet-stream;
+    log_format sent '$body_bytes_sent'; access_log {prefix}/sent sent;
+    sendfile on; default_type application/octet-stream;
     client_body_temp_path {prefix}; proxy_temp_path {prefix}; fastcgi_temp_path {prefix};
     uwsgi_temp_path {prefix}; scgi_temp_path {prefix};
     server {{ listen {address}; location / {{ root {root}; }} }}
@@ -139,7 +147,7 @@ http {{
         command.arg("-e").arg("stderr").arg("-p").arg(&prefix).arg("-c").arg(&config);
         let mut process = Process::start("nginx", &mut command, root)?;
         process.wait_until(|| TcpStream::connect(address).is_ok())?;
-        Ok(Self { _process: process, address })
+        Ok(Self { _process: process, address, sent: prefix.join("sent") })
     }
 }
 
@@ -236,10 +244,16 @@ impl<'a> Plait<'a> {
 
     /// `plait downstream` with one lane on each of `paths`.
     pub fn downstream(&self, setting: Setting<'_>, paths: &[String]) -> Outcome<Role> {
+        self.downstream_with(setting, paths, &[])
+    }
+
+    /// The same with more flags.
+    pub fn downstream_with(&self, setting: Setting<'_>, paths: &[String], more: &[&str]) -> Outcome<Role> {
         let mut arguments = vec!["--lanes", "1"];
         for path in paths {
             arguments.extend(["--path", path]);
         }
+        arguments.extend(more);
         self.start("downstream", setting, true, &arguments)
     }
 

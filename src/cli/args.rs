@@ -58,7 +58,9 @@ pub enum Command {
     Downstream(Downstream),
     /// Downloads one file over all paths, without a downstream
     Get(Get),
-    /// Makes a new pre-shared key
+    /// Shows and changes the cache of a running downstream
+    Cache(CacheCommand),
+    /// Makes a new pre-shared key, or replaces one in two steps
     Keygen(Keygen),
     /// Emulated long paths on this machine, and the whole chain on them
     #[command(subcommand)]
@@ -106,6 +108,9 @@ pub struct LabChain {
     /// Lanes per path and transfer [default: as the scenario says]
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=64))]
     pub lanes: Option<u16>,
+    /// Directory for the roles' logs, a file each; see --log
+    #[arg(long, value_name = "DIR")]
+    pub logs: Option<PathBuf>,
     /// How lanes go: over relays, straight to the upstream, or there by kernel MPTCP over all paths
     #[arg(long, value_enum, default_value_t)]
     pub via: LabVia,
@@ -149,6 +154,41 @@ impl FromStr for ByteCount {
             _ => Err(format!(
                 "write a number such as 200M (k, M, G are powers of 1000), at most {BYTE_COUNT_MAX}"
             )),
+        }
+    }
+}
+
+/// Room on a disk, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskSize(pub u64);
+
+/// Smaller caches would hold no film and little else.
+const DISK_SIZE_MIN: u64 = 1 << 20;
+
+impl FromStr for DiskSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+        let (digits, unit) = text.split_at(end);
+        let units = [
+            ("", 1),
+            ("kB", 1000),
+            ("MB", 1_000_000),
+            ("GB", 1_000_000_000),
+            ("TB", 1_000_000_000_000),
+            ("KiB", 1 << 10),
+            ("MiB", 1 << 20),
+            ("GiB", 1 << 30),
+            ("TiB", 1 << 40),
+        ];
+        let factor =
+            units.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).map(|&(_, factor)| factor);
+        let bytes =
+            digits.parse::<u64>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
+        match bytes {
+            Some(bytes @ DISK_SIZE_MIN..) => Ok(Self(bytes)),
+            _ => Err("write a number such as 500MB, 20GiB or 1TiB, at least 1MiB".to_owned()),
         }
     }
 }
@@ -211,12 +251,23 @@ pub struct Clients {
     pub stall_timeout: u32,
 }
 
+/// Where a role is reached. Sockets that the process is started with (systemd's socket activation) go before.
+#[derive(Clone, Debug, Args)]
+pub struct Listen {
+    /// Where to listen; port 0 lets the kernel choose. Not needed where systemd passes the sockets
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// Listen beside a process of the same user that listens there already, and that is to be stopped next
+    #[arg(long, requires = "listen")]
+    pub take_over: bool,
+}
+
 /// `plait root`.
 #[derive(Debug, Args)]
 pub struct Root {
-    /// Where to listen; port 0 lets the kernel choose
-    #[arg(long, value_name = "ADDR")]
-    pub listen: SocketAddr,
+    /// Where it is reached.
+    #[command(flatten)]
+    pub listen: Listen,
     /// Directory to serve; nothing outside it can be reached
     #[arg(long)]
     pub dir: PathBuf,
@@ -228,9 +279,9 @@ pub struct Root {
 /// `plait upstream`.
 #[derive(Debug, Args)]
 pub struct Upstream {
-    /// Where to listen for lanes; port 0 lets the kernel choose
-    #[arg(long, value_name = "ADDR")]
-    pub listen: SocketAddr,
+    /// Where it is reached.
+    #[command(flatten)]
+    pub listen: Listen,
     /// The root server, http://HOST:PORT, or a directory whose files the upstream reads itself
     #[arg(long, value_name = "URL|DIR")]
     pub root: String,
@@ -249,9 +300,9 @@ pub struct Upstream {
 /// `plait relay`.
 #[derive(Debug, Args)]
 pub struct Relay {
-    /// Where to listen for lanes; port 0 lets the kernel choose
-    #[arg(long, value_name = "ADDR")]
-    pub listen: SocketAddr,
+    /// Where it is reached.
+    #[command(flatten)]
+    pub listen: Listen,
     /// File with the pre-shared key (make one with `plait keygen FILE`)
     #[arg(long, value_name = "FILE", env = "PLAIT_KEY")]
     pub key: PathBuf,
@@ -282,8 +333,11 @@ pub const HELLOS_MAX: u32 = 4096;
 #[derive(Clone, Debug, Args)]
 pub struct Paths {
     /// A path: [tcp:|mptcp:]HOST:PORT[,HOST:PORT]..., hops in order from here, the upstream last. Repeat it for every path
-    #[arg(long = "path", required = true, value_name = "PATH")]
+    #[arg(long = "path", required_unless_present = "path_file", value_name = "PATH")]
     pub path: Vec<PathSpec>,
+    /// File with one more path on each line, # before a comment; a downstream reads it again at SIGHUP
+    #[arg(long, value_name = "FILE")]
+    pub path_file: Option<PathBuf>,
     /// File with the pre-shared key (make one with `plait keygen FILE`)
     #[arg(long, value_name = "FILE", env = "PLAIT_KEY")]
     pub key: PathBuf,
@@ -298,15 +352,21 @@ pub struct Paths {
 /// `plait downstream`.
 #[derive(Debug, Args)]
 pub struct Downstream {
-    /// Where to listen for HTTP clients; port 0 lets the kernel choose
-    #[arg(long, value_name = "ADDR")]
-    pub listen: SocketAddr,
+    /// Where it is reached.
+    #[command(flatten)]
+    pub listen: Listen,
     /// What clients may take.
     #[command(flatten)]
     pub clients: Clients,
     /// Where lanes lead.
     #[command(flatten)]
     pub paths: Paths,
+    /// Directory of a cache: answers of the root are kept there as RFC 9111 allows [default: no cache]
+    #[arg(long, value_name = "DIR", env = "PLAIT_CACHE")]
+    pub cache: Option<PathBuf>,
+    /// What the cache may take on the disk, in bytes or as 500MB, 20GiB, 1TiB
+    #[arg(long, value_name = "SIZE", default_value = "20GiB", requires = "cache")]
+    pub cache_size: DiskSize,
 }
 
 /// `plait get`.
@@ -322,11 +382,51 @@ pub struct Get {
     pub paths: Paths,
 }
 
+/// `plait cache`.
+#[derive(Debug, Args)]
+pub struct CacheCommand {
+    /// Directory of the cache, as the downstream has it
+    #[arg(long, value_name = "DIR", env = "PLAIT_CACHE")]
+    pub cache: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub order: CacheOrder,
+}
+
+/// The commands of `plait cache`.
+#[derive(Debug, Subcommand)]
+pub enum CacheOrder {
+    /// Lists the objects: bytes that are there, share of the whole, seconds until stale, URL
+    Ls,
+    /// Shows totals
+    Stat,
+    /// Forgets a URL, or a path on every host
+    Purge {
+        /// Such as http://films.example/a.mp4 or /a.mp4
+        url: String,
+        /// Forget everything that begins so
+        #[arg(long)]
+        prefix: bool,
+    },
+    /// Fetches URLs into the cache, one after the other
+    Warm {
+        /// Such as http://films.example/a.mp4, by the name that viewers use
+        #[arg(required = true, value_name = "URL")]
+        urls: Vec<String>,
+    },
+}
+
 /// `plait keygen`.
 #[derive(Debug, Args)]
 pub struct Keygen {
     /// File to make; an existing one is never overwritten
     pub file: PathBuf,
+    /// Puts a new key before the one in FILE, for a rotation: the new one is used for dialling, both are accepted
+    #[arg(long)]
+    pub add: bool,
+    /// Removes the old key of FILE again, once every host has the new one
+    #[arg(long, conflicts_with = "add")]
+    pub drop_old: bool,
 }
 
 fn log_filter(text: &str) -> Result<String, String> {

@@ -36,6 +36,8 @@ use crate::{
 
 /// A transfer that brings nothing for this long is given up (what has come stays in the partial file).
 const STALL_MAX: Duration = Duration::from_secs(60);
+/// So many upstreams may die under one download.
+const CONTINUED_MAX: usize = 8;
 /// How often the bar is drawn.
 const REDRAW: Duration = Duration::from_millis(200);
 
@@ -131,12 +133,13 @@ impl Partial {
     }
 
     /// Remembers which version the bytes to come belong to.
-    fn belongs_to(&self, head: &ResponseHead) -> Result<(), GetError> {
+    fn belongs_to(&mut self, head: &ResponseHead) -> Result<(), GetError> {
         let strong = head
             .headers
             .get(ETAG)
             .filter(|etag| !etag.as_bytes().starts_with(b"W/"))
             .or_else(|| head.headers.get(LAST_MODIFIED));
+        self.version = strong.cloned();
         let outcome = match strong {
             Some(version) => fs::write(&self.version_path, version.as_bytes()),
             None => match fs::remove_file(&self.version_path) {
@@ -201,7 +204,19 @@ pub(super) async fn get(
 ) -> Result<u64, GetError> {
     let (target, host) = parse_target(target)?;
     let mut partial = Partial::open(output)?;
-    let outcome = fetch(manager, paths, &target, &host, &mut partial).await;
+    let mut continued = 0;
+    let outcome = loop {
+        match fetch(manager, paths, &target, &host, &mut partial).await {
+            Err(GetError::Body { source, .. })
+                if source.may_be_continued() && partial.version.is_some() && continued < CONTINUED_MAX =>
+            {
+                tracing::info!("{source}; the download goes on from there");
+                continued += 1;
+                partial = Partial::open(output)?;
+            }
+            outcome => break outcome,
+        }
+    };
     match outcome {
         Ok(bytes) => partial.finish(output).map(|()| bytes),
         Err(error) => {
@@ -250,6 +265,9 @@ async fn fetch(
         status => return Err(GetError::Status { status }),
     }
     partial.belongs_to(&head)?;
+    if partial.version.is_some() {
+        consumer.transfer().let_move();
+    }
     let announced = match head.framing(&Method::GET) {
         Ok(Framing::Fixed(length)) => Some(length),
         Ok(_) => None,
@@ -272,7 +290,7 @@ async fn fetch(
         Ok(moved) => Ok(have + moved),
         Err(source) => {
             // The kernel may have taken more than was counted; what was counted is there.
-            let kept = have + consumer.bytes();
+            let kept = have + consumer.given();
             let _ = partial.file.set_len(kept);
             Err(GetError::Body { source, kept: HumanBytes(kept) })
         }

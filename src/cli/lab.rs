@@ -123,6 +123,7 @@ fn start(global: &Global, args: &LabChain) -> Result<(Lab, Chain), LabRunError> 
         options.lane_cc.clone_from(&global.lane_cc);
         lab.set_congctl(&global.lane_cc)?;
     }
+    options.logs.clone_from(&args.logs);
     options.lanes = args.lanes.or(options.lanes);
     options.via = match args.via {
         LabVia::Relays => Via::Relays,

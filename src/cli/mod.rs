@@ -4,10 +4,13 @@
 //! a contract: scripts depend on them.
 
 mod args;
+mod cache;
 mod get;
 mod lab;
+mod path_file;
 mod roles;
 mod sample;
+mod signals;
 mod up;
 
 use std::process::ExitCode;

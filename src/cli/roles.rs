@@ -7,7 +7,6 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
     rc::Rc,
     sync::{Arc, Mutex, PoisonError},
@@ -16,35 +15,36 @@ use std::{
 
 use futures_util::future::Either;
 use rustix::process::{Resource, getrlimit, setrlimit};
-use signal_hook::{
-    consts::{SIGINT, SIGTERM},
-    iterator::Signals,
-};
 use tokio::sync::watch;
 
 use super::{
-    args::{self, Arguments, Clients, Command, CpuList, Get, Global, Keygen, Paths, Strangers},
+    args::{self, Arguments, Clients, Command, CpuList, Get, Global, Keygen, Listen, Paths, Strangers},
+    cache::{self, CacheOrderError},
     get::{self, GetError},
     lab::{self, LabRunError},
+    path_file::{self, PathsError},
+    signals::{Reload, stop_signal},
     up,
 };
 use crate::{
+    cache::{Cache, CacheError, console},
     downstream,
     exec::{self, Core},
     http::{accept::Limits, server::Deadlines},
-    lanes::{PathStatus, Pool, PoolConfig, door::Door},
-    mp::manager::{Load, Manager, ManagerConfig, Placement},
+    lanes::{PathStatus, PoolConfig, door::Door},
+    mp::manager::{Load, Manager, ManagerConfig, PathSet, Placement},
     mp::{
         crew::{DESERTED_MAX, LaneCounts},
         stripe::LANES_MAX,
     },
-    net::{self, Legs, Listener, MptcpMissing},
+    net::{self, BoundSocket, InheritError, Legs, Listener},
     relay,
     root::{self, Root},
     upstream::{self, Upstream},
     wire::{
         key::Key,
-        key_file::KeyFileError,
+        key_file::{self, KeyFileError},
+        key_ring::KeyRing,
         route::{PathSpec, Transport},
     },
 };
@@ -60,20 +60,21 @@ pub enum RunError {
         /// What the kernel says.
         source: io::Error,
     },
+    /// The sockets that the process was started with cannot be used.
+    #[error(transparent)]
+    Inherit(#[from] InheritError),
+    /// There is no address.
+    #[error("no address to listen on: name one with --listen (or let systemd pass a socket)")]
+    NoListen,
     /// The key cannot be used.
     #[error(transparent)]
     Key(#[from] KeyFileError),
     /// The cores did not start.
     #[error(transparent)]
     Start(#[from] exec::StartError),
-    /// A path that this host cannot dial must not silently become plain TCP.
-    #[error("--path {path}: {source}; or write it without mptcp:, one --path for each way")]
-    Mptcp {
-        /// The path.
-        path: PathSpec,
-        /// What is missing.
-        source: MptcpMissing,
-    },
+    /// The paths cannot be used.
+    #[error(transparent)]
+    Paths(#[from] PathsError),
     /// The directory cannot be served.
     #[error("cannot serve {path}: {source} (change --dir)", path = .path.display())]
     Directory {
@@ -85,6 +86,12 @@ pub enum RunError {
     /// `--root` is of no use.
     #[error(transparent)]
     Root(#[from] upstream::RootOriginError),
+    /// The cache cannot be used.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// A command on a cache has failed.
+    #[error(transparent)]
+    CacheOrder(#[from] CacheOrderError),
     /// The kernel has no randomness.
     #[error("no randomness: {0}")]
     Random(#[from] getrandom::Error),
@@ -106,20 +113,19 @@ pub enum RunError {
 pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
     let Arguments { command, global } = arguments;
     match command {
-        Command::Keygen(Keygen { file }) => {
-            Key::generate()?.save_new(&file)?;
-            println!("wrote {}: give every role of the chain this file by --key", file.display());
-            Ok(())
-        }
+        Command::Keygen(keygen) => keys(&keygen),
         Command::Relay(args) => {
+            let keys = Arc::new(KeyRing::load(&args.key)?);
+            let port = Listeners::open(&args.listen, &global, Transport::Mptcp)?;
             let relay = Arc::new(relay::Relay {
-                key: load_key(&args.key)?,
+                keys: keys.clone(),
                 legs: legs(&global),
                 door: door(&args.strangers),
                 allow: args.allow,
-                local: args.listen.ip().is_loopback(),
+                local: port.1.ip().is_loopback(),
             });
-            serve(&global, args.listen, Transport::Mptcp, move |_, listener, shutdown| {
+            let reload: Reload = Box::new(move || reload_keys(&keys, &args.key));
+            serve(&global, port, reload, move |_, listener, shutdown| {
                 relay::serve(relay.clone(), listener, shutdown)
             })
         }
@@ -127,13 +133,17 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
             let limits = limits(&args.clients, args.clients.max_connections);
             let root = Arc::new(open_root(&args.dir, limits)?);
             let legs = legs(&global);
-            serve(&global, args.listen, Transport::Tcp, move |_, listener, stopped| {
+            let port = Listeners::open(&args.listen, &global, Transport::Tcp)?;
+            serve(&global, port, nothing_to_reload(), move |_, listener, stopped| {
                 root::serve(root.clone(), listener, legs.clone(), stopped)
             })
         }
         Command::Upstream(args) => {
-            let upstream = open_upstream(&args, legs(&global))?;
-            serve(&global, args.listen, Transport::Mptcp, move |_, listener, stopped| {
+            let keys = Arc::new(KeyRing::load(&args.key)?);
+            let upstream = open_upstream(&args, keys.clone(), legs(&global))?;
+            let reload: Reload = Box::new(move || reload_keys(&keys, &args.key));
+            let port = Listeners::open(&args.listen, &global, Transport::Mptcp)?;
+            serve(&global, port, reload, move |_, listener, stopped| {
                 upstream::serve(upstream.clone(), listener, stopped)
             })
         }
@@ -141,10 +151,32 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
             let fabric = Fabric::new(&args.paths, &global)?;
             let limits = limits(&args.clients, PER_ADDRESS_MAX);
             let legs = legs(&global);
-            serve(&global, args.listen, Transport::Tcp, move |_, listener, stopped| {
-                downstream::serve(fabric.manager(), listener, legs.clone(), limits.clone(), stopped)
+            let reloaded = fabric.clone();
+            let reload: Reload = Box::new(move || {
+                reload_keys(&reloaded.config.keys, &args.paths.key);
+                reloaded.reload_paths(&args.paths);
+            });
+            let cache = match &args.cache {
+                Some(dir) => Some(Cache::open(dir, args.cache_size.0)?),
+                None => None,
+            };
+            let port = Listeners::open(&args.listen, &global, Transport::Tcp)?;
+            if let Some((cache, dir)) = cache.clone().zip(args.cache) {
+                console::serve(&cache, &dir, port.1)
+                    .map_err(|source| CacheError::Directory { path: dir.clone(), source })?;
+            }
+            serve(&global, port, reload, move |_, listener, stopped| {
+                downstream::serve(
+                    fabric.manager(),
+                    cache.clone(),
+                    listener,
+                    legs.clone(),
+                    limits.clone(),
+                    stopped,
+                )
             })
         }
+        Command::Cache(command) => Ok(cache::run(&command)?),
         Command::Get(args) => run_get(&global, args),
         Command::Up(args) => up::run(&global, args),
         Command::Lab(command) => Ok(lab::run(&global, command)?),
@@ -181,10 +213,10 @@ pub(super) fn open_root(dir: &Path, limits: Limits) -> Result<Root, RunError> {
 }
 
 /// The upstream of `--root`: a URL, or a directory.
-fn open_upstream(args: &args::Upstream, legs: Legs) -> Result<Arc<Upstream>, RunError> {
+fn open_upstream(args: &args::Upstream, keys: Arc<KeyRing>, legs: Legs) -> Result<Arc<Upstream>, RunError> {
     let kept_bytes_max = usize::try_from(args.max_kept.0).unwrap_or(usize::MAX);
     let door = door(&args.strangers);
-    Ok(Arc::new(Upstream::new(args.root.parse()?, load_key(&args.key)?, legs, door, kept_bytes_max)?))
+    Ok(Arc::new(Upstream::new(args.root.parse()?, keys, legs, door, kept_bytes_max)?))
 }
 
 fn door(strangers: &Strangers) -> Arc<Door> {
@@ -194,7 +226,8 @@ fn door(strangers: &Strangers) -> Arc<Door> {
 /// Everything that the managers of all cores are made of.
 #[derive(Clone)]
 pub(super) struct Fabric {
-    pub(super) paths: Vec<Arc<PathStatus>>,
+    /// Managers follow it.
+    paths: watch::Sender<PathSet>,
     config: PoolConfig,
     counts: Arc<LaneCounts>,
     placement: Placement,
@@ -203,21 +236,18 @@ pub(super) struct Fabric {
 
 impl Fabric {
     fn new(paths: &Paths, global: &Global) -> Result<Self, RunError> {
-        let specs = paths.path.clone();
-        if let Some(path) = specs.iter().find(|path| path.transport() == Transport::Mptcp) {
-            net::mptcp_available().map_err(|source| RunError::Mptcp { path: path.clone(), source })?;
-        }
+        let specs = path_file::read(paths)?;
         let lanes = Lanes { per_path: paths.lanes.map(usize::from), max: paths.lanes_max.into() };
-        Ok(Self::of(specs, load_key(&paths.key)?, lanes, global))
+        Ok(Self::of(specs, Arc::new(KeyRing::load(&paths.key)?), lanes, global))
     }
 
-    pub(super) fn of(specs: Vec<PathSpec>, key: Arc<Key>, lanes: Lanes, global: &Global) -> Self {
+    pub(super) fn of(specs: Vec<PathSpec>, keys: Arc<KeyRing>, lanes: Lanes, global: &Global) -> Self {
         let (least, most) = lanes.per_path.map_or((1, LANES_MAX.min(lanes.max)), |fixed| (fixed, fixed));
         Self {
-            counts: LaneCounts::new(specs.len(), least, most),
-            paths: specs.into_iter().map(PathStatus::new).map(Arc::new).collect(),
+            counts: LaneCounts::new(least, most),
+            paths: watch::Sender::new(specs.into_iter().map(PathStatus::new).map(Arc::new).collect()),
             config: PoolConfig {
-                key,
+                keys,
                 congestion: legs(global).lane,
                 lanes_warm: least,
                 lanes_max: lanes.max.max(least),
@@ -227,11 +257,32 @@ impl Fabric {
         }
     }
 
+    /// Reads the path file again; a wrong one changes nothing.
+    fn reload_paths(&self, flags: &Paths) {
+        let before = self.paths();
+        let after = match path_file::read(flags) {
+            Ok(specs) => path_file::renewed(&before, specs),
+            Err(error) => return tracing::error!("{error}; the paths stay as they are"),
+        };
+        let names_without = |set: &PathSet, others: &PathSet| {
+            let new = set.iter().filter(|path| !others.iter().any(|other| Arc::ptr_eq(path, other)));
+            new.map(|path| path.name().to_owned()).collect::<Vec<_>>()
+        };
+        let (added, removed) = (names_without(&after, &before), names_without(&before, &after));
+        tracing::info!(?added, ?removed, "the paths were read again");
+        self.paths.send_replace(after);
+    }
+
+    /// The paths as they are now.
+    pub(super) fn paths(&self) -> PathSet {
+        self.paths.borrow().clone()
+    }
+
     /// The manager of this core, with its pools.
     pub(super) fn manager(&self) -> Rc<Manager> {
-        let pools = self.paths.iter().map(|path| Pool::new(path.clone(), self.config.clone())).collect();
         let config = ManagerConfig { placement: self.placement, deserted_max: DESERTED_MAX };
-        Manager::start(pools, self.counts.clone(), config, self.load.clone())
+        let (paths, counts) = (self.paths.subscribe(), self.counts.clone());
+        Manager::start(paths, self.config.clone(), counts, config, self.load.clone())
     }
 }
 
@@ -253,7 +304,7 @@ fn run_get(global: &Global, args: Get) -> Result<(), RunError> {
     let fabric =
         Fabric::new(&args.paths, &Global { cores: Some(CpuList(config.cpus.clone())), ..global.clone() })?;
     raise_descriptor_limit();
-    let stopped = shutdown_signal()?;
+    let stopped = stop_signal(None)?;
     let outcome = Arc::new(Mutex::new(None));
     let (result, done) = (outcome.clone(), watch::channel(false));
     let (finish, finished) = done;
@@ -264,7 +315,8 @@ fn run_get(global: &Global, args: Get) -> Result<(), RunError> {
         async move {
             let manager = fabric.manager();
             if core == Core(0) {
-                let getting = get::get(&manager, &fabric.paths, &args.target, &args.output);
+                let paths = fabric.paths();
+                let getting = get::get(&manager, &paths, &args.target, &args.output);
                 let stop = stopped.wait_for(|stop| *stop);
                 futures_util::pin_mut!(getting, stop);
                 let got = match futures_util::future::select(getting, stop).await {
@@ -290,8 +342,33 @@ fn run_get(global: &Global, args: Get) -> Result<(), RunError> {
     }
 }
 
-fn load_key(path: &Path) -> Result<Arc<Key>, RunError> {
-    Ok(Arc::new(Key::load(path)?))
+/// `plait keygen`.
+fn keys(Keygen { file, add, drop_old }: &Keygen) -> Result<(), RunError> {
+    let shown = file.display();
+    if *add {
+        key_file::add_key(file)?;
+        println!(
+            "{shown} has a new key and the old one: copy it to the upstream, the relays, then the downstream, each followed by a SIGHUP"
+        );
+    } else if *drop_old {
+        key_file::drop_old_key(file)?;
+        println!("{shown} has the new key only: copy it to every host, each followed by a SIGHUP");
+    } else {
+        Key::generate()?.save_new(file)?;
+        println!("wrote {shown}: give every role of the chain this file by --key");
+    }
+    Ok(())
+}
+
+/// Reads the key file again; a wrong one changes nothing.
+fn reload_keys(keys: &KeyRing, path: &Path) {
+    match keys.reload(path) {
+        Ok(()) => {
+            let ids: Vec<_> = keys.keys().iter().map(|key| key.key_id().to_string()).collect();
+            tracing::info!(?ids, "the keys were read again");
+        }
+        Err(error) => tracing::error!("{error}; the keys stay as they are"),
+    }
 }
 
 pub(super) fn legs(global: &Global) -> Legs {
@@ -318,25 +395,9 @@ pub(super) fn raise_descriptor_limit() -> usize {
     descriptors
 }
 
-/// Turns true at SIGTERM or SIGINT; a second one ends the process at once.
-pub(super) fn shutdown_signal() -> Result<watch::Receiver<bool>, RunError> {
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(RunError::Signals)?;
-    let (stop, stopped) = watch::channel(false);
-    std::thread::spawn(move || {
-        for (count, _) in signals.forever().enumerate() {
-            if count > 0 {
-                std::process::exit(130);
-            }
-            // Receivers may be gone already; then so is the process, soon.
-            let _ = stop.send(true);
-        }
-    });
-    Ok(stopped)
-}
-
 /// One listening socket per core, to be taken by its core.
 #[derive(Clone)]
-pub(super) struct Listeners(Arc<Mutex<Vec<Option<OwnedFd>>>>);
+pub(super) struct Listeners(Arc<Mutex<Vec<Option<BoundSocket>>>>);
 
 impl Listeners {
     pub(super) fn bind(
@@ -344,9 +405,32 @@ impl Listeners {
         cores: usize,
         transport: Transport,
     ) -> Result<(Self, SocketAddr), RunError> {
-        let (fds, address) = Listener::bind(address, cores, transport)
+        let (sockets, address) = Listener::bind(address, cores, transport)
             .map_err(|source| RunError::Listen { address, source })?;
-        Ok((Self(Arc::new(Mutex::new(fds.into_iter().map(Some).collect()))), address))
+        Ok((Self::of(sockets), address))
+    }
+
+    /// Those that the process was started with, or else those of the flags. Lanes may come by MPTCP, clients come by TCP.
+    fn open(
+        &Listen { listen, take_over }: &Listen,
+        global: &Global,
+        transport: Transport,
+    ) -> Result<(Self, SocketAddr), RunError> {
+        let cores = exec_config(global).cpus.len();
+        if let Some((sockets, address)) = Listener::inherited(cores)? {
+            return Ok((Self::of(sockets), address));
+        }
+        let address = listen.ok_or(RunError::NoListen)?;
+        if !take_over {
+            return Self::bind(address, cores, transport);
+        }
+        let (sockets, address) = Listener::join(address, cores, transport)
+            .map_err(|source| RunError::Listen { address, source })?;
+        Ok((Self::of(sockets), address))
+    }
+
+    fn of(sockets: Vec<BoundSocket>) -> Self {
+        Self(Arc::new(Mutex::new(sockets.into_iter().map(Some).collect())))
     }
 
     pub(super) fn take(&self, core: Core) -> Option<Listener> {
@@ -354,8 +438,18 @@ impl Listeners {
     }
 }
 
-/// Binds, says so, and runs `role` on every core until SIGTERM. Lanes may come by MPTCP, clients come by TCP.
-fn serve<F, Fut>(global: &Global, address: SocketAddr, transport: Transport, role: F) -> Result<(), RunError>
+/// For a role all of whose settings are flags: a signal that is meant for others must not end it.
+fn nothing_to_reload() -> Reload {
+    Box::new(|| tracing::info!("SIGHUP: there are no settings to read again"))
+}
+
+/// Says where it listens, and runs `role` on every core until SIGTERM.
+fn serve<F, Fut>(
+    global: &Global,
+    (listeners, address): (Listeners, SocketAddr),
+    reload: Reload,
+    role: F,
+) -> Result<(), RunError>
 where
     F: Fn(Core, Listener, watch::Receiver<bool>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = ()> + 'static,
@@ -363,8 +457,7 @@ where
     let config = exec_config(global);
     raise_descriptor_limit();
     net::payload_move();
-    let stopped = shutdown_signal()?;
-    let (listeners, address) = Listeners::bind(address, config.cpus.len(), transport)?;
+    let stopped = stop_signal(Some(reload))?;
     println!("listening on {address}");
     tracing::info!(executor = %config.backend, cpus = ?config.cpus, "started");
     exec::run(&config, move |core| {

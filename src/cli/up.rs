@@ -17,11 +17,9 @@ use tokio::sync::watch;
 
 use super::{
     args::{Global, HELLOS_MAX, KEPT_BYTES_MAX, Up},
-    roles::{
-        Fabric, Lanes, Listeners, RunError, exec_config, legs, open_root, raise_descriptor_limit,
-        shutdown_signal,
-    },
+    roles::{Fabric, Lanes, Listeners, RunError, exec_config, legs, open_root, raise_descriptor_limit},
     sample,
+    signals::stop_signal,
 };
 use crate::{
     downstream,
@@ -34,6 +32,7 @@ use crate::{
     upstream::{self, RootOrigin, Upstream},
     wire::{
         key::Key,
+        key_ring::KeyRing,
         route::{HopAddr, PathSpec, Route, Transport},
     },
 };
@@ -57,8 +56,8 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
         Some(dir) => dir,
         None => sample::library()?,
     };
-    let stopped = shutdown_signal()?;
-    let key = Arc::new(Key::generate()?);
+    let stopped = stop_signal(None)?;
+    let keys = Arc::new(KeyRing::of(Key::generate()?));
     let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let (clients, front) = Listeners::bind(args.listen, cores, Transport::Tcp)?;
     let (roots, root_at) = Listeners::bind(anywhere, cores, Transport::Tcp)?;
@@ -75,18 +74,18 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
         })
         .collect();
     let lanes = Lanes { per_path: None, max: LANES_MAX };
-    let fabric = Fabric::of(specs, key.clone(), lanes, global);
+    let fabric = Fabric::of(specs, keys.clone(), lanes, global);
     let root = Arc::new(open_root(&dir, limits.clone())?);
     let legs = legs(global);
     let upstream = Arc::new(Upstream::new(
         RootOrigin::Http(root_at.to_string().into()),
-        key.clone(),
+        keys.clone(),
         legs.clone(),
         Door::new(HELLOS_MAX as usize),
         KEPT_BYTES_MAX,
     )?);
     let relay = Arc::new(Relay {
-        key,
+        keys,
         legs: legs.clone(),
         door: Door::new(HELLOS_MAX as usize),
         allow: Vec::new(),
@@ -117,9 +116,9 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
             let middle =
                 relay_ports.into_iter().map(|port| relay::serve(relay.clone(), port, stopped.clone()));
             if core == Core(0) {
-                exec::spawn(draw(fabric.paths.clone(), stopped.clone()));
+                exec::spawn(draw(fabric.paths(), stopped.clone()));
             }
-            let front = downstream::serve(fabric.manager(), client_port, legs, limits, stopped.clone());
+            let front = downstream::serve(fabric.manager(), None, client_port, legs, limits, stopped.clone());
             join(join(back, join_all(middle)), front).await;
         }
     })?;

@@ -79,7 +79,7 @@ pub async fn serve<A>(
     let (running, mut all_ended) = mpsc::channel::<Infallible>(1);
     let turning_away = Rc::new(Cell::new(0));
     let mut turn = 0;
-    while let Some(socket) = next_client(&listener, &mut stopping).await {
+    while let Some(socket) = listener.next(&mut stopping).await {
         yield_after_turn(&mut turn).await;
         let Some(admitted) = limits.admit(&socket, side) else { continue };
         if let Ok(peer) = socket.peer() {
@@ -109,18 +109,6 @@ pub async fn serve<A>(
     }
     drop((listener, running));
     let _ = all_ended.recv().await;
-}
-
-async fn next_client(listener: &Listener, stopping: &mut watch::Receiver<bool>) -> Option<Socket> {
-    let stops = stopped(stopping).fuse();
-    let accepts = listener.accept().fuse();
-    pin_mut!(stops, accepts);
-    select_biased! {
-        () = stops => None,
-        accepted = accepts => accepted
-            .inspect_err(|error| tracing::error!(%error, "the listening socket failed: no client is accepted any more"))
-            .ok(),
-    }
 }
 
 /// Answers the requests of one connection.

@@ -199,7 +199,7 @@ pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
 
 /// Elements of a comma-separated list over all lines of a header, without empty ones (RFC 9110 §5.6.1). Not for
 /// values that may hold quoted commas.
-pub(super) fn list_elements(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
+pub fn list_elements(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
     headers
         .get_all(name)
         .iter()

@@ -11,11 +11,14 @@
 pub mod accept;
 pub mod chunked;
 pub mod conditional;
+pub mod continuation;
+pub mod cors;
 pub mod date;
 pub mod file_response;
 pub mod forward;
 pub mod head;
 pub mod mime;
+pub mod multipart;
 pub mod problem;
 pub mod range;
 pub mod request;

@@ -48,10 +48,20 @@ pub enum RangeOutcome {
     Unsatisfiable,
 }
 
-/// Reads `Range`. `None` means that the header is to be ignored and the answer is a 200: it is absent, repeated,
-/// malformed, of another unit, or asks for several ranges (RFC 9110 §14.2 lets a server ignore any `Range`; players ask
-/// for one range at a time, and `multipart/byteranges` comes when something needs it).
+/// Ranges that one request may ask for: more are a mistake or an attack (RFC 9110 §17.15).
+pub const RANGES_MAX: usize = 32;
+
+/// Reads a `Range` of one range. `None` means that the header is to be ignored and the answer is a 200: it is absent,
+/// repeated, malformed, of another unit, or asks for several ranges (RFC 9110 §14.2 lets a server ignore any `Range`).
 pub fn requested_range(headers: &HeaderMap) -> Option<RangeSpec> {
+    match requested_ranges(headers)?.as_slice() {
+        [spec] => Some(*spec),
+        _ => None,
+    }
+}
+
+/// Reads a `Range` of one or more ranges, at most [`RANGES_MAX`]; `None` as for [`requested_range`].
+pub fn requested_ranges(headers: &HeaderMap) -> Option<Vec<RangeSpec>> {
     let mut values = headers.get_all(RANGE).iter();
     let value = values.next()?.as_bytes();
     if values.next().is_some() {
@@ -61,11 +71,12 @@ pub fn requested_range(headers: &HeaderMap) -> Option<RangeSpec> {
     if !unit.eq_ignore_ascii_case(b"bytes=") {
         return None;
     }
-    let mut specs = set.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|spec| !spec.is_empty());
-    let spec = specs.next()?;
-    if specs.next().is_some() {
-        return None;
-    }
+    let specs = set.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|spec| !spec.is_empty());
+    let specs = specs.take(RANGES_MAX + 1).map(one_range).collect::<Option<Vec<_>>>()?;
+    (1..=RANGES_MAX).contains(&specs.len()).then_some(specs)
+}
+
+fn one_range(spec: &[u8]) -> Option<RangeSpec> {
     let dash = spec.iter().position(|&byte| byte == b'-')?;
     match (&spec[..dash], &spec[dash + 1..]) {
         (b"", len) => Some(RangeSpec::Suffix { len: position(len)? }),
@@ -111,6 +122,11 @@ impl ByteRange {
     /// First byte, which is the offset of the part.
     pub fn first(self) -> u64 {
         self.first
+    }
+
+    /// From the same first byte to `last`, or to the first if that lies before it.
+    pub fn to(self, last: u64) -> Self {
+        Self { first: self.first, last: last.max(self.first) }
     }
 
     /// Last byte, included.

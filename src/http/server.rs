@@ -9,6 +9,7 @@
 
 use std::{
     io,
+    rc::Rc,
     time::{Duration, SystemTime},
 };
 
@@ -20,6 +21,7 @@ use futures_util::{FutureExt, pin_mut, select_biased};
 use tokio::sync::watch;
 
 use super::{
+    cors::is_preflight,
     head::{MAX_HEAD_BYTES, Version},
     problem::{Problem, Side},
     request::{BodyLen, Parsed, RequestHead, parse_request},
@@ -39,6 +41,8 @@ const REQUEST_BODY_BYTES_MAX: u64 = 64 << 10;
 /// What a client may still send while the connection is closed: without this its last words would cause a reset that
 /// destroys the answer on its way (RFC 9112 section 9.6).
 const LINGER_BYTES_MAX: usize = 64 << 10;
+/// A connection that has carried no request when the server stops may still bring one: its client took it to be there.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 /// How long that may take: a round trip over the longest path and a bit.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -71,7 +75,7 @@ impl Default for Deadlines {
 
 /// One client connection.
 pub struct HttpConnection {
-    socket: Socket,
+    socket: Rc<Socket>,
     deadlines: Deadlines,
     /// True once no new request is to be taken.
     stopping: watch::Receiver<bool>,
@@ -82,6 +86,8 @@ pub struct HttpConnection {
     version: Version,
     /// The client asked for a connection that lasts.
     client_stays: bool,
+    /// It has brought a request.
+    is_used: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,13 +129,14 @@ impl HttpConnection {
     /// Takes over a connection. Once `stopping` is true (or its sender is gone) the running answer is the last one.
     pub fn new(socket: Socket, deadlines: Deadlines, stopping: watch::Receiver<bool>) -> Self {
         Self {
-            socket,
+            socket: Rc::new(socket),
             deadlines,
             stopping,
             state: State::Ready,
             is_head: false,
             version: Version::Http11,
             client_stays: true,
+            is_used: false,
         }
     }
 
@@ -169,6 +176,11 @@ impl HttpConnection {
     /// The socket, for sending a body.
     pub fn socket(&self) -> &Socket {
         &self.socket
+    }
+
+    /// The socket, for a task of this core that sends a body on this connection's behalf.
+    pub fn shared_socket(&self) -> Rc<Socket> {
+        self.socket.clone()
     }
 
     /// How long this client may take for what.
@@ -278,12 +290,22 @@ impl HttpConnection {
     async fn first_byte(&mut self) -> Result<(), NoRequest> {
         let mut byte = [0];
         let begins = exec::timeout(self.deadlines.idle, self.socket.peek(&mut byte)).fuse();
-        let stops = stopped(&mut self.stopping).fuse();
+        let (stopping, is_used) = (&mut self.stopping, self.is_used);
+        let stops = async {
+            stopped(stopping).await;
+            if !is_used {
+                exec::sleep(FIRST_REQUEST).await;
+            }
+        }
+        .fuse();
         pin_mut!(begins, stops);
         select_biased! {
             // A request that is there already is answered even if the server stops.
             begun = begins => match begun {
-                Ok(Ok(1..)) => Ok(()),
+                Ok(Ok(1..)) => {
+                    self.is_used = true;
+                    Ok(())
+                }
                 Ok(Err(error)) => Err(error.into()),
                 Ok(Ok(0)) | Err(exec::Elapsed) => Err(NoRequest::Gone),
             },
@@ -328,7 +350,8 @@ impl HttpConnection {
 
     /// Throws the body of a request away, or refuses the request.
     async fn skip_body(&mut self, head: &RequestHead) -> Result<(), NoRequest> {
-        let refusal = head.method_allowed().err().map(|error| error.problem());
+        let refusal =
+            head.method_allowed().err().filter(|_| !is_preflight(head)).map(|error| error.problem());
         let len = match body_length(head) {
             Ok(len) => len,
             Err(problem) => return Err(NoRequest::last_words(refusal.unwrap_or(problem))),

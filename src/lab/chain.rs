@@ -7,9 +7,10 @@
 use std::{
     collections::VecDeque,
     fmt,
-    io::{self, BufRead, BufReader, Read},
+    fs::File,
+    io::{self, BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError, mpsc::channel},
     time::Duration,
@@ -89,6 +90,8 @@ pub struct ChainOptions {
     pub via: Via,
     /// The paths to use, from 0.
     pub paths: Vec<usize>,
+    /// Where each role's log goes, as a file of its name.
+    pub logs: Option<PathBuf>,
     /// More flags for a role: its name (root, upstream, relay, downstream, or all) and the flag.
     pub flags: Vec<(String, String)>,
 }
@@ -104,6 +107,7 @@ impl ChainOptions {
             lanes: lanes.per_path,
             via: Via::default(),
             paths: (0..lab.paths()).collect(),
+            logs: None,
             flags: Vec::new(),
         }
     }
@@ -129,7 +133,7 @@ pub struct RoleProcess {
 
 impl RoleProcess {
     /// Starts the role and waits until it listens.
-    fn start(role: Role, command: &mut Command) -> Result<Self, LabError> {
+    fn start(role: Role, command: &mut Command, logs: Option<&Path>) -> Result<Self, LabError> {
         for (name, _) in std::env::vars_os() {
             if name.as_encoded_bytes().starts_with(b"PLAIT_") {
                 command.env_remove(name);
@@ -141,9 +145,20 @@ impl RoleProcess {
             source,
         })?;
         let log = Arc::new(Mutex::new(VecDeque::new()));
+        let mut file = match logs {
+            None => None,
+            Some(dir) => {
+                let path = dir.join(format!("{role}.log").replace(' ', "-"));
+                let cannot =
+                    |source| LabError::System { what: format!("cannot write {}", path.display()), source };
+                Some(std::io::BufWriter::new(File::create(&path).map_err(cannot)?))
+            }
+        };
         if let Some(stderr) = child.stderr.take() {
             let log = log.clone();
             each_line(stderr, move |line| {
+                // A full disk must not stop the role.
+                let _ = file.as_mut().map(|file| writeln!(file, "{line}"));
                 let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
                 if log.len() == LOG_LINES_MAX {
                     log.pop_front();
@@ -276,7 +291,11 @@ impl Chain {
         let flags = starter.options.flags.iter();
         let own = flags.filter(|(role, _)| role == "all" || role == starter.word).map(|(_, flag)| flag);
         starter.command.args(own);
-        self.processes.push(RoleProcess::start(starter.role, &mut starter.command)?);
+        self.processes.push(RoleProcess::start(
+            starter.role,
+            &mut starter.command,
+            starter.options.logs.as_deref(),
+        )?);
         Ok(())
     }
 

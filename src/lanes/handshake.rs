@@ -14,7 +14,7 @@ use crate::{
             Accepted, CHALLENGE_BYTES, ClientHandshake, HandshakeError, Progress, ServerHandshake,
             VerifiedHello, bad_key_reply,
         },
-        key::Key,
+        key_ring::KeyRing,
         route::Route,
     },
 };
@@ -42,6 +42,22 @@ pub enum HandshakeFailed {
     Random(#[from] getrandom::Error),
 }
 
+impl HandshakeFailed {
+    /// The connection broke, perhaps because its listener has just stopped: another one may reach whoever took over.
+    pub fn is_worth_another_try(&self) -> bool {
+        let broke = |kind| {
+            use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+            matches!(kind, ConnectionReset | BrokenPipe | UnexpectedEof)
+        };
+        matches!(self, Self::Io(error) if broke(error.kind()))
+    }
+
+    /// The upstream's host has answered that no process listens there.
+    pub fn nobody_there(&self) -> bool {
+        matches!(self, Self::Refused(HandshakeError::NobodyThere { .. }))
+    }
+}
+
 fn nonce() -> Result<[u8; 16], HandshakeFailed> {
     let mut nonce = [0; 16];
     getrandom::fill(&mut nonce)?;
@@ -54,15 +70,15 @@ fn nonce() -> Result<[u8; 16], HandshakeFailed> {
 /// [`HandshakeFailed`]; the socket is of no more use then.
 pub async fn open(
     socket: &Socket,
-    key: &Key,
+    keys: &KeyRing,
     route: &Route,
     deadline: Duration,
 ) -> Result<Accepted, HandshakeFailed> {
-    let nonce = nonce()?;
+    let (nonce, keys) = (nonce()?, keys.keys());
     let talk = async {
         let mut challenge = [0; CHALLENGE_BYTES];
         socket.recv_exact(&mut challenge).await?;
-        let (mut awaiting, hello) = ClientHandshake::new(key, route, nonce).challenge(&challenge)?;
+        let (mut awaiting, hello) = ClientHandshake::new(&keys[0], route, nonce).challenge(&challenge)?;
         socket.send_all(&hello, false).await?;
         let mut more = Vec::new();
         loop {
@@ -81,10 +97,10 @@ pub async fn open(
 ///
 /// # Errors
 /// [`HandshakeFailed`]; a hint was sent to the peer where that helps a person, and the socket is of no more use.
-pub async fn receive(socket: &Socket, key: &Key) -> Result<VerifiedHello, HandshakeFailed> {
-    let nonce = nonce()?;
+pub async fn receive(socket: &Socket, keys: &KeyRing) -> Result<VerifiedHello, HandshakeFailed> {
+    let (nonce, keys) = (nonce()?, keys.keys());
     let talk = async {
-        let (mut server, challenge) = ServerHandshake::new(key, nonce);
+        let (mut server, challenge) = ServerHandshake::new(&keys, nonce);
         socket.send_all(&challenge, false).await?;
         let mut more = Vec::new();
         loop {

@@ -66,7 +66,7 @@ pub enum LaneError {
 }
 
 /// Transfers given up one after the other, none of whose ENDs has come: a lane that is so far behind is of no use.
-const STALE_MAX: usize = 16;
+pub(super) const STALE_MAX: usize = 16;
 
 /// A lane. Dropping it closes the connection.
 pub struct Lane {
@@ -85,6 +85,8 @@ pub struct Lane {
     /// frame that is still in the socket.
     stale: RefCell<VecDeque<TransferId>>,
     stale_payload: Cell<usize>,
+    /// All that is left of those transfers is their ENDs: their bodies were delivered.
+    only_ends_left: Cell<bool>,
     /// Leased again before that END has come.
     pub(super) taken: Notify,
 }
@@ -92,8 +94,8 @@ pub struct Lane {
 impl Lane {
     /// A lane over an authenticated connection.
     pub(super) fn new(socket: Socket, path: Arc<PathStatus>, accepted: Accepted) -> Self {
-        path.lane_opened();
         let Accepted { instance, fell_back } = accepted;
+        path.lane_opened(instance);
         let lane = Self {
             socket: Rc::new(socket),
             path,
@@ -104,6 +106,7 @@ impl Lane {
             is_warm: Cell::new(false),
             stale: RefCell::default(),
             stale_payload: Cell::new(0),
+            only_ends_left: Cell::new(true),
             taken: Notify::new(),
         };
         lane.look_at_mptcp();
@@ -216,10 +219,12 @@ impl Lane {
         }
     }
 
-    /// Nobody waits for the rest of `transfer` any more; `unread` bytes of its current frame are still in the socket. The
+    /// Nobody waits for the rest of `transfer` any more; `unread` bytes of its current frame are still in the socket, and
+    /// little more is to come if its body is `complete`. The
     /// upstream is told, and the lane may carry the next transfer at once: what is left of this one is thrown away when it
     /// comes. False if the lane cannot take even that: it is to be closed.
-    pub fn abandon(&self, transfer: TransferId, unread: usize) -> bool {
+    pub fn abandon(&self, transfer: TransferId, unread: usize, complete: bool) -> bool {
+        self.only_ends_left.set(complete && (self.only_ends_left.get() || !self.is_stale()));
         // Of a transfer behind a stale one nothing has been read yet.
         if !self.is_stale() {
             self.stale_payload.set(unread);
@@ -231,6 +236,11 @@ impl Lane {
     /// Whether something of a transfer before is still to come.
     pub fn is_stale(&self) -> bool {
         !self.stale.borrow().is_empty() || self.stale_payload.get() > 0
+    }
+
+    /// A transfer was on it, and next to nothing stands between it and the next one.
+    pub(super) fn is_as_good_as_idle(&self) -> bool {
+        self.is_warm() && self.only_ends_left.get()
     }
 
     /// Throws away what is left of the transfer before. May be dropped and called again.

@@ -27,6 +27,8 @@ pub struct PathStatus {
     frames: AtomicU64,
     lanes: AtomicUsize,
     leased: AtomicUsize,
+    /// Of the upstream process that the newest lane has reached; 0 before the first.
+    instance: AtomicU64,
     round_trip_us: AtomicU64,
     down: AtomicBool,
     /// A bit for each of the first 64 cores where an idle lane stands that has carried a transfer.
@@ -82,6 +84,7 @@ impl PathStatus {
             frames: AtomicU64::new(0),
             lanes: AtomicUsize::new(0),
             leased: AtomicUsize::new(0),
+            instance: AtomicU64::new(0),
             round_trip_us: AtomicU64::new(0),
             down: AtomicBool::new(false),
             warm_cores: AtomicU64::new(0),
@@ -104,6 +107,16 @@ impl PathStatus {
     /// The last measured round trip; zero when unknown.
     pub fn round_trip(&self) -> Duration {
         Duration::from_micros(self.round_trip_us.load(Relaxed))
+    }
+
+    /// The upstream process that its lanes lead to, as far as any stand.
+    pub fn live_instance(&self) -> Option<u64> {
+        (self.lanes.load(Relaxed) > 0).then(|| self.instance.load(Relaxed))
+    }
+
+    /// Whether its lanes lead to another upstream process than `instance`. A path without lanes may lead to any.
+    pub fn leads_elsewhere(&self, instance: u64) -> bool {
+        self.live_instance().is_some_and(|there| there != instance)
     }
 
     /// Where a client of core `here` should have its lane: on a long path a congestion window that has grown is worth more
@@ -146,6 +159,14 @@ impl PathStatus {
         self.round_trip_us.store(kept_us, Relaxed);
     }
 
+    /// A handshake took so long, which is one to two round trips and the way of a relay to its next hop: better than to
+    /// take a path that was not pinged yet for a short one.
+    pub(super) fn shook_hands(&self, time: Duration) {
+        let time_us = (time.as_micros() as u64).max(1);
+        // What pings have found is better.
+        let _ = self.round_trip_us.compare_exchange(0, time_us, Relaxed, Relaxed);
+    }
+
     /// Learns how an MPTCP lane stands; `behind` says that a leg behind the first hop fell back. The first fallback is
     /// worth a warning.
     pub(super) fn mptcp(&self, state: MptcpState, behind: bool) {
@@ -174,7 +195,8 @@ impl PathStatus {
         }
     }
 
-    pub(super) fn lane_opened(&self) {
+    pub(super) fn lane_opened(&self, instance: u64) {
+        self.instance.store(instance, Relaxed);
         self.lanes.fetch_add(1, Relaxed);
         self.down.store(false, Relaxed);
     }

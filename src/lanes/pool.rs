@@ -20,7 +20,10 @@ use super::{Lane, LaneError, PathReport, PathStatus, handshake};
 use crate::{
     exec,
     net::{Congestion, ConnectError, ResolveError, Socket, resolve},
-    wire::{key::Key, route::Transport},
+    wire::{
+        key_ring::KeyRing,
+        route::{PathSpec, Transport},
+    },
 };
 
 /// A lane is pinged after it was quiet this long: below the 30 s after which mobile networks' NATs forget a connection.
@@ -35,6 +38,8 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(4);
 /// The handshake over all hops: as much again for each relay's own connect, bounded by what a viewer waits.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(8);
+/// A path that does not bring a lane within this time is silent: one lost SYN (1 s) and a few long round trips.
+const PROBE_DEADLINE: Duration = Duration::from_secs(2);
 /// First pause after a failed dial; doubles up to [`BACKOFF_MAX`], with up to half of it added at random.
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 /// A path that comes back is used again at most this much later.
@@ -48,8 +53,8 @@ const WAITING_MAX: usize = 4096;
 /// What all pools of a process share.
 #[derive(Clone, Debug)]
 pub struct PoolConfig {
-    /// The pre-shared key.
-    pub key: Arc<Key>,
+    /// The pre-shared keys.
+    pub keys: Arc<KeyRing>,
     /// Congestion control of lanes.
     pub congestion: Congestion,
     /// Lanes kept standing per path and core, so that a request finds one open.
@@ -93,6 +98,17 @@ pub enum DialError {
         /// The bound.
         max: usize,
     },
+}
+
+impl DialError {
+    /// The upstream's own host has answered that no process listens there.
+    pub fn nobody_there(&self, spec: &PathSpec) -> bool {
+        match self {
+            DialError::Connect { source, .. } => spec.route().is_empty() && source.nobody_there(),
+            DialError::Handshake { source, .. } => source.nobody_there(),
+            DialError::Resolve { .. } | DialError::Busy { .. } => false,
+        }
+    }
 }
 
 /// See the module's description. Bound to its core.
@@ -221,13 +237,19 @@ impl Pool {
     /// An idle lane, the most recently used one (its congestion window is the freshest), if one stands that leads to
     /// `instance` (to any, if none is named).
     ///
-    /// Rather than none it is one that still has to bring the rest of the transfer before: it is in order, and as warm as
-    /// any.
+    /// Rather than a cold one it is one that has only the END of the transfer before to bring, and rather than none one that
+    /// has the rest of its body to bring, too: it is in order, and as warm as any.
     pub fn lease_idle(&self, instance: Option<u64>) -> Option<Lease> {
         let fits = |lane: &Rc<Lane>| instance.is_none_or(|wanted| wanted == lane.instance());
+        self.lease_shelved(|lane| fits(lane) && lane.is_warm())
+            .or_else(|| self.lease_draining(|lane| fits(lane) && lane.is_as_good_as_idle()))
+            .or_else(|| self.lease_shelved(fits))
+            .or_else(|| self.lease_draining(fits))
+    }
+
+    fn lease_shelved(&self, fits: impl Fn(&Rc<Lane>) -> bool) -> Option<Lease> {
         loop {
-            let found = self.idle.borrow().iter().rposition(fits);
-            let Some(found) = found else { break };
+            let found = self.idle.borrow().iter().rposition(&fits)?;
             let lane = self.idle.borrow_mut().remove(found);
             self.note_warmth();
             if lane.is_quiet() {
@@ -237,11 +259,15 @@ impl Pool {
             drop(lane);
             self.lane_gone();
         }
+    }
+
+    fn lease_draining(&self, fits: impl Fn(&Rc<Lane>) -> bool) -> Option<Lease> {
         let lane = {
             let mut draining = self.draining.borrow_mut();
             let found = draining.iter().position(fits)?;
             draining.remove(found)
         };
+        self.note_warmth();
         lane.taken.notify_one();
         Some(self.lease(lane))
     }
@@ -341,7 +367,8 @@ impl Pool {
 
     /// Tells the other cores whether their clients find a warm lane here.
     fn note_warmth(&self) {
-        let is_warm = self.idle.borrow().iter().any(|lane| lane.is_warm());
+        let is_warm = self.idle.borrow().iter().any(|lane| lane.is_warm())
+            || self.draining.borrow().iter().any(|lane| lane.is_as_good_as_idle());
         self.path.set_warm(exec::core(), is_warm);
     }
 
@@ -349,6 +376,7 @@ impl Pool {
     fn drain(&self, lane: Rc<Lane>) {
         let Some(pool) = self.this.upgrade() else { return };
         self.draining.borrow_mut().push(lane.clone());
+        self.note_warmth();
         exec::spawn(async move {
             let outcome = {
                 let caught_up = pin!(exec::timeout(END_DEADLINE, lane.catch_up()));
@@ -365,6 +393,7 @@ impl Pool {
             if !is_ours {
                 return;
             }
+            pool.note_warmth();
             match outcome {
                 Ok(Ok(())) => return pool.shelve(lane),
                 Ok(Err(error)) => tracing::debug!("{error}"),
@@ -391,8 +420,26 @@ impl Pool {
         }
     }
 
+    /// Whether the upstream process `instance` answers over the path: dials one more lane, which is kept. Without room for
+    /// one it is taken to.
+    pub async fn answers(self: &Rc<Self>, instance: u64) -> bool {
+        if self.open.get() >= self.config.lanes_max {
+            return true;
+        }
+        let Ok(Ok(lane)) = exec::timeout(PROBE_DEADLINE, self.dial(Place::take(self))).await else {
+            return false;
+        };
+        let is_there = lane.instance() == instance;
+        self.shelve(Rc::new(lane));
+        is_there
+    }
+
     async fn dial(&self, mut place: Place) -> Result<Lane, DialError> {
-        let lane = self.connect().await.inspect_err(|error| {
+        let mut connected = self.connect().await;
+        if matches!(&connected, Err(DialError::Handshake { source, .. }) if source.is_worth_another_try()) {
+            connected = self.connect().await;
+        }
+        let lane = connected.inspect_err(|error| {
             if self.path.failed() {
                 tracing::warn!("{error}; the path is tried again, others carry the load");
             }
@@ -413,10 +460,12 @@ impl Pool {
                 Socket::connect(address, spec.transport(), &self.config.congestion, CONNECT_DEADLINE).await;
             match connected {
                 Ok(socket) => {
+                    let began = Instant::now();
                     let accepted =
-                        handshake::open(&socket, &self.config.key, spec.route(), HANDSHAKE_DEADLINE)
+                        handshake::open(&socket, &self.config.keys, spec.route(), HANDSHAKE_DEADLINE)
                             .await
                             .map_err(|source| DialError::Handshake { path: path(), source })?;
+                    self.path.shook_hands(began.elapsed());
                     return Ok(Lane::new(socket, self.path.clone(), accepted));
                 }
                 Err(source) => outcome = Some(DialError::Connect { path: path(), source }),

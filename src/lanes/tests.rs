@@ -4,7 +4,7 @@ pub(crate) mod scripted;
 
 use std::{
     future::Future,
-    io,
+    io::{self, Write},
     net::TcpListener,
     rc::Rc,
     sync::Arc,
@@ -18,7 +18,11 @@ use super::*;
 use crate::{
     exec::{self, Backend, Config, available_cpus},
     net::Legs,
-    wire::frame::Frame,
+    wire::{
+        frame::{Frame, Kind, Outcome},
+        key_ring::KeyRing,
+        units::{FrameLen, TransferId},
+    },
 };
 
 /// Runs `drive` on one core of each executor.
@@ -41,7 +45,7 @@ fn on_each<Fut: Future<Output = ()> + 'static>(drive: impl Fn() -> Fut + Send + 
 fn pool(path: &str, lanes_warm: usize, lanes_max: usize) -> Rc<Pool> {
     let path = Arc::new(PathStatus::new(path.parse().unwrap()));
     let congestion = Legs::default().lane;
-    Pool::new(path, PoolConfig { key: Arc::new(key()), congestion, lanes_warm, lanes_max })
+    Pool::new(path, PoolConfig { keys: Arc::new(KeyRing::of(key())), congestion, lanes_warm, lanes_max })
 }
 
 /// Waits until `holds`, or fails with `what`.
@@ -75,6 +79,37 @@ fn the_lane_used_last_is_leased_first() {
         newest.give_back();
         assert!(pool.lease_idle(Some(8)).is_none(), "a lane to another process");
         assert_eq!((upstream.accepted(), pool.path().report().lanes), (2, 2));
+    });
+}
+
+#[test]
+fn a_warm_lane_that_only_waits_for_an_end_comes_before_a_cold_one() {
+    on_each(|| async {
+        for complete in [true, false] {
+            let upstream = idle_upstream();
+            let pool = pool(&upstream.address.to_string(), 2, 2);
+            exec::spawn(pool.clone().keep());
+            // The second is shelved behind the first, by the keeper's own task: it is there when the first can be leased
+            // a second time.
+            until("two lanes stand", || pool.path().report().lanes == 2).await;
+            let mut found = Vec::new();
+            while found.len() < 2 {
+                found.extend(pool.lease_idle(None));
+                exec::sleep(Duration::from_millis(2)).await;
+            }
+            let used = found.pop().unwrap();
+            let address = used.socket().local().unwrap();
+            // Closed, and so replaced by a cold one.
+            drop(found);
+            until("a cold lane", || upstream.accepted() == 3 && pool.path().report().lanes == 2).await;
+            // It is pinged before it is shelved.
+            exec::sleep(Duration::from_millis(200)).await;
+            assert!(used.abandon(TransferId(7), 0, complete));
+            used.give_back();
+            let next = pool.lease_idle(None).unwrap().socket().local().unwrap();
+            assert_eq!(next == address, complete);
+            pool.close();
+        }
     });
 }
 
@@ -176,7 +211,7 @@ fn other_key_server(mut stream: std::net::TcpStream) -> io::Result<()> {
     use crate::wire::handshake::{ServerHandshake, bad_key_reply};
     use std::io::{Read, Write};
     let key = crate::wire::key::Key::from_bytes([8; 32]);
-    let (_, challenge) = ServerHandshake::new(&key, [1; 16]);
+    let (_, challenge) = ServerHandshake::new(std::slice::from_ref(&key), [1; 16]);
     stream.write_all(&challenge)?;
     let _ = stream.read(&mut [0; 2048])?;
     stream.write_all(&bad_key_reply())
@@ -280,5 +315,86 @@ fn an_idle_lane_that_the_other_side_closed_is_not_leased() {
         until("both are closed", || upstream.closed.get() == 2).await;
         until("that is seen", || pool.lease_idle(None).is_none()).await;
         assert_eq!(pool.path().report().lanes, 0);
+    });
+}
+
+/// Sends HEAD, one frame of `len` bytes and END.
+fn whole_transfer(lane: &mut FarLane, transfer: TransferId, len: usize) -> io::Result<()> {
+    lane.head(transfer)?;
+    lane.data(transfer, 0, 0, &vec![1; len])?;
+    lane.end(transfer, 1, len as u64)
+}
+
+#[test]
+fn a_lane_given_up_twice_before_its_first_end_is_in_step_afterwards() {
+    on_each(|| async {
+        let given_up = Tally::default();
+        let told = given_up.clone();
+        let upstream = Upstream::of_lanes(9, move |mut lane| {
+            let (mut opened, mut ended) = (Vec::new(), 0);
+            // The first frame comes at once, all else when three were opened.
+            while opened.len() < 3 {
+                match lane.next()?.0 {
+                    Frame::Open { transfer, .. } => {
+                        if opened.is_empty() {
+                            lane.send(data(transfer, 0, 0, 10), &[0; 4])?;
+                        }
+                        opened.push(transfer);
+                    }
+                    Frame::Cancel { transfer } if transfer == opened[ended] => ended += 1,
+                    other => return Err(io::Error::other(format!("{other:?}"))),
+                }
+            }
+            told.reach(1)?;
+            lane.stream.write_all(&[0; 6])?;
+            lane.end_as(opened[0], Outcome::Aborted, "the first")?;
+            whole_transfer(&mut lane, opened[1], 300_000)?;
+            whole_transfer(&mut lane, opened[2], 5)?;
+            lane.await_close();
+            Ok(())
+        });
+        let pool = pool(&upstream.address.to_string(), 0, 1);
+        let mut lane = pool.lease_next(|| true).await.unwrap();
+        lane.open(TransferId(1), b"GET").await.unwrap();
+        let first = lane.next_frame().await.unwrap();
+        assert_eq!(first, data(TransferId(1), 0, 0, 10));
+        for (transfer, unread) in [(1, 10), (2, 0)] {
+            assert!(lane.abandon(TransferId(transfer), unread, false) && lane.is_stale());
+            lane.give_back();
+            lane = pool.lease_idle(None).expect("it is as good as any");
+            lane.open(TransferId(transfer + 1), b"GET").await.unwrap();
+            assert!(lane.try_next_frame().unwrap().is_none(), "the first END has not come");
+        }
+        given_up.add(1);
+        let wanted = FrameLen(b"HTTP/1.1 200 OK\r\n\r\n".len() as u32);
+        let head = lane.next_frame().await.unwrap();
+        assert_eq!(head, Frame::Head { transfer: TransferId(3), head_len: wanted });
+        assert!(!lane.is_stale());
+        lane.discard(wanted.as_usize()).await.unwrap();
+        assert_eq!(lane.next_frame().await.unwrap(), data(TransferId(3), 0, 0, 5));
+        assert_eq!(lane.payload(5).await.unwrap(), [1; 5]);
+        assert_eq!(lane.next_frame().await.unwrap().kind(), Kind::End);
+        lane.give_back();
+        assert_eq!((pool.path().report().lanes, upstream.accepted()), (1, 1));
+        upstream.assert_no_fault();
+    });
+}
+
+#[test]
+fn a_lane_given_up_too_often_is_closed() {
+    on_each(|| async {
+        let upstream = Upstream::of_lanes(9, |mut lane| {
+            lane.await_close();
+            Ok(())
+        });
+        let pool = pool(&upstream.address.to_string(), 0, 1);
+        let lane = pool.lease_next(|| true).await.unwrap();
+        let kept = (0..20).take_while(|&transfer| lane.abandon(TransferId(transfer), 0, false)).count();
+        assert_eq!(kept, super::lane::STALE_MAX);
+        drop(lane);
+        until("it is closed", || upstream.closed.get() == 1).await;
+        let fresh = pool.lease_next(|| true).await.unwrap();
+        assert!(!fresh.is_stale());
+        upstream.assert_no_fault();
     });
 }

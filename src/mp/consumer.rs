@@ -25,7 +25,8 @@ use super::{
     window::Window,
 };
 use crate::{
-    exec::{self, Interest},
+    cache::fill::{Fill, Unwanted},
+    exec,
     http::chunked,
     net::{Conduit, Drained, Filled, Socket},
     wire::frame::Outcome,
@@ -74,6 +75,9 @@ pub enum TransferError {
     /// The client is gone.
     #[error("client: {0}")]
     Client(#[source] io::Error),
+    /// It was for the cache, and nobody waits for the rest.
+    #[error("client: {0}")]
+    Unwanted(#[from] Unwanted),
     /// The file cannot be written.
     #[error("file: {0}")]
     File(#[source] io::Error),
@@ -87,12 +91,21 @@ pub enum TransferError {
     },
 }
 
+impl TransferError {
+    /// Whether the rest may be had over another upstream, or from this one when it is asked again.
+    pub fn may_be_continued(&self) -> bool {
+        matches!(self, Self::LanesLost { .. } | Self::Aborted { .. })
+    }
+}
+
 /// Where the body goes.
 pub enum Sink<'a> {
     /// To a client that knows the length.
     Plain(&'a Socket),
     /// To a client by chunked transfer coding, RFC 9112 §7.1.
     Chunked(&'a Socket),
+    /// Into the cache, and to the client that waits for it.
+    Fill(&'a mut Fill),
     /// To a file, from an offset on.
     File {
         /// Open for writing.
@@ -135,11 +148,14 @@ pub struct Consumer {
     progress: Rc<Progress>,
     next: u64,
     bytes: u64,
+    /// Body bytes given to the sink, those of the frame that is next included.
+    given: u64,
     window: Window,
     /// Length of the body by its head, if known.
     announced: Option<u64>,
     turn: usize,
-    seen: u32,
+    /// Changes of the transfer that were judged, and what was next then.
+    seen: (u32, u64),
 }
 
 impl Drop for Consumer {
@@ -179,10 +195,11 @@ impl Consumer {
             progress,
             next: 0,
             bytes: 0,
+            given: 0,
             window: Window::new(Instant::now()),
             announced: None,
             turn: 0,
-            seen: 0,
+            seen: (0, 0),
         }
     }
 
@@ -197,8 +214,8 @@ impl Consumer {
     }
 
     /// Body bytes given to the sink.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
+    pub fn given(&self) -> u64 {
+        self.given
     }
 
     /// Moves the body to `sink` and returns its length. `announced` is its Content-Length, if known.
@@ -250,10 +267,11 @@ impl Consumer {
             if let Poll::Ready(Some(parcel)) = self.ring.poll_take(cx) {
                 return Poll::Ready(Ok(Next::Parcel(parcel)));
             }
-            if changes == self.seen {
+            // The totals may have come before the last frame: each frame may be the one that completes the body.
+            if (changes, self.next) == self.seen {
                 return Poll::Pending;
             }
-            self.seen = changes;
+            self.seen = (changes, self.next);
             self.judge(live)
         })
         .await
@@ -283,8 +301,13 @@ impl Consumer {
             Some(End { outcome: Outcome::Cancelled, .. }) => {
                 return Some(TransferError::Aborted { reason: "the transfer was cancelled".into() });
             }
-            _ if live > 0 => return None,
             _ => {}
+        }
+        if let Some(reason) = self.transfer.deserted() {
+            return Some(TransferError::LanesLost { reason });
+        }
+        if live > 0 {
+            return None;
         }
         let reason = self.transfer.last_loss().unwrap_or_else(|| "each ended early".into());
         Some(TransferError::LanesLost { reason })
@@ -475,18 +498,29 @@ impl Consumer {
                 *offset = conduit.drain_to_file(file.as_fd(), *offset).map_err(TransferError::File)?;
                 len
             }
+            Sink::Fill(fill) => loop {
+                match fill.take(conduit)? {
+                    Drained::Bytes(n) => break n,
+                    Drained::Blocked => {
+                        self.progress.on_client.set(true);
+                        self.transfer.set_client_blocked(true);
+                        fill.room().await;
+                    }
+                }
+            },
             Sink::Plain(client) | Sink::Chunked(client) => loop {
                 match conduit.drain(client, usize::MAX).map_err(TransferError::Client)? {
                     Drained::Bytes(n) => break n,
                     Drained::Blocked => {
                         self.progress.on_client.set(true);
                         self.transfer.set_client_blocked(true);
-                        client.ready(Interest::Write).await.map_err(TransferError::Client)?;
+                        client.room().await.map_err(TransferError::Client)?;
                     }
                 }
             },
         };
         self.progress.moved();
+        self.given += moved as u64;
         self.turn += moved;
         self.transfer.add_taken(moved as u64);
         let limit = self.window.taken(moved as u64, self.transfer.round_trip(), self.progress.moved_at());

@@ -1,8 +1,9 @@
 //! The crew of a transfer: seats lanes on each path, replaces lost ones, and finds out how many are worth having.
 //!
 //! In: seats to fill, from the manager at the start and from the crew itself afterwards. Out: producers that run on the
-//! cores of their lanes. Runs beside the consumer, on its core. Invariants: every seat ends in one `lane_done`; a path has at
-//! most `SLOTS_MAX` seats; the crew ends with its transfer.
+//! cores of their lanes; the word that the upstream is lost, as soon as that is known. Runs beside the consumer, on its
+//! core. Invariants: every seat ends in one `lane_done`; a path has at most `SLOTS_MAX` seats; the crew ends with its
+//! transfer.
 
 use std::{
     cell::RefCell,
@@ -10,12 +11,12 @@ use std::{
     rc::Rc,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicI32, AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, join_all, select};
 use tokio::sync::Notify;
 
 use super::{
@@ -29,7 +30,7 @@ use super::{
 };
 use crate::{
     exec::{self, Core},
-    lanes::{DialError, Lease, Pool},
+    lanes::{DialError, Lease, PathStatus, Pool},
 };
 
 /// One bit each in [`Place::slots`]; as many as `--lanes` allows.
@@ -41,15 +42,36 @@ const CREW_PAUSE: Duration = Duration::from_millis(100);
 const CREW_PAUSES_MAX: u32 = 10;
 /// How long a transfer without lanes is kept: as long as the upstream keeps it.
 pub const DESERTED_MAX: Duration = Duration::from_secs(30);
+/// An upstream that is dead for certain is back within this time if a service manager restarts it.
+const RESTART_MAX: Duration = Duration::from_secs(5);
+
+/// Lanes that bring nothing for so long although the client takes everything make the crew ask whether the upstream still
+/// answers, if there is another: several times the longest stall that the upstream itself needs to notice a silent path.
+/// A slow root is no reason to leave an upstream that answers.
+const SILENT_MAX: Duration = Duration::from_secs(3);
 
 /// A round trip this much longer than the shortest shows a queue: jitter is less.
 const QUEUED_RATIO: f64 = 1.2;
 /// And by this much on short paths.
 const QUEUED_MIN: Duration = Duration::from_millis(5);
 
+/// What the last try to get a lane said of a path: a number of [`Place::outlook`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+enum Outlook {
+    /// A lane was seated, or none was tried.
+    Open,
+    /// No lane could be had.
+    Failed,
+    /// The upstream's own host says that no process listens there.
+    NobodyThere,
+}
+
 /// What a transfer has of one path.
 #[derive(Debug)]
 pub(super) struct Place {
+    path: Arc<PathStatus>,
+    outlook: AtomicU8,
     /// A bit for each lane, and each dial that may become one.
     slots: AtomicU64,
     /// Lanes.
@@ -69,8 +91,10 @@ pub(super) struct Place {
 const STARVED_MAX: i32 = 5;
 
 impl Place {
-    pub(super) fn new(wanted: usize) -> Arc<Self> {
+    pub(super) fn new(path: Arc<PathStatus>, wanted: usize) -> Arc<Self> {
         Arc::new(Self {
+            path,
+            outlook: AtomicU8::new(Outlook::Open as u8),
             slots: AtomicU64::new(0),
             lanes: AtomicUsize::new(0),
             wanted: AtomicUsize::new(wanted),
@@ -100,6 +124,29 @@ impl Place {
         if one {
             self.given_up.notify_waiters();
         }
+    }
+
+    /// Lanes that it should have and has not. Those that rest do not count: they carry nothing fresh.
+    fn missing(&self) -> usize {
+        let wanted = self.wanted.load(Ordering::Relaxed);
+        let eager = 1_u64.checked_shl(wanted as u32).map_or(u64::MAX, |beyond| beyond - 1);
+        wanted.min(SLOTS_MAX) - (self.slots.load(Ordering::SeqCst) & eager).count_ones() as usize
+    }
+
+    fn learn(&self, outlook: Outlook) {
+        self.outlook.store(outlook as u8, Ordering::SeqCst);
+    }
+
+    fn dial_failed(&self, error: &DialError) {
+        self.learn(match error {
+            DialError::Busy { .. } => return,
+            error if error.nobody_there(self.path.spec()) => Outlook::NobodyThere,
+            _ => Outlook::Failed,
+        });
+    }
+
+    fn is_at_least(&self, outlook: Outlook) -> bool {
+        self.outlook.load(Ordering::SeqCst) >= outlook as u8
     }
 
     fn is_starved(&self) -> bool {
@@ -169,11 +216,16 @@ impl Drop for Slot {
 
 /// How many lanes each path should have: fixed, or learned by the transfers of all cores.
 #[derive(Debug)]
-pub struct LaneCounts(Mutex<Counts>);
+pub struct LaneCounts {
+    least: usize,
+    most: usize,
+    counts: Mutex<Counts>,
+}
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Counts {
-    paths: Vec<LaneCount>,
+    /// One for each path that was asked for and not forgotten.
+    paths: Vec<(Arc<PathStatus>, LaneCount)>,
     turn: ProbeTurn,
     /// One transfer at a time tries numbers: several would take each other's effect for their own.
     is_probing: bool,
@@ -186,19 +238,35 @@ struct Probe {
 }
 
 impl LaneCounts {
-    /// For so many paths: begins at `least` lanes each and goes up to `most`; equal numbers are fixed.
-    pub fn new(paths: usize, least: usize, most: usize) -> Arc<Self> {
-        let paths = (0..paths).map(|_| LaneCount::new(least, most)).collect();
-        Arc::new(Self(Mutex::new(Counts { paths, turn: ProbeTurn::default(), is_probing: false })))
+    /// Each path begins at `least` lanes and goes up to `most`; equal numbers are fixed.
+    pub fn new(least: usize, most: usize) -> Arc<Self> {
+        Arc::new(Self { least, most, counts: Mutex::default() })
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lanes that a new transfer should have on path number `path`.
-    pub(super) fn wanted(&self, path: usize) -> usize {
-        self.counts().paths[path].learned()
+    /// Lanes that a new transfer should have on `path`.
+    pub(super) fn wanted(&self, path: &Arc<PathStatus>) -> usize {
+        self.counts().of(path).map_or(self.least, |(count, _)| count.learned())
+    }
+
+    /// The path is in use: what is learned of it is kept until it is forgotten.
+    pub(super) fn remember(&self, path: &Arc<PathStatus>) {
+        let mut counts = self.counts();
+        if counts.of(path).is_none() {
+            counts.paths.push((path.clone(), LaneCount::new(self.least, self.most)));
+        }
+    }
+
+    /// The path is no longer in use.
+    pub(super) fn forget(&self, path: &Arc<PathStatus>) {
+        let mut counts = self.counts();
+        if let Some((count, turn)) = counts.of(path) {
+            count.restart(turn);
+        }
+        counts.paths.retain(|(known, _)| !Arc::ptr_eq(known, path));
     }
 
     fn probe(self: &Arc<Self>) -> Option<Probe> {
@@ -207,20 +275,29 @@ impl LaneCounts {
     }
 }
 
+impl Counts {
+    fn of(&mut self, path: &Arc<PathStatus>) -> Option<(&mut LaneCount, &mut ProbeTurn)> {
+        let (_, count) = self.paths.iter_mut().find(|(known, _)| Arc::ptr_eq(known, path))?;
+        Some((count, &mut self.turn))
+    }
+}
+
 impl Probe {
-    /// Looks at path number `path`; returns how many lanes it should have.
-    fn sample(&self, path: usize, place: &Place, by_network: bool, round_trip: Duration) -> usize {
+    /// Looks at the path of `place`; returns how many lanes it should have, if it is still in use.
+    fn sample(&self, place: &Place, by_network: bool) -> Option<usize> {
         let (received, may_gain) = (place.bytes.load(Ordering::Relaxed), place.is_starved());
-        let Counts { paths, turn, .. } = &mut *self.counts.counts();
-        paths[path].sample(self.began.elapsed(), received, by_network, may_gain, round_trip, turn)
+        let round_trip = place.path.round_trip();
+        let mut counts = self.counts.counts();
+        let (count, turn) = counts.of(&place.path)?;
+        Some(count.sample(self.began.elapsed(), received, by_network, may_gain, round_trip, turn))
     }
 }
 
 impl Drop for Probe {
     fn drop(&mut self) {
         let Counts { paths, turn, is_probing } = &mut *self.counts.counts();
-        for path in paths {
-            path.restart(turn);
+        for (_, count) in paths {
+            count.restart(turn);
         }
         *is_probing = false;
     }
@@ -235,20 +312,29 @@ pub(super) struct Crew {
     pub(super) places: Places,
     /// Where the lanes go, in turn; the first is this core.
     pub(super) cores: Vec<Core>,
+    /// The upstream process to begin with; the first lane decides.
+    pub(super) preferred: Option<u64>,
 }
 
 impl Crew {
     /// Fills the seats that the transfer begins with. Idle lanes that were not used since `suspect_before` are not
     /// trusted, if that is given.
     pub(super) fn board(&self, suspect_before: Option<Instant>) {
-        let most = self.places.iter().map(|place| place.wanted.load(Ordering::Relaxed)).max().unwrap_or(0);
+        let places: Vec<_> = self.places.iter().filter(|place| self.leads_there(place)).collect();
+        let most = places.iter().map(|place| place.wanted.load(Ordering::Relaxed)).max().unwrap_or(0);
         for lane in 0..most {
-            for (path, place) in self.places.iter().enumerate() {
+            for (index, place) in places.iter().enumerate() {
                 if lane < place.wanted.load(Ordering::Relaxed) {
-                    self.seat(path, lane, suspect_before);
+                    self.seat(index, place, suspect_before);
                 }
             }
         }
+    }
+
+    /// Whether lanes of the path may lead to the transfer's upstream.
+    fn leads_there(&self, place: &Place) -> bool {
+        let upstream = self.transfer.instance().or(self.preferred);
+        upstream.is_none_or(|instance| !place.path.leads_elsewhere(instance))
     }
 
     /// Runs until nobody waits for the transfer, or until it has had no lane for too long. While it runs, that no lane is
@@ -266,11 +352,15 @@ impl Crew {
         let mut rests = vec![(0, 0); self.places.len()];
         let mut had_lane_at = Instant::now();
         let (mut share, began) = (Share::default(), Instant::now());
+        let mut silence = Silence::begins();
         while exec::timeout(CREW_PAUSE, self.transfer.over()).await.is_err() {
             if self.places.iter().any(|place| place.lanes.load(Ordering::SeqCst) > 0) {
                 had_lane_at = Instant::now();
-            } else if had_lane_at.elapsed() > self.manager.config().deserted_max {
-                return;
+            } else {
+                let deserted = had_lane_at.elapsed();
+                if deserted > self.manager.config().deserted_max || self.is_upstream_lost(deserted) {
+                    return;
+                }
             }
             // Lanes that have seen the end are not lost.
             if self.transfer.end().is_some() {
@@ -282,15 +372,23 @@ impl Crew {
                 is_client_blocked: self.transfer.is_client_blocked(),
                 lanes: self.transfer.seated(),
             });
-            for (path, (rest, rest_next)) in rests.iter_mut().enumerate() {
-                let place = &self.places[path];
-                let is_short = self.manager.pools()[path].is_short();
-                place.give_up(share.gives_up(place.lanes.load(Ordering::SeqCst), is_short));
-                if let Some(probe) = &probe {
-                    place.wanted.store(self.sample(probe, path), Ordering::Relaxed);
+            if silence.lasts(self.received(), self.transfer.is_client_blocked())
+                && self.transfer.may_move()
+                && self.is_upstream_silent().await
+            {
+                return self.transfer.desert(SILENT.into());
+            }
+            for (index, (place, (rest, rest_next))) in self.places.iter().zip(&mut rests).enumerate() {
+                if !self.leads_there(place) {
+                    continue;
                 }
-                let wanted = place.wanted.load(Ordering::Relaxed);
-                let missing = wanted.saturating_sub(place.slots.load(Ordering::SeqCst).count_ones() as usize);
+                let by_network = !self.transfer.is_client_blocked();
+                if let Some(wanted) = probe.as_ref().and_then(|probe| probe.sample(place, by_network)) {
+                    place.wanted.store(wanted, Ordering::Relaxed);
+                }
+                let is_short = self.manager.pool(&place.path).is_some_and(|pool| pool.is_short());
+                place.give_up(share.gives_up(place.lanes.load(Ordering::SeqCst), is_short));
+                let missing = place.missing();
                 if missing == 0 || !share.may_seat(is_short) {
                     (*rest, *rest_next) = (0, 0);
                 } else if *rest > 0 {
@@ -298,34 +396,98 @@ impl Crew {
                 } else {
                     *rest = *rest_next;
                     *rest_next = (*rest_next + 1).min(CREW_PAUSES_MAX - 1);
-                    (wanted - missing..wanted).for_each(|lane| self.seat(path, lane, None));
+                    (0..missing).for_each(|_| self.seat(index, place, None));
                 }
             }
         }
     }
 
-    fn sample(&self, probe: &Probe, path: usize) -> usize {
-        let round_trip = self.manager.pools()[path].path().round_trip();
-        probe.sample(path, &self.places[path], !self.transfer.is_client_blocked(), round_trip)
+    fn received(&self) -> u64 {
+        self.places.iter().map(|place| place.bytes.load(Ordering::Relaxed)).sum()
     }
 
-    /// Seats one more lane of path number `path`; `lane` of it are there.
-    fn seat(&self, path: usize, lane: usize, suspect_before: Option<Instant>) {
-        let Some(slot) = Slot::take(&self.places[path]) else { return };
+    /// For a transfer that has had no lane for the time given: whether none to its upstream's process will come any more.
+    /// That is certain once every path leads to another process, or finds none at its end. One that can go on elsewhere does
+    /// not wait for paths that merely fail; one that could, if there were another upstream, waits for a successor.
+    fn is_upstream_lost(&self, deserted: Duration) -> bool {
+        let Some(instance) = self.transfer.instance() else { return false };
+        let verdict = match (self.transfer.may_move(), self.manager.has_other_upstream(instance)) {
+            (true, true) => Outlook::Failed,
+            (true, false) if deserted < RESTART_MAX => return false,
+            _ => Outlook::NobodyThere,
+        };
+        self.places.iter().all(|place| {
+            place.path.leads_elsewhere(instance)
+                || place.is_at_least(verdict)
+                || self.manager.pool(&place.path).is_none()
+        })
+    }
+
+    /// Resolves when the upstream has been silent for so long, does not answer, and there is another.
+    pub(super) async fn silence(&self) -> &'static str {
+        loop {
+            exec::sleep(SILENT_MAX).await;
+            if self.is_upstream_silent().await {
+                return SILENT;
+            }
+        }
+    }
+
+    /// Asks for a sign of life over every path, if there is another upstream.
+    async fn is_upstream_silent(&self) -> bool {
+        let Some(instance) = self.transfer.instance().or(self.preferred) else { return false };
+        if !self.manager.has_other_upstream(instance) {
+            return false;
+        }
+        let paths = self.places.iter().filter(|place| !place.path.leads_elsewhere(instance));
+        let pools = paths.filter_map(|place| self.manager.pool(&place.path));
+        let answers = join_all(pools.map(|pool| async move { pool.answers(instance).await })).await;
+        !answers.contains(&true)
+    }
+
+    /// Seats one more lane of `place`, which is number `index` of the places, in its lowest free slot.
+    fn seat(&self, index: usize, place: &Arc<Place>, suspect_before: Option<Instant>) {
+        // The path may have been removed.
+        let Some(pool) = self.manager.pool(&place.path) else { return };
+        let Some(slot) = Slot::take(place) else { return };
         let here = exec::core();
-        let pool = &self.manager.pools()[path];
-        let mut core = self.cores[(lane * self.places.len() + path) % self.cores.len()];
+        let mut core = self.cores[(slot.number * self.places.len() + index) % self.cores.len()];
         if self.cores.len() == 1 && suspect_before.is_none() {
-            core = pool.path().core_of_warm_lane(here);
+            core = place.path.core_of_warm_lane(here);
         }
         let (transfer, ring) = (self.transfer.clone(), self.ring.clone());
         transfer.lane_expected();
         let seat = Seat { transfer, ring, taps: None, slot, suspect_before };
         if core == here {
-            Seat { taps: Some(self.taps.clone()), ..seat }.take(pool);
+            Seat { taps: Some(self.taps.clone()), ..seat }.take(&pool);
         } else {
-            seat.invite(core, path);
+            seat.invite(core, place.path.clone());
         }
+    }
+}
+
+/// Why an upstream is given up that is not known to be dead.
+const SILENT: &str = "the upstream has fallen silent";
+
+/// Since when nothing has come.
+struct Silence {
+    received: u64,
+    since: Instant,
+}
+
+impl Silence {
+    fn begins() -> Self {
+        Self { received: 0, since: Instant::now() }
+    }
+
+    /// True once for each [`SILENT_MAX`] without a byte that were not the client's fault.
+    fn lasts(&mut self, received: u64, is_client_blocked: bool) -> bool {
+        let is_over = self.since.elapsed() > SILENT_MAX;
+        let is_silent = received == self.received && !is_client_blocked;
+        if !is_silent || is_over {
+            *self = Self { received, since: Instant::now() };
+        }
+        is_silent && is_over
     }
 }
 
@@ -341,16 +503,13 @@ struct Seat {
 }
 
 impl Seat {
-    /// Asks `core` to take the seat for a lane of path number `path`.
-    fn invite(self, core: Core, path: usize) {
+    /// Asks `core` to take the seat for a lane of `path`.
+    fn invite(self, core: Core, path: Arc<PathStatus>) {
         let Seat { transfer, ring, slot, suspect_before, .. } = self;
         let told = transfer.clone();
-        let letter = move || match Manager::here() {
-            Some(manager) => {
-                let seat = Seat { transfer, ring, taps: None, slot, suspect_before };
-                seat.take(&manager.pools()[path]);
-            }
-            // The core has not started or has ended.
+        let letter = move || match Manager::here().and_then(|manager| manager.pool(&path)) {
+            Some(pool) => Seat { transfer, ring, taps: None, slot, suspect_before }.take(&pool),
+            // The core has not started or has ended, or the path was removed.
             None => transfer.lane_done(None),
         };
         if exec::post(core, Box::new(letter)).is_err() {
@@ -382,6 +541,7 @@ impl Seat {
             match leased {
                 Some(Ok(Ok(lane))) => self.fill(lane),
                 Some(Ok(Err(error))) => {
+                    self.slot.place().dial_failed(&error);
                     if matches!(error, DialError::Busy { .. }) {
                         self.transfer.set_busy();
                     }
@@ -404,6 +564,7 @@ impl Seat {
         }
         transfer.lane_round_trip(lane.path().round_trip());
         let place = slot.place().clone();
+        place.learn(Outlook::Open);
         let delivery = match taps {
             None => Delivery::Handed,
             Some(taps) => {
@@ -441,9 +602,13 @@ fn add_tap(taps: &mut Vec<Rc<Tap>>, tap: Rc<Tap>) -> usize {
 mod tests {
     use super::*;
 
+    fn place(wanted: usize) -> Arc<Place> {
+        Place::new(Arc::new(PathStatus::new("127.0.0.1:1".parse().unwrap())), wanted)
+    }
+
     #[test]
     fn the_lowest_slots_are_taken_and_the_others_rest() {
-        let place = Place::new(2);
+        let place = place(2);
         let slots: Vec<_> = (0..SLOTS_MAX).map(|_| Slot::take(&place).unwrap()).collect();
         assert_eq!(slots.iter().filter(|slot| !slot.rests()).count(), 2);
         assert!(Slot::take(&place).is_none());
@@ -453,8 +618,22 @@ mod tests {
     }
 
     #[test]
+    fn a_lost_lane_is_missed_although_others_rest() {
+        let place = place(3);
+        let mut slots: Vec<_> = (0..3).map(|_| Slot::take(&place).unwrap()).collect();
+        assert_eq!(place.missing(), 0);
+        place.wanted.store(1, Ordering::Relaxed);
+        assert_eq!(place.missing(), 0);
+        drop(slots.remove(0));
+        assert_eq!(place.missing(), 1, "the two that are left rest");
+        assert_eq!(Slot::take(&place).unwrap().number, 0);
+        place.wanted.store(SLOTS_MAX, Ordering::Relaxed);
+        assert_eq!(place.missing(), SLOTS_MAX - 2);
+    }
+
+    #[test]
     fn losses_without_a_queue_starve_a_path() {
-        let (place, rtt) = (Place::new(1), Duration::from_millis(100));
+        let (place, rtt) = (place(1), Duration::from_millis(100));
         assert!(!place.is_starved());
         (0..3).for_each(|_| place.looked(true, rtt, rtt));
         (0..9).for_each(|_| place.looked(false, rtt, rtt));
@@ -465,7 +644,7 @@ mod tests {
 
     #[test]
     fn one_transfer_at_a_time_probes() {
-        let counts = LaneCounts::new(2, 1, 32);
+        let counts = LaneCounts::new(1, 32);
         let probe = counts.probe().unwrap();
         assert!(counts.probe().is_none());
         drop(probe);

@@ -1,12 +1,13 @@
 //! The MPManager: sets up one transfer, with its ring, its crew of producers and its consumer.
 //!
 //! In: a request's head. Out: the root's response head and a [`Consumer`] for the body. One manager per core, over the
-//! core's pools. Invariants: all lanes of a transfer lead to the same upstream process; a path that is down is left
-//! out; every wait here has a deadline.
+//! core's pools. Invariants: all lanes of a transfer lead to the same upstream process, and one that dies before the
+//! answer is replaced by another; a path that is down is left out; every wait here has a deadline.
 
 use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
+    pin::pin,
     rc::Rc,
     sync::{
         Arc,
@@ -17,18 +18,20 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::{Either, select};
 use rustix::time::{ClockId, clock_gettime};
-use tokio::sync::Barrier;
+use tokio::sync::{Barrier, watch};
 
 use super::{
     consumer::Consumer,
     crew::{Crew, LaneCounts, Place},
     queue::{self, MpQueue},
     transfer::{Transfer, WINDOW_FRAMES},
+    upstreams,
 };
 use crate::{
     exec::{self, Core},
-    lanes::Pool,
+    lanes::{PathStatus, Pool, PoolConfig},
     wire::{frame::Outcome, units::TransferId},
 };
 
@@ -38,8 +41,8 @@ pub(crate) const LANE_DEADLINE: Duration = Duration::from_secs(10);
 /// names the root, comes first.
 const HEAD_DEADLINE: Duration = Duration::from_secs(45);
 /// A transfer whose lanes all died before the head is opened once more, on fresh lanes: idle lanes that a restarted
-/// relay has forgotten look alive until they are used.
-const TRIES: usize = 2;
+/// relay has forgotten look alive until they are used. And once more, where that took it to an upstream that died, too.
+const TRIES: usize = 3;
 
 /// Which cores the lanes of a transfer live on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -97,11 +100,13 @@ pub struct Incoming {
     _busy: Busy,
 }
 
-/// What the managers of all cores share: transfers running on each core, for [`Placement::Auto`], and where cores wait
-/// for each other at their end.
+/// What the managers of all cores share: transfers running on each core, for [`Placement::Auto`], whose turn it is among
+/// upstreams, and where cores wait for each other at their end.
 #[derive(Clone, Debug)]
 pub struct Load {
     running: Arc<[AtomicUsize]>,
+    /// Counts transfers, so that equal upstreams take turns.
+    turn: Arc<AtomicUsize>,
     ending: Arc<Barrier>,
 }
 
@@ -110,6 +115,7 @@ impl Load {
     pub fn new(cores: usize) -> Self {
         Self {
             running: (0..cores).map(|_| AtomicUsize::new(0)).collect(),
+            turn: Arc::default(),
             ending: Arc::new(Barrier::new(cores)),
         }
     }
@@ -177,6 +183,9 @@ thread_local! {
     static HERE: RefCell<Option<Rc<Manager>>> = const { RefCell::new(None) };
 }
 
+/// The configured paths, each the same as before as long as it stays.
+pub type PathSet = Vec<Arc<PathStatus>>;
+
 /// How transfers use their lanes.
 #[derive(Clone, Copy, Debug)]
 pub struct ManagerConfig {
@@ -189,26 +198,56 @@ pub struct ManagerConfig {
 
 /// See the module's description.
 pub struct Manager {
-    pools: Vec<Rc<Pool>>,
+    pools: RefCell<Vec<Rc<Pool>>>,
+    pool_config: PoolConfig,
     counts: Arc<LaneCounts>,
     config: ManagerConfig,
     load: Load,
+    closing: Cell<bool>,
 }
 
 impl Manager {
-    /// The manager of this core; there is one per core and process.
+    /// The manager of this core; there is one per core and process. It follows `paths` as they change: a new one is used
+    /// by the next transfer, the lanes of one that is gone finish what they carry.
     pub fn start(
-        pools: Vec<Rc<Pool>>,
+        mut paths: watch::Receiver<PathSet>,
+        pool_config: PoolConfig,
         counts: Arc<LaneCounts>,
         config: ManagerConfig,
         load: Load,
     ) -> Rc<Self> {
-        for pool in &pools {
-            exec::spawn(pool.clone().keep());
-        }
-        let manager = Rc::new(Self { pools, counts, config, load });
+        let (pools, closing) = (RefCell::default(), Cell::new(false));
+        let manager = Rc::new(Self { pools, pool_config, counts, config, load, closing });
+        manager.follow(&paths.borrow_and_update());
         HERE.with(|here| *here.borrow_mut() = Some(manager.clone()));
+        let follower = manager.clone();
+        exec::spawn(async move {
+            while paths.changed().await.is_ok() {
+                follower.follow(&paths.borrow_and_update());
+            }
+        });
         manager
+    }
+
+    /// Opens pools for paths that are new and closes those of paths that are gone.
+    fn follow(&self, paths: &[Arc<PathStatus>]) {
+        if self.closing.get() {
+            return;
+        }
+        let mut pools = self.pools.borrow_mut();
+        let gone = |pool: &mut Rc<Pool>| !paths.iter().any(|path| Arc::ptr_eq(path, pool.path()));
+        for pool in pools.extract_if(.., gone) {
+            pool.close();
+            self.counts.forget(pool.path());
+        }
+        for path in paths {
+            if !pools.iter().any(|pool| Arc::ptr_eq(path, pool.path())) {
+                self.counts.remember(path);
+                let pool = Pool::new(path.clone(), self.pool_config.clone());
+                exec::spawn(pool.clone().keep());
+                pools.push(pool);
+            }
+        }
     }
 
     /// The one of this core, while it runs.
@@ -216,8 +255,14 @@ impl Manager {
         HERE.with(|here| here.borrow().clone())
     }
 
-    pub(super) fn pools(&self) -> &[Rc<Pool>] {
-        &self.pools
+    /// The lanes of `path` on this core, unless it was removed.
+    pub(super) fn pool(&self, path: &Arc<PathStatus>) -> Option<Rc<Pool>> {
+        self.pools.borrow().iter().find(|pool| Arc::ptr_eq(pool.path(), path)).cloned()
+    }
+
+    /// Whether lanes stand that lead to another upstream process than `instance`.
+    pub(super) fn has_other_upstream(&self, instance: u64) -> bool {
+        self.pools.borrow().iter().any(|pool| pool.path().leads_elsewhere(instance))
     }
 
     pub(super) fn counts(&self) -> &Arc<LaneCounts> {
@@ -232,7 +277,8 @@ impl Manager {
     /// the idle lanes and those given back from now on. Every core must call it.
     pub async fn close(&self) {
         self.load.ending.wait().await;
-        for pool in &self.pools {
+        self.closing.set(true);
+        for pool in self.pools.borrow().iter() {
             pool.close();
         }
     }
@@ -242,26 +288,56 @@ impl Manager {
     /// # Errors
     /// [`FetchError`]; nothing was given to the client yet.
     pub async fn fetch(self: &Rc<Self>, request: Bytes) -> Result<Incoming, FetchError> {
-        let mut outcome = Err(FetchError::Busy);
-        let started = Instant::now();
-        for attempt in 0..TRIES {
-            outcome = self.open(request.clone(), (attempt > 0).then_some(started)).await;
-            match &outcome {
-                Err(FetchError::LanesLost { reason }) => {
-                    tracing::debug!(reason, "opened again on fresh lanes")
-                }
-                _ => break,
-            }
-        }
-        outcome
+        self.fetch_avoiding(request, None).await
     }
 
-    /// Idle lanes that were not used since `suspect_before` are not trusted, if that is given.
+    /// The same, not over the upstream process `lost`, if there is another.
+    ///
+    /// # Errors
+    /// [`FetchError`]; nothing was given to the client yet.
+    pub async fn fetch_avoiding(
+        self: &Rc<Self>,
+        request: Bytes,
+        mut lost: Option<u64>,
+    ) -> Result<Incoming, FetchError> {
+        let started = Instant::now();
+        for attempt in 1.. {
+            let suspect_before = (attempt > 1).then_some(started);
+            let preferred = self.choose_upstream(lost);
+            let unopened = match self.open(request.clone(), suspect_before, preferred).await {
+                Ok(incoming) => return Ok(incoming),
+                Err(unopened) => unopened,
+            };
+            match (&unopened.error, unopened.instance.or(preferred)) {
+                (FetchError::LanesLost { reason } | FetchError::NoLane { reason }, Some(instance))
+                    if attempt < TRIES =>
+                {
+                    tracing::debug!(reason, "opened again on fresh lanes");
+                    lost = Some(instance);
+                }
+                _ => return Err(unopened.error),
+            }
+        }
+        Err(FetchError::Busy)
+    }
+
+    fn choose_upstream(&self, avoided: Option<u64>) -> Option<u64> {
+        let pools = self.pools.borrow();
+        let live = pools.iter().filter_map(|pool| {
+            let path = pool.path();
+            Some((path.live_instance()?, path.round_trip()))
+        });
+        upstreams::choose(live, avoided, self.load.turn.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Opens it on paths that lead to the `preferred` upstream process, if there is one. Idle lanes that were not used
+    /// since `suspect_before` are not trusted, if that is given.
     async fn open(
         self: &Rc<Self>,
         request: Bytes,
         suspect_before: Option<Instant>,
-    ) -> Result<Incoming, FetchError> {
+        preferred: Option<u64>,
+    ) -> Result<Incoming, Unopened> {
         let mut id = [0; 8];
         getrandom::fill(&mut id)?;
         let transfer = Transfer::new(TransferId(u64::from_be_bytes(id)), request);
@@ -270,7 +346,8 @@ impl Manager {
         let here = exec::core();
         let cores = self.load.place(self.config.placement, here, CORE_SATURATED.get());
         let busy = self.load.enter(here);
-        let places = (0..self.pools.len()).map(|path| Place::new(self.counts.wanted(path))).collect();
+        let place = |pool: &Rc<Pool>| Place::new(pool.path().clone(), self.counts.wanted(pool.path()));
+        let places = self.pools.borrow().iter().map(place).collect();
         let crew = Crew {
             manager: self.clone(),
             transfer: transfer.clone(),
@@ -278,14 +355,33 @@ impl Manager {
             taps: taps.clone(),
             places,
             cores,
+            preferred,
         };
         crew.board(suspect_before);
-        let mut consumer = Consumer::new(transfer, parcels, taps);
-        let head = exec::timeout(HEAD_DEADLINE, consumer.head())
-            .await
-            .map_err(|exec::Elapsed| FetchError::Deadline)??;
+        let mut consumer = Consumer::new(transfer.clone(), parcels, taps);
+        let outcome = {
+            let (head, silence) = (pin!(consumer.head()), pin!(crew.silence()));
+            match exec::timeout(HEAD_DEADLINE, select(head, silence)).await {
+                Ok(Either::Left((head, _))) => head,
+                Ok(Either::Right((reason, _))) => Err(FetchError::LanesLost { reason: reason.into() }),
+                Err(exec::Elapsed) => Err(FetchError::Deadline),
+            }
+        };
+        let head = outcome.map_err(|error| Unopened { error, instance: transfer.instance() })?;
         crew.start();
         Ok(Incoming { head, consumer, _busy: busy })
+    }
+}
+
+/// Why an open has failed, and the upstream process that it had reached.
+struct Unopened {
+    error: FetchError,
+    instance: Option<u64>,
+}
+
+impl<E: Into<FetchError>> From<E> for Unopened {
+    fn from(error: E) -> Self {
+        Self { error: error.into(), instance: None }
     }
 }
 

@@ -2,9 +2,11 @@
 //!
 //! A byte's walk: [`manager`] opens a transfer, whose [`crew`] leases lanes; a `producer` per lane takes frames off it
 //! and publishes them in the [`queue`]; the [`consumer`] takes them in order and moves them to the client. [`transfer`]
-//! is what they share, `share` when one gives a lane up for
-//! another, `window` how far the upstream may be ahead of the client, `tap` how a producer and the consumer of the same core share a lane's socket.
+//! is what they share, `share` when one gives a lane up for another, `window` how far the upstream may be ahead of the
+//! client, `batch` how often a producer wakes, `tap` how a producer and the consumer of the same core share a lane's socket;
+//! `upstreams` says which upstream a transfer begins with.
 
+mod batch;
 pub mod consumer;
 pub mod crew;
 pub mod manager;
@@ -14,6 +16,7 @@ mod share;
 pub mod stripe;
 mod tap;
 pub mod transfer;
+mod upstreams;
 mod window;
 
 #[cfg(test)]

@@ -22,13 +22,14 @@ use bytes::Bytes;
 use futures_util::{future::Either, future::select};
 
 use super::{
+    batch::Batch,
     crew::Slot,
     queue::{Producer as Ring, Publish},
     tap::Tap,
     transfer::{End, HandedFrame, Parcel, Transfer},
 };
 use crate::{
-    exec::{self, Interest},
+    exec,
     lanes::{LaneError, Lease},
     net::{Conduit, Filled},
     wire::{
@@ -80,6 +81,7 @@ pub(super) struct Producer {
     unread: usize,
     /// The lane's part in its path's share of the transfer.
     slot: Slot,
+    batch: Batch,
     /// When the lane was last looked at, and its count of segments out of order then.
     looked: (Instant, Option<u32>),
 }
@@ -129,6 +131,7 @@ impl Producer {
             told,
             unread: 0,
             slot,
+            batch: Batch::new(Instant::now()),
             looked,
         }
     }
@@ -174,8 +177,9 @@ impl Producer {
                 Delivery::Tapped { tap, .. } => tap.unread(),
                 Delivery::Handed => 0,
             };
+        let complete = self.transfer.is_over() && !self.transfer.is_cancelled();
         // A lane that cannot take the word is dropped, which closes it.
-        if !self.opened || self.lane.abandon(self.transfer.id(), unread) {
+        if !self.opened || self.lane.abandon(self.transfer.id(), unread, complete) {
             self.lane.give_back();
         }
     }
@@ -205,6 +209,7 @@ impl Producer {
                     self.lane.path().frame();
                     self.deliver(seq.0, offset.0, len.as_usize()).await?;
                     self.frames += 1;
+                    self.batch.frame(len.as_usize(), self.lane.path().round_trip(), Instant::now());
                 }
                 Frame::Total { frames, bytes, .. } => self.transfer.set_total(frames, bytes),
                 Frame::End { outcome, frames, bytes, reason_len, .. } => {
@@ -307,6 +312,7 @@ impl Producer {
         match self.publish(seq, Parcel::Tapped { tap: index }).await? {
             Claim::Ours => {
                 // The consumer is on this core and cannot have looked yet.
+                tap.set_batch(self.batch.bytes());
                 tap.offer(seq, offset, self.unread);
                 self.unread = 0;
                 self.attend(&tap).await
@@ -406,7 +412,7 @@ impl Producer {
 
     /// Resolves with true when bytes can be parked, with false when something else is to be done.
     async fn may_park(&self, tap: &Tap) -> io::Result<bool> {
-        let mut readable = pin!(tap.socket().ready(Interest::Read));
+        let mut readable = pin!(tap.batch_ready());
         poll_fn(|cx| {
             tap.register_producer(cx);
             if tap.is_taken() {
@@ -461,7 +467,7 @@ impl Producer {
                 }
                 Filled::Full => conduits.push(Conduit::new()),
                 Filled::SourceEmpty => {
-                    let ready = self.lane.socket().ready(Interest::Read);
+                    let ready = self.lane.socket().readable_by(self.batch.bytes().min(self.unread));
                     or_over(&self.transfer, ready).await?.map_err(|error| self.lane.lost(error))?;
                 }
                 Filled::EndOfFile => return Err(self.lane.lost(io::ErrorKind::UnexpectedEof.into()).into()),

@@ -17,7 +17,6 @@ use std::{
 
 use super::crew::Place;
 use crate::{
-    exec::Interest,
     lanes::PathStatus,
     net::{Conduit, Filled, Socket},
 };
@@ -39,6 +38,8 @@ pub struct Tap {
     unread: Cell<usize>,
     /// The newest frame.
     current: Cell<u64>,
+    /// Bytes that are waited for at once.
+    batch: Cell<usize>,
     /// The consumer reads the newest frame from the socket.
     taken: Cell<bool>,
     /// The lane is lost: what is unread will never come.
@@ -59,6 +60,7 @@ impl Tap {
             frames: RefCell::default(),
             unread: Cell::new(0),
             current: Cell::new(0),
+            batch: Cell::new(1),
             taken: Cell::new(false),
             dead: Cell::new(false),
             lost: Cell::new(None),
@@ -93,6 +95,16 @@ impl Tap {
         self.frames.borrow_mut().push_back(TappedFrame { seq, offset, len, parked: VecDeque::new() });
         self.unread.set(len);
         self.current.set(seq);
+    }
+
+    /// From now on `bytes` are waited for at once.
+    pub fn set_batch(&self, bytes: usize) {
+        self.batch.set(bytes);
+    }
+
+    /// Resolves when the next batch of the newest frame, or its end, may be in the socket.
+    pub async fn batch_ready(&self) -> io::Result<()> {
+        self.socket.readable_by(self.batch.get().min(self.unread.get())).await
     }
 
     /// Nobody wants what the socket still has of the newest frame: it was abandoned.
@@ -232,7 +244,7 @@ impl Tap {
 
     /// Resolves when the socket is readable or the lane is lost.
     pub async fn readable(&self) -> io::Result<()> {
-        let ready = self.socket.ready(Interest::Read);
+        let ready = self.batch_ready();
         let mut ready = std::pin::pin!(ready);
         poll_fn(|cx| {
             if self.dead.get() {

@@ -27,8 +27,9 @@ use super::{
 };
 use crate::{
     exec::{self, Backend, Config, available_cpus},
-    lanes::{PathStatus, Pool, PoolConfig, tests::scripted::*},
+    lanes::{PathStatus, PoolConfig, tests::scripted::*},
     net::{Legs, Socket},
+    wire::key_ring::KeyRing,
 };
 
 /// Tests that look at the process's count of parked bytes run alone, all others side by side.
@@ -86,22 +87,23 @@ impl Setting {
             .map(|address| Arc::new(PathStatus::new(address.to_string().parse().unwrap())))
             .collect();
         let config = PoolConfig {
-            key: Arc::new(key()),
+            keys: Arc::new(KeyRing::of(key())),
             congestion: Legs::default().lane,
             lanes_warm: lanes.warm,
             lanes_max: lanes.max,
         };
-        let counts = LaneCounts::new(paths.len(), lanes.per_path, lanes.per_path);
+        let counts = LaneCounts::new(lanes.per_path, lanes.per_path);
+        let (_paths, paths) = watch::channel(paths);
         let driver = Mutex::new(Some((drive, stop)));
         let outcome = exec::run(&Config { backend: self.backend, cpus }, move |core| {
-            let pools = paths.iter().map(|path| Pool::new(path.clone(), config.clone())).collect();
+            let (paths, pool_config) = (paths.clone(), config.clone());
             let (load, counts) = (load.clone(), counts.clone());
             let (started, mut stopped) = (started.clone(), stopped.clone());
             let driver = if core.0 == 0 { driver.lock().unwrap().take() } else { None };
             async move {
                 let config =
                     ManagerConfig { placement: self.placement, deserted_max: Duration::from_secs(1) };
-                let manager = Manager::start(pools, counts, config, load);
+                let manager = Manager::start(paths, pool_config, counts, config, load);
                 started.wait().await;
                 if let Some((drive, _stop)) = driver {
                     // Twice what the scripts wait, so that they can say what they missed.

@@ -88,6 +88,8 @@ struct State {
     total: Option<(u64, u64)>,
     end: Option<End>,
     failure: Option<String>,
+    /// Why its upstream is given up, although lanes to it may stand.
+    deserted: Option<String>,
     last_loss: Option<String>,
 }
 
@@ -103,6 +105,8 @@ pub struct Transfer {
     live: AtomicUsize,
     /// Instance of the upstream process that runs it; 0 until the first lane.
     instance: AtomicU64,
+    /// It can be continued over another upstream.
+    may_move: AtomicBool,
     cancelled: AtomicBool,
     completed: AtomicBool,
     over: Notify,
@@ -140,6 +144,7 @@ impl Transfer {
             consumer: AtomicWaker::new(),
             live: AtomicUsize::new(0),
             instance: AtomicU64::new(0),
+            may_move: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
             completed: AtomicBool::new(false),
             over: Notify::new(),
@@ -277,6 +282,17 @@ impl Transfer {
         self.changed();
     }
 
+    /// Its upstream is given up: whoever can goes on over another.
+    pub fn desert(&self, reason: String) {
+        self.state().deserted.get_or_insert(reason);
+        self.changed();
+    }
+
+    /// Whether it can be continued over another upstream, so that waiting for this one is not all that is left.
+    pub fn may_move(&self) -> bool {
+        self.may_move.load(Ordering::SeqCst)
+    }
+
     /// The sequence number the consumer waits for.
     pub fn next(&self) -> u64 {
         self.next.load(Ordering::Relaxed)
@@ -396,6 +412,11 @@ impl Transfer {
         self.forget_parked();
     }
 
+    /// What is missing can be asked for from any upstream.
+    pub fn let_move(&self) {
+        self.may_move.store(true, Ordering::SeqCst);
+    }
+
     /// The last byte has been given to the sink.
     pub(super) fn complete(&self) {
         self.completed.store(true, Ordering::SeqCst);
@@ -463,6 +484,11 @@ impl Transfer {
     /// Why the transfer cannot be trusted any more.
     pub fn failure(&self) -> Option<String> {
         self.state().failure.clone()
+    }
+
+    /// Why its upstream was given up.
+    pub fn deserted(&self) -> Option<String> {
+        self.state().deserted.clone()
     }
 
     /// What the last lost lane said.

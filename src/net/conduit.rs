@@ -161,6 +161,7 @@ impl Conduit {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Drained::Blocked),
             outcome => self.left(outcome?)?,
         };
+        destination.took();
         Ok(Drained::Bytes(moved))
     }
 
@@ -209,6 +210,63 @@ impl Conduit {
         self.move_to_memory()?;
         let Store::Buffer(bytes) = &self.store else { return Ok(Self::new()) };
         Ok(Self { store: Store::Buffer(bytes.clone()), len: self.len })
+    }
+
+    /// Copies bytes from the front of this conduit behind those in `copy`, and leaves them here. Pages are shared by tee(2),
+    /// so a copy that is not emptied keeps memory of the socket's. Returns how many: 0 says that `copy` has no room.
+    ///
+    /// # Errors
+    /// Those of tee(2), read(2) and write(2).
+    pub fn tee_to(&mut self, copy: &mut Self) -> io::Result<usize> {
+        if let Store::Pipe(pipe) = &self.store {
+            copy.open(true);
+            match &copy.store {
+                Store::Pipe(second) => {
+                    let shared = match tee(&pipe.read, &second.write, self.len, SpliceFlags::NONBLOCK) {
+                        Err(rustix::io::Errno::AGAIN) => 0,
+                        shared => shared?,
+                    };
+                    copy.len += shared;
+                    return Ok(shared);
+                }
+                _ if !copy.is_empty() => return Ok(0),
+                _ => {}
+            }
+            self.move_to_memory()?;
+        }
+        match &self.store {
+            Store::Buffer(bytes) => copy.put(bytes),
+            _ => Ok(0),
+        }
+    }
+
+    /// Moves bytes from the front of this conduit behind those in `into`. Returns how many: 0 says that `into` has no room.
+    ///
+    /// # Errors
+    /// Those of splice(2) and write(2).
+    pub fn pour(&mut self, into: &mut Self) -> io::Result<usize> {
+        if into.is_empty() {
+            std::mem::swap(self, into);
+            return Ok(into.len);
+        }
+        let moved = match (&mut self.store, &into.store) {
+            (Store::Pipe(from), Store::Pipe(to)) => {
+                let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
+                let moved = match splice(&from.read, None, &to.write, None, self.len, flags) {
+                    Err(rustix::io::Errno::AGAIN) => 0,
+                    moved => moved?,
+                };
+                into.len += moved;
+                moved
+            }
+            (Store::Buffer(bytes), _) => {
+                let moved = into.put(bytes)?;
+                bytes.advance(moved);
+                moved
+            }
+            _ => 0,
+        };
+        if moved > 0 { self.left(moved) } else { Ok(0) }
     }
 
     fn move_to_memory(&mut self) -> io::Result<()> {

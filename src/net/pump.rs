@@ -41,7 +41,7 @@ pub async fn pump(source: &Socket, destination: &Socket, moved: &Cell<u64>) -> i
                     turn += n;
                 }
                 Drained::Blocked => {
-                    destination.ready(Interest::Write).await?;
+                    destination.room().await?;
                     turn = 0;
                 }
             }

@@ -6,7 +6,7 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::io::Errno;
@@ -20,9 +20,6 @@ use crate::exec;
 
 /// Moved without once waiting before other tasks get their turn: a few milliseconds of memory bandwidth.
 const TURN_BYTES_MAX: u64 = 16 << 20;
-
-/// Between two tries while the socket says that it has room and takes nothing.
-const MEMORY_PAUSE: Duration = Duration::from_millis(5);
 
 /// Sends `len` bytes of `file` from `offset` on and returns how many were sent: fewer than `len` only when the file
 /// ended first.
@@ -49,7 +46,6 @@ async fn send_range(
     mut copies: bool,
 ) -> io::Result<u64> {
     let (mut sent, mut turn) = (0, 0);
-    let (mut has_room, mut refused_since) = (false, None);
     while sent < len {
         let position = offset + sent;
         let max = (len - sent).min(TURN_BYTES_MAX) as usize;
@@ -62,21 +58,12 @@ async fn send_range(
         match outcome {
             Ok(0) => break,
             Ok(n) => {
-                (has_room, refused_since) = (false, None);
+                socket.took();
                 sent += n as u64;
                 turn += n as u64;
             }
             Err(Errno::AGAIN) => {
-                // Where the host's TCP memory is used up, tcp(7), the poll sees room that sending does not find: without a
-                // pause the two would take turns for ever.
-                if has_room {
-                    if refused_since.get_or_insert_with(Instant::now).elapsed() > stall_max {
-                        return Err(io::ErrorKind::TimedOut.into());
-                    }
-                    exec::sleep(MEMORY_PAUSE).await;
-                }
                 socket.writable_within(stall_max).await?;
-                has_room = true;
                 turn = 0;
             }
             Err(Errno::INTR) => {}

@@ -4,10 +4,11 @@
 //! every wait with [`exec::timeout`] or a deadline of their own.
 
 use std::{
+    cell::Cell,
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::BytesMut;
@@ -19,8 +20,8 @@ use rustix::{
 use socket2::{Domain, Protocol, SockRef, Type};
 
 use super::{
-    Congestion, MptcpMissing, MptcpState, Shared, TcpInfo, discard::discard, mptcp, pipe::close_idle_pipes,
-    receive::receive, splice_probe,
+    Congestion, MptcpMissing, MptcpState, Shared, TcpInfo, discard::discard, low_water, mptcp,
+    pipe::close_idle_pipes, receive::receive, splice_probe,
 };
 use crate::{
     exec::{self, Interest, Watch},
@@ -59,11 +60,22 @@ pub enum ConnectError {
     },
 }
 
+impl ConnectError {
+    /// The host has answered that no process listens there.
+    pub fn nobody_there(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused)
+    }
+}
+
 /// A connected socket. Dropping it closes the connection in order: what was sent still arrives.
 pub struct Socket {
     // Dropped before the descriptor.
     watch: Watch,
     fd: Shared,
+    /// SO_RCVLOWAT as it stands; only one handle of a connection waits for more than one byte.
+    low_water: Cell<usize>,
+    /// Since when the poll has seen room in which no byte was put; see [`Socket::room`].
+    pub(super) room_seen_at: Cell<Option<Instant>>,
 }
 
 impl AsFd for Socket {
@@ -102,7 +114,8 @@ impl Socket {
 
     /// A second handle of a connection, with readiness of its own on the core that calls.
     pub fn on_this_core(shared: Shared) -> Self {
-        Self { watch: Watch::new(shared.as_fd().as_raw_fd()), fd: shared }
+        let watch = Watch::new(shared.as_fd().as_raw_fd());
+        Self { watch, fd: shared, low_water: Cell::new(1), room_seen_at: Cell::new(None) }
     }
 
     /// The connection without this core's readiness, to be used on another core or kept for later.
@@ -207,7 +220,26 @@ impl Socket {
 
     /// Resolves when the socket may be ready; see [`Watch::ready`].
     pub async fn ready(&self, interest: Interest) -> io::Result<()> {
+        if interest == Interest::Read {
+            self.set_low_water(1);
+        }
         self.watch.ready(interest).await
+    }
+
+    /// Resolves when about `bytes` may be there to read, or fewer and no more will come. Early wake-ups are allowed.
+    pub async fn readable_by(&self, bytes: usize) -> io::Result<()> {
+        self.set_low_water(bytes.max(1));
+        self.watch.ready(Interest::Read).await
+    }
+
+    fn set_low_water(&self, bytes: usize) {
+        if self.low_water.get() == bytes || self.fd.transport() != Transport::Tcp {
+            return;
+        }
+        // Where it is refused, every byte wakes.
+        if low_water::set_low_water(self.fd.as_fd(), bytes.try_into().unwrap_or(libc::c_int::MAX)).is_ok() {
+            self.low_water.set(bytes);
+        }
     }
 
     /// Sends what the socket takes now; `more` says that bytes follow at once, so that they share a segment.
@@ -216,7 +248,14 @@ impl Socket {
     /// `WouldBlock` when it takes nothing; otherwise the connection's error.
     pub fn try_send(&self, bytes: &[u8], more: bool) -> io::Result<usize> {
         let more = if more { SendFlags::MORE } else { SendFlags::empty() };
-        Ok(send(&self.fd, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT | more)?)
+        let sent = send(&self.fd, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT | more)?;
+        self.took();
+        Ok(sent)
+    }
+
+    /// Bytes were put into it.
+    pub(super) fn took(&self) {
+        self.room_seen_at.set(None);
     }
 
     /// Sends all of `bytes`.
@@ -227,9 +266,7 @@ impl Socket {
         while !bytes.is_empty() {
             match self.try_send(bytes, more) {
                 Ok(sent) => bytes = &bytes[sent..],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.ready(Interest::Write).await?
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.room().await?,
                 Err(error) => return Err(error),
             }
         }

@@ -9,7 +9,7 @@ use std::{
         unix::net::UnixStream,
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::*;
@@ -250,6 +250,7 @@ fn connect_names_the_address_that_refuses() {
             Listener::bind(address, 1, Transport::Tcp).unwrap_err().kind(),
             std::io::ErrorKind::AddrInUse
         );
+        assert_eq!(Listener::join(address, 1, Transport::Tcp).unwrap().1, address);
     });
 }
 
@@ -264,5 +265,33 @@ fn tcp_info_knows_the_round_trip() {
         let info = near.tcp_info().unwrap();
         assert!(info.rtt > Duration::ZERO && info.rtt < Duration::from_secs(1), "{info:?}");
         assert!(info.congestion_window > 0, "{info:?}");
+    });
+}
+
+/// As where TCP memory is used up: the poll sees room, and no byte is put there.
+#[test]
+fn room_that_is_not_used_is_asked_for_with_pauses_and_not_for_ever() {
+    on_each(|| async {
+        let (socket, _peer) = pair();
+        let started = Instant::now();
+        for _ in 0..10 {
+            socket.room().await.unwrap();
+        }
+        assert!(started.elapsed() >= 8 * progress::MEMORY_PAUSE);
+        let stall_max = Duration::from_millis(200);
+        let refused = loop {
+            if let Err(error) = socket.writable_within(stall_max).await {
+                break error;
+            }
+        };
+        assert!(refused.to_string().contains("tcp_mem"), "{refused}");
+        assert!(started.elapsed() >= stall_max);
+        // A byte that was taken ends it.
+        socket.try_send(b"x", false).unwrap();
+        socket.writable_within(stall_max).await.unwrap();
+        let mut conduit = Conduit::new();
+        conduit.put(b"yz").unwrap();
+        assert_eq!(conduit.drain(&socket, usize::MAX).unwrap(), Drained::Bytes(2));
+        assert!(socket.room_seen_at.get().is_none());
     });
 }

@@ -25,7 +25,7 @@ use crate::{
     net::{ConnectError, Legs, Listener, MptcpState, ResolveError, Socket, pump, resolve},
     wire::{
         handshake::{Accepted, Refusal},
-        key::Key,
+        key_ring::KeyRing,
         reason::Reason,
         route::{HopAddr, Route},
     },
@@ -97,8 +97,8 @@ impl AllowRule {
 /// A relay's settings, shared by its cores.
 #[derive(Debug)]
 pub struct Relay {
-    /// The pre-shared key.
-    pub key: Arc<Key>,
+    /// The pre-shared keys.
+    pub keys: Arc<KeyRing>,
     /// Congestion control; both legs of a relay are lanes.
     pub legs: Legs,
     /// Bounds strangers.
@@ -131,9 +131,12 @@ enum RelayError {
 }
 
 impl RelayError {
-    fn refusal(&self) -> Refusal {
+    /// `is_last`: the next hop is the upstream.
+    fn refusal(&self, is_last: bool) -> Refusal {
         match self {
             RelayError::RouteEnds | RelayError::NotAllowed { .. } => Refusal::NotAllowed,
+            RelayError::Connect { source, .. } if is_last && source.nobody_there() => Refusal::NobodyThere,
+            RelayError::NextHop { source, .. } if source.nobody_there() => Refusal::NobodyThere,
             _ => Refusal::Unreachable,
         }
     }
@@ -142,22 +145,7 @@ impl RelayError {
 /// Accepts and forwards lanes on this core until `shutdown` turns true; then lanes in use may finish.
 pub async fn serve(relay: Arc<Relay>, listener: Listener, mut shutdown: watch::Receiver<bool>) {
     let running = Rc::new(Cell::new(0_usize));
-    loop {
-        let accepted = {
-            let (accept, stop) = (listener.accept().fuse(), shutdown.wait_for(|stop| *stop).fuse());
-            pin_mut!(accept, stop);
-            futures_util::select_biased! {
-                _ = stop => break,
-                accepted = accept => accepted,
-            }
-        };
-        let socket = match accepted {
-            Ok(socket) => socket,
-            Err(error) => {
-                tracing::error!(%error, "the listening socket failed");
-                break;
-            }
-        };
+    while let Some(socket) = listener.next(&mut shutdown).await {
         // Without a peer it is gone already.
         let Ok(peer) = socket.peer() else { continue };
         let Some(knock) = relay.door.knock(peer) else { continue };
@@ -192,17 +180,22 @@ async fn forward(
     shutdown: &mut watch::Receiver<bool>,
 ) -> Result<(), RelayError> {
     near.set_congestion(&relay.legs.lane, peer.ip());
-    let hello = handshake::receive(&near, &relay.key).await;
+    let hello = handshake::receive(&near, &relay.keys).await;
     knock.answered();
     let hello = hello.map_err(RelayError::Hello)?;
     // In boxes: for a stranger there is no room for what comes behind.
-    let far = match Box::pin(connect_next(relay, hello.route())).await {
+    let mut connected = Box::pin(connect_next(relay, hello.route())).await;
+    if matches!(&connected, Err(RelayError::NextHop { source, .. }) if source.is_worth_another_try()) {
+        connected = Box::pin(connect_next(relay, hello.route())).await;
+    }
+    let far = match connected {
         Ok((far, accepted)) => {
             near.send_all(&hello.pass_on(accepted), false).await?;
             far
         }
         Err(error) => {
-            let refusal = hello.refuse(error.refusal(), &Reason::new(&error.to_string()));
+            let is_last = hello.route().hops().len() == 1;
+            let refusal = hello.refuse(error.refusal(is_last), &Reason::new(&error.to_string()));
             near.send_all(&refusal, false).await?;
             near.finish();
             return Err(error);
@@ -227,7 +220,7 @@ async fn connect_next(relay: &Relay, route: &Route) -> Result<(Socket, Accepted)
     for address in addresses {
         match Socket::connect(address, route.transport(), &relay.legs.lane, CONNECT_DEADLINE).await {
             Ok(far) => {
-                let opened = handshake::open(&far, &relay.key, &rest, HANDSHAKE_DEADLINE).await;
+                let opened = handshake::open(&far, &relay.keys, &rest, HANDSHAKE_DEADLINE).await;
                 return match opened {
                     Ok(accepted) => Ok(report_fallback(hop, far, accepted)),
                     Err(source) => Err(RelayError::NextHop { hop: hop.clone(), source }),

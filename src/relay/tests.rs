@@ -13,6 +13,7 @@ use crate::{
     lanes::tests::scripted::*,
     wire::{
         handshake::{CHALLENGE_BYTES, ClientHandshake, HandshakeError, Progress},
+        key::Key,
         route::Transport,
     },
 };
@@ -29,7 +30,7 @@ fn with_relays(count: usize, allow: &[&str], drive: impl Fn(&[SocketAddr])) {
             .unzip();
         let allow = allow.iter().map(|rule| rule.parse().unwrap()).collect();
         let relay = Arc::new(Relay {
-            key: Arc::new(key()),
+            keys: Arc::new(KeyRing::of(key())),
             legs: Legs::default(),
             door: Door::new(1000),
             allow,
@@ -168,7 +169,7 @@ fn refusals_name_the_hop_and_the_remedy() {
         assert!(text.contains(&format!("next hop {}", addresses[1])) && text.contains("--path"), "{text}");
         let gone = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
         let error = open(&[addresses[0], addresses[1], gone], &key()).expect_err("a lane stands");
-        assert!(matches!(error, HandshakeError::Unreachable { .. }), "{error}");
+        assert!(matches!(error, HandshakeError::NobodyThere { .. }), "{error}");
         assert!(error.to_string().contains(&format!("cannot connect to {gone}")), "{error}");
         let error = open(&[addresses[0], gone], &Key::from_bytes([1; 32])).expect_err("a lane stands");
         assert!(error.to_string().contains("start it with the same --key file"), "{error}");

@@ -65,6 +65,10 @@ pub async fn serve(root: Arc<Root>, listener: Listener, legs: Legs, stopping: wa
 
 impl Root {
     async fn answer(&self, connection: &mut HttpConnection, request: &RequestHead) -> io::Result<()> {
+        // Questions of browsers about other origins are the downstream's to answer.
+        if let Err(error) = request.method_allowed() {
+            return connection.respond_problem(&error.problem()).await;
+        }
         let path = match relative_path(request.target()) {
             Ok(path) => path,
             Err(error) => return connection.respond_problem(&error.problem()).await,

@@ -44,13 +44,13 @@ impl Served {
         let root = Arc::new(Root::open(&served, Limits::new(1000, 1000, deadlines)).unwrap());
         let (mut listeners, address) =
             Listener::bind("127.0.0.1:0".parse().unwrap(), 1, Transport::Tcp).unwrap();
-        let listener = listeners.remove(0);
+        let listener = std::sync::Mutex::new(listeners.pop());
         let (stop, stopping) = watch::channel(false);
         let core = thread::spawn(move || {
             let config = exec::Config { backend: Backend::TokioUring, cpus: vec![exec::available_cpus()[0]] };
             exec::run(&config, move |_| {
-                let (root, listener, stopping) =
-                    (root.clone(), listener.try_clone().unwrap(), stopping.clone());
+                let listener = listener.lock().unwrap().take().unwrap();
+                let (root, stopping) = (root.clone(), stopping.clone());
                 async move { serve(root, Listener::new(listener), Legs::default(), stopping).await }
             })
             .unwrap();

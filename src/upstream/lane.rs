@@ -173,6 +173,7 @@ async fn open(
             return send_end(socket, id, &ending).await;
         }
         Opened::Started(transfer) => {
+            tracing::debug!(transfer = %id, "a transfer begins");
             exec::spawn(fetch(upstream.clone(), transfer.clone(), head));
             let guarded = transfer.clone();
             exec::spawn(async move { guarded.guard().await });

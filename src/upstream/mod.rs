@@ -20,7 +20,6 @@ mod tests;
 
 use std::{cell::Cell, io, net::SocketAddr, os::fd::OwnedFd, path::Path, rc::Rc, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt, pin_mut, select_biased};
 use tokio::sync::watch;
 
 use self::{keep::Keep, lane::LaneError, registry::Registry, root_pool::RootPool};
@@ -32,7 +31,7 @@ use crate::{
     },
     net::{Legs, Listener, Socket},
     root::files::open_directory,
-    wire::{handshake::Refusal, key::Key, reason::Reason, route::HopAddr},
+    wire::{handshake::Refusal, key_ring::KeyRing, reason::Reason, route::HopAddr},
 };
 
 /// Transfers that run get this long after SIGTERM.
@@ -100,7 +99,7 @@ impl std::str::FromStr for RootOrigin {
 #[derive(Debug)]
 pub struct Upstream {
     root: RootOrigin,
-    key: Arc<Key>,
+    keys: Arc<KeyRing>,
     legs: Legs,
     door: Arc<Door>,
     /// Tells the downstream which lanes lead to this process.
@@ -136,36 +135,21 @@ impl Upstream {
     /// The kernel has no randomness for the instance's number.
     pub fn new(
         root: RootOrigin,
-        key: Arc<Key>,
+        keys: Arc<KeyRing>,
         legs: Legs,
         door: Arc<Door>,
         kept_bytes_max: usize,
     ) -> Result<Self, getrandom::Error> {
         let instance = getrandom::u64()?;
         let registry = Arc::new(Registry::new(Keep::new(kept_bytes_max)));
-        Ok(Self { root, key, legs, door, instance, registry, pool: Arc::default() })
+        Ok(Self { root, keys, legs, door, instance, registry, pool: Arc::default() })
     }
 }
 
 /// Serves lanes on this core until `shutdown` turns true; then transfers that run may finish.
 pub async fn serve(upstream: Arc<Upstream>, listener: Listener, mut shutdown: watch::Receiver<bool>) {
     let running = Rc::new(Cell::new(0_usize));
-    loop {
-        let accepted = {
-            let (accept, stop) = (listener.accept().fuse(), shutdown.wait_for(|stop| *stop).fuse());
-            pin_mut!(accept, stop);
-            select_biased! {
-                _ = stop => break,
-                accepted = accept => accepted,
-            }
-        };
-        let socket = match accepted {
-            Ok(socket) => socket,
-            Err(error) => {
-                tracing::error!(%error, "the listening socket failed");
-                break;
-            }
-        };
+    while let Some(socket) = listener.next(&mut shutdown).await {
         // Without a peer it is gone already.
         let Ok(peer) = socket.peer() else { continue };
         let Some(knock) = upstream.door.knock(peer) else { continue };
@@ -215,7 +199,7 @@ async fn authenticate_and_run(
     knock: Knock,
     shutdown: &mut watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
-    let hello = handshake::receive(socket, &upstream.key).await;
+    let hello = handshake::receive(socket, &upstream.keys).await;
     knock.answered();
     let hello = hello?;
     if let Some((next, _)) = hello.route().split_first() {

@@ -371,7 +371,7 @@ fn a_lane_that_leaves_before_the_first_frame_is_not_missed() {
 fn only_key_holders_whose_route_ends_here_get_a_lane() {
     let root = root(|_, _, _| panic!("nothing is fetched"));
     with_upstream(root, |address| {
-        let other_key = Key::from_bytes([8; 32]);
+        let other_key = crate::wire::key::Key::from_bytes([8; 32]);
         let refused = TestLane::try_open(address, &other_key, &Route::default()).err().unwrap();
         assert_eq!(refused, HandshakeError::KeyMismatchReported);
         let route = Route::new(vec!["10.0.0.1:7000".parse().unwrap()]).unwrap();

@@ -302,6 +302,8 @@ impl Transfer {
         self.registry.retire(self, ending);
         let kept = std::mem::take(&mut self.board().kept);
         drop(kept);
+        let resent = self.board().striper.resent();
+        tracing::debug!(transfer = %self.id, ?outcome, frames, bytes, ?resent, "a transfer has ended");
         if outcome == Outcome::Aborted {
             tracing::info!(transfer = %self.id, frames, bytes, "a transfer was aborted: {reason}");
         }
@@ -480,3 +482,6 @@ fn keep_connection(source: &mut Source, pool: &RootPool) {
         pool.give(body.connection);
     }
 }
+
+#[cfg(test)]
+mod tests;

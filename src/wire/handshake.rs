@@ -7,7 +7,8 @@
 //! [`MAX_HELLO_BYTES`] are held for a stranger.
 //!
 //! The server speaks first. Its nonce makes every hello good for one connection only, so a replayed hello fails without
-//! a clock or a memory of old ones; the client's nonce does the same for the reply. Deadlines are the I/O layer's.
+//! a clock or a memory of old ones; the client's nonce does the same for the reply. No message carries a time, so that
+//! the clocks of the two hosts may differ by any amount. Deadlines are the I/O layer's.
 //!
 //! | message | bytes |
 //! | --- | --- |
@@ -200,6 +201,12 @@ pub enum HandshakeError {
         /// In the words of the hop that failed.
         reason: Reason,
     },
+    /// Client: the upstream's host says that no process listens there.
+    #[error("the upstream is not running: {reason}")]
+    NobodyThere {
+        /// In the words of the hop before the upstream.
+        reason: Reason,
+    },
 }
 
 /// What a reply says.
@@ -213,6 +220,8 @@ enum Status {
     BadKey = 4,
     /// Accepted, but a leg behind this server was to be MPTCP and is plain TCP.
     AcceptedFellBack = 5,
+    /// As [`Status::Unreachable`], and the upstream's host has refused the connection.
+    NobodyThere = 6,
 }
 
 /// Collects one hello or reply, whose length stands in its prefix.

@@ -16,6 +16,9 @@ pub const KEY_BYTES: usize = 32;
 /// The whole output of HMAC-SHA256.
 pub const MAC_BYTES: usize = 32;
 
+/// The new key and the one that it replaces.
+pub const KEYS_MAX: usize = 2;
+
 /// The first word of a key file: says what the file is and which format it has.
 const FORMAT: &str = "plait-key-1";
 
@@ -23,7 +26,7 @@ const FORMAT: &str = "plait-key-1";
 pub struct Key([u8; KEY_BYTES]);
 
 /// Tells keys apart without saying anything useful about them: the first bytes of a MAC over a constant. With two keys in
-/// use (rotation) a server picks by it; until then it turns a wrong key into a clear error.
+/// use (rotation) a server picks by it; and it turns a wrong key into a clear error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeyId(pub [u8; 4]);
 
@@ -38,9 +41,15 @@ pub enum KeyError {
     NotAKeyFile,
     /// Something follows the key.
     #[error(
-        "it has more than the one line `{FORMAT} <64 hex digits>` (make a new one with `plait keygen FILE`)"
+        "a line of it has more than `{FORMAT} <64 hex digits>` (make a new one with `plait keygen FILE`)"
     )]
     TrailingText,
+    /// More lines than a rotation needs.
+    #[error("it has {keys} keys, more than {KEYS_MAX}: the new one and the old one")]
+    TooMany {
+        /// Lines found.
+        keys: usize,
+    },
     /// Not 64 digits.
     #[error(
         "its key has {digits} characters instead of 64 hex digits (copy the file again, or make a new one with `plait keygen FILE` for all hosts)"
@@ -73,7 +82,7 @@ impl Key {
         Self(bytes)
     }
 
-    /// Reads the text of a key file: `plait-key-1 <64 hex digits>`, one line, its end optional.
+    /// Reads one line of a key file: `plait-key-1 <64 hex digits>`, its end optional.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         let mut words = text.split_ascii_whitespace();
         let format = words.next().ok_or(KeyError::Empty)?;
@@ -96,6 +105,17 @@ impl Key {
             *byte = hex_value(*high) << 4 | hex_value(*low);
         }
         Ok(key)
+    }
+
+    /// Reads the text of a key file: one key, or two while the first one replaces the second.
+    pub fn parse_all(text: &str) -> Result<Vec<Self>, KeyError> {
+        let lines = text.lines().filter(|line| !line.trim_ascii().is_empty());
+        let keys = lines.map(Self::parse).collect::<Result<Vec<_>, _>>()?;
+        match keys.len() {
+            0 => Err(KeyError::Empty),
+            1..=KEYS_MAX => Ok(keys),
+            keys => Err(KeyError::TooMany { keys }),
+        }
     }
 
     /// The text of a key file for this key, with a line end.
@@ -220,6 +240,18 @@ mod tests {
         assert_eq!(error(&format!("{FORMAT} {hex}\n# mine")), KeyError::TrailingText);
         assert_eq!(error(&format!("{FORMAT}\n{hex}")), KeyError::TrailingText);
         assert!(error("x").to_string().contains("plait keygen FILE"));
+    }
+
+    #[test]
+    fn a_file_has_one_key_or_two() {
+        let text = |byte| Key::from_bytes([byte; KEY_BYTES]).to_text();
+        let keys = Key::parse_all(&format!("{}\r\n{}\n", text(1).trim_end(), text(2))).unwrap();
+        assert_eq!(keys.iter().map(|key| key.0[0]).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(Key::parse_all(&text(1)).unwrap().len(), 1);
+        assert_eq!(Key::parse_all("\n \n").unwrap_err(), KeyError::Empty);
+        let three = [text(1), text(2), text(3)].concat();
+        assert_eq!(Key::parse_all(&three).unwrap_err(), KeyError::TooMany { keys: 3 });
+        assert_eq!(Key::parse_all(&format!("{}x", text(1))).unwrap_err(), KeyError::NotAKeyFile);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! `lanes`, `upstream`, `relay` and `downstream` call it. Invariant: no I/O (except [`key_file`], at start), no clock, no
 //! randomness of its own, and no length or count from the network is used before it was checked against a bound.
 //!
-//! A lane's life: a [`handshake`], proved by a [`key`] and carrying a [`route`]; then [`frame`]s, whose order
+//! A lane's life: a [`handshake`], proved by a [`key`] (of a [`key_ring`]) and carrying a [`route`]; then [`frame`]s, whose order
 //! [`frame_check`] judges while a transfer owns the lane.
 
 pub mod frame;
@@ -12,6 +12,7 @@ pub mod frame_check;
 pub mod handshake;
 pub mod key;
 pub mod key_file;
+pub mod key_ring;
 pub mod reason;
 pub mod route;
 pub mod units;

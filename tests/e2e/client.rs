@@ -150,6 +150,12 @@ impl Client {
         self.reader.read_exact(&mut some).map(|()| some)
     }
 
+    /// Reads to the end of the connection, which must be one in order.
+    pub fn rest(&mut self) -> io::Result<Vec<u8>> {
+        let mut rest = Vec::new();
+        self.reader.read_to_end(&mut rest).map(|_| rest)
+    }
+
     /// Reads a whole answer to `method`.
     pub fn answer(&mut self, method: &str) -> io::Result<Answer> {
         let head = self.head()?;

@@ -6,7 +6,8 @@ use std::{
     io::Write,
     net::{SocketAddr, TcpListener},
     os::unix::fs::PermissionsExt,
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
     content::{content, hash, hash_file},
     gate::Gate,
     process::{DEADLINE, Process, Settings, run},
-    roots::{After, ScriptedRoot},
+    roots::{After, ScriptedRoot, chunked},
 };
 
 /// Many times what a chain holds, so that a transfer runs as long as its client takes nothing.
@@ -139,6 +140,41 @@ fn an_upstream_that_is_started_anew() {
     }
 }
 
+/// A client in the middle of a body, which must come whole whatever happens meanwhile.
+struct Viewer {
+    client: Client,
+    taken: Vec<u8>,
+}
+
+impl Viewer {
+    /// Asks for `/f` and takes the first `bytes` of it. The chain holds a few megabytes of what follows, and waits.
+    fn begin(address: SocketAddr, bytes: usize) -> Self {
+        let mut client = Client::connect(address);
+        // An answer of any length then ends with the connection.
+        client.send("GET /f HTTP/1.0\r\n\r\n");
+        assert_eq!(client.head().unwrap().status, 200);
+        let mut viewer = Self { client, taken: Vec::new() };
+        viewer.take(bytes);
+        viewer
+    }
+
+    fn take(&mut self, bytes: usize) {
+        let some = self.client.some(bytes).unwrap_or_else(|error| self.broke_off(&error));
+        self.taken.extend(some);
+    }
+
+    /// Takes the rest.
+    fn finish(mut self, whole: &[u8]) {
+        let rest = self.client.rest().unwrap_or_else(|error| self.broke_off(&error));
+        self.taken.extend(rest);
+        assert_eq!((self.taken.len(), hash(&self.taken)), (whole.len(), hash(whole)));
+    }
+
+    fn broke_off(&self, error: &std::io::Error) -> ! {
+        panic!("the body broke off after more than {} bytes: {error}", self.taken.len())
+    }
+}
+
 /// Begins to fetch a big file, lets `fail` happen, and takes the rest: all of it must be right, or the client must see
 /// that it is not whole.
 fn fail_in_mid_transfer(chain: &mut Chain, bytes: &[u8], fail: impl FnOnce(&mut Chain)) -> bool {
@@ -155,16 +191,117 @@ fn fail_in_mid_transfer(chain: &mut Chain, bytes: &[u8], fail: impl FnOnce(&mut 
     whole
 }
 
+/// Executors and placements that the loss of lanes is tried with.
+const WAYS: [(&str, &str); 3] = [("tokio-uring", "local"), ("tokio-uring", "spread"), ("glommio", "spread")];
+
 #[test]
-fn a_relay_that_dies_in_the_middle() {
+fn a_relay_that_is_killed_in_the_middle() {
     let bytes = content(BIG);
-    for (executor, placement) in [("tokio-uring", "local"), ("tokio-uring", "spread"), ("glommio", "spread")]
-    {
+    for (executor, placement) in WAYS {
         let settings = Settings { executor, placement, ..Settings::default() };
         let mut chain = Plan { settings, ..Plan::default() }.start(|ground| ground.store("f", &bytes));
-        fail_in_mid_transfer(&mut chain, &bytes, |chain| chain.relays[0][0].kill());
-        // The other path still stands.
-        assert_eq!(ask(chain.address, "GET", "/f", "Range: bytes=0-99\r\n").body, bytes[..100]);
+        let viewer = Viewer::begin(chain.address, 10_000_000);
+        chain.relays[0][0].kill();
+        viewer.finish(&bytes);
+    }
+}
+
+#[test]
+fn a_relay_that_is_frozen_in_the_middle() {
+    let bytes = content(BIG);
+    for (executor, placement) in WAYS {
+        let settings = Settings { executor, placement, ..Settings::default() };
+        let chain = Plan { settings, ..Plan::default() }.start(|ground| ground.store("f", &bytes));
+        let mut viewer = Viewer::begin(chain.address, 10_000_000);
+        chain.relays[0][0].freeze();
+        // More than the chain holds: the other path brings what the frozen one keeps.
+        viewer.take(50_000_000);
+        chain.relays[0][0].thaw();
+        viewer.finish(&bytes);
+    }
+}
+
+#[test]
+fn relays_that_are_killed_and_started_anew_again_and_again() {
+    let bytes = content(BIG);
+    for (executor, placement) in WAYS {
+        let settings = Settings { executor, placement, ..Settings::default() };
+        let mut gated = gated(settings.clone(), 2, &[], |ground| ground.store("f", &bytes));
+        let mut viewer = Viewer::begin(gated.chain.address, 10_000_000);
+        for round in 0..8 {
+            // In turn, without waiting until the path is used again: now and then there is none.
+            let path = round % 2;
+            gated.relays[path].kill();
+            let (relay, there) = gated.chain.ground.start_relay(&settings);
+            gated.relays[path] = relay;
+            gated.gates[path].lead_to(there);
+            viewer.take(10_000_000);
+        }
+        viewer.finish(&bytes);
+    }
+}
+
+/// Long enough for what stands still to be taken for lost.
+const OUTAGE: Duration = Duration::from_secs(5);
+
+#[test]
+fn all_paths_that_are_gone_for_seconds() {
+    let bytes = content(BIG);
+    for executor in ["tokio-uring", "glommio"] {
+        let settings = Settings { executor, ..Settings::default() };
+        let mut gated = gated(settings.clone(), 2, &[], |ground| ground.store("f", &bytes));
+        let viewer = Viewer::begin(gated.chain.address, 10_000_000);
+        gated.relays.iter_mut().for_each(Process::kill);
+        thread::scope(|scope| {
+            scope.spawn(|| viewer.finish(&bytes));
+            thread::sleep(OUTAGE);
+            for path in 0..2 {
+                let (relay, there) = gated.chain.ground.start_relay(&settings);
+                gated.relays[path] = relay;
+                gated.gates[path].lead_to(there);
+            }
+        });
+    }
+}
+
+#[test]
+fn an_upstream_that_is_frozen_in_the_middle() {
+    let bytes = content(BIG);
+    for executor in ["tokio-uring", "glommio"] {
+        let settings = Settings { executor, ..Settings::default() };
+        let chain = Plan { settings, ..Plan::default() }.start(|ground| ground.store("f", &bytes));
+        let viewer = Viewer::begin(chain.address, 10_000_000);
+        chain.upstream.freeze();
+        thread::scope(|scope| {
+            scope.spawn(|| viewer.finish(&bytes));
+            thread::sleep(OUTAGE);
+            chain.upstream.thaw();
+        });
+    }
+}
+
+/// What a root sends only once, and whose length nobody knows, is kept by the upstream until it has arrived.
+#[test]
+fn lanes_are_lost_while_a_root_without_ranges_and_lengths_answers() {
+    const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    const UNTIL_CLOSE: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n";
+    let bytes = content(BIG);
+    let chunks = chunked(&bytes, &[1, 70_000, 1_000_000, 16]);
+    for (head, body) in [(CHUNKED, chunks), (UNTIL_CLOSE, bytes.clone())] {
+        for executor in ["tokio-uring", "glommio"] {
+            let root = ScriptedRoot::of_pieces(head, vec![body.clone()], || After::Close);
+            let settings = Settings { executor, ..Settings::default() };
+            let plan = Plan { paths: 3, root: Root::At(root.address), settings, ..Plan::default() };
+            let mut chain = plan.start(|_| {});
+            let mut viewer = Viewer::begin(chain.address, 10_000_000);
+            chain.relays[0][0].kill();
+            viewer.take(30_000_000);
+            chain.relays[1][0].freeze();
+            viewer.take(30_000_000);
+            chain.relays[1][0].thaw();
+            chain.relays[2][0].kill();
+            viewer.finish(&bytes);
+        }
     }
 }
 

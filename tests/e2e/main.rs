@@ -2,17 +2,22 @@
 //!
 //! Each test starts processes of its own on ports of the kernel's choice, so that all may run at once.
 
+mod bad_roots;
+mod cache;
 mod chain;
 mod client;
 mod content;
 mod failures;
 mod gate;
+mod hand_over;
 mod integrity;
 mod limits;
 mod load;
 mod media;
 mod mptcp;
 mod process;
+mod reload;
 mod roots;
 mod semantics;
 mod smuggling;
+mod survive;

@@ -3,7 +3,7 @@
 use std::{path::Path, process::Command};
 
 use crate::{
-    chain::{Chain, Plan, text},
+    chain::{Chain, Ground, Plan, text},
     process::{Settings, installed, run},
 };
 
@@ -87,6 +87,25 @@ fn an_hls_rendition_with_seeking() {
 #[test]
 fn an_hls_rendition_with_seeking_on_glommio() {
     check_film(Settings { executor: "glommio", placement: "local", ..Settings::default() }, "film.m3u8");
+}
+
+#[test]
+fn films_with_seeking_through_the_cache() {
+    if !installed("ffmpeg") {
+        return;
+    }
+    let ground = Ground::new();
+    make_films(&ground.files());
+    let downstream = vec!["--cache".to_owned(), text(&ground.scratch("cache")).to_owned()];
+    let chain = Plan { downstream, ..Plan::default() }.start_on(ground);
+    // Cold, in parts, and whole from the disk.
+    for seek in ["7.96", "3.2", "0", "3.2"] {
+        for name in ["film.mp4", "film.m3u8"] {
+            let local = chain.ground.files().join(name);
+            let url = chain.url(&format!("/{name}"));
+            assert_eq!(frames(&url, seek), frames(text(&local), seek), "{name} from {seek} s");
+        }
+    }
 }
 
 #[test]

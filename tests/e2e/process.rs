@@ -108,7 +108,12 @@ impl Process {
         settings: &Settings,
         args: impl IntoIterator<Item = S>,
     ) -> (Self, SocketAddr) {
-        let process = Self::start(name, settings.plait().args(args));
+        Self::listening(name, settings.plait().args(args))
+    }
+
+    /// Starts a command that becomes a role, and waits for its port.
+    pub fn listening(name: impl Into<String>, command: &mut Command) -> (Self, SocketAddr) {
+        let process = Self::start(name, command);
         let address = process.out.wait(|text| {
             let line = text.lines().find_map(|line| line.strip_prefix("listening on "))?;
             line.parse().ok()
@@ -124,6 +129,12 @@ impl Process {
         assert!(found.is_some(), "{} did not log '{text}' but:\n{}", self.name, self.log());
     }
 
+    /// Waits until it has done so that many times.
+    pub fn wait_for_log_times(&self, text: &str, times: usize) {
+        let found = self.log.wait(|log| (log.matches(text).count() >= times).then_some(()));
+        assert!(found.is_some(), "{} did not log '{text}' {times} times but:\n{}", self.name, self.log());
+    }
+
     /// What it wrote to standard error so far.
     pub fn log(&self) -> String {
         self.log.text()
@@ -136,6 +147,21 @@ impl Process {
     /// Asks it to stop.
     pub fn terminate(&self) {
         kill_process(self.pid(), Signal::TERM).unwrap();
+    }
+
+    /// Stops it where it is, as a host does that hangs: its connections stand and say nothing.
+    pub fn freeze(&self) {
+        kill_process(self.pid(), Signal::STOP).unwrap();
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        kill_process(self.pid(), Signal::CONT).unwrap();
+    }
+
+    /// Tells it to read its settings again.
+    pub fn hang_up(&self) {
+        kill_process(self.pid(), Signal::HUP).unwrap();
     }
 
     /// Ends it at once, as a crash does, and waits for its end.

@@ -11,6 +11,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -112,6 +113,16 @@ impl ScriptedRoot {
             }
             Ok(after())
         })
+    }
+
+    /// Waits until it was asked for `target`.
+    pub fn wait_for_request(&self, target: &str) {
+        let until = Instant::now() + DEADLINE;
+        let wanted = format!("GET {target} ");
+        while !self.asked.lock().unwrap().iter().any(|asked| asked.line.starts_with(&wanted)) {
+            assert!(Instant::now() < until, "the root was not asked");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// What it was asked so far.

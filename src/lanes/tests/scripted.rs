@@ -54,7 +54,7 @@ impl FarLane {
         let key = key();
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce).ok()?;
-        let (mut server, challenge) = ServerHandshake::new(&key, nonce);
+        let (mut server, challenge) = ServerHandshake::new(std::slice::from_ref(&key), nonce);
         stream.write_all(&challenge).ok()?;
         let mut bytes = Vec::new();
         loop {

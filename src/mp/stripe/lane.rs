@@ -18,6 +18,13 @@ const QUEUE_ROUND_TRIPS: f64 = 3.0;
 const QUEUE_SECONDS: f64 = 0.1;
 /// Until the first acknowledgement of a transfer it can carry no more than this, and faster lanes may be about to join.
 const FIRST_FLIGHT_ROUND_TRIPS: f64 = 1.25;
+/// A cold lane may have so much in flight, and twice what it has brought: slow start has as much on its way as has arrived
+/// within the round trip, and acknowledgements are a round trip old. It is the window that TCP begins with, doubled twice.
+const FIRST_WINDOW_BYTES: u64 = 48 << 10;
+/// Slow start doubles the rate each round trip. It is over when the rate has not grown by this factor
+const GROWTH_MIN: f64 = 1.25;
+/// for so many of them, as BBR has it.
+const GROWTH_ROUND_TRIPS: f64 = 3.0;
 /// How often a lane that brings nothing in time is tried again.
 const TRIAL_PAUSE_SECONDS: f64 = 1.0;
 const TRIAL_PAUSE_ROUND_TRIPS: f64 = 4.0;
@@ -62,10 +69,32 @@ pub(super) struct Lane {
     pub(super) asked_at: f64,
     /// Frames that others bring in time as well: they show whether the lane has become better.
     pub(super) is_trial: bool,
+    growth: Growth,
+}
+
+/// Whether a lane that was cold is still in slow start: its rate is known a round trip late, and keeping to it would slow
+/// it down.
+#[derive(Debug)]
+struct Growth {
+    /// Bytes a second.
+    highest: f64,
+    since: f64,
+    is_over: bool,
+}
+
+impl Growth {
+    /// The rate was `rate` at `now`, by an acknowledgement that took `round_trip`, queues included.
+    fn saw(&mut self, rate: f64, round_trip: f64, now: f64) {
+        if rate > GROWTH_MIN * self.highest {
+            (self.highest, self.since) = (rate, now);
+        }
+        self.is_over |= now - self.since > GROWTH_ROUND_TRIPS * round_trip;
+    }
 }
 
 impl Lane {
     pub(super) fn new(id: LaneId, model: LaneModel, now: f64) -> Self {
+        let growth = Growth { highest: 0.0, since: now, is_over: model.rate().is_some() };
         Self {
             id,
             model,
@@ -82,6 +111,7 @@ impl Lane {
             has_asked: false,
             asked_at: now,
             is_trial: false,
+            growth,
         }
     }
 
@@ -117,7 +147,16 @@ impl Lane {
         let is_first_flight = self.bytes_acknowledged == 0;
         let round_trips = if is_first_flight { FIRST_FLIGHT_ROUND_TRIPS } else { QUEUE_ROUND_TRIPS };
         let seconds = round_trips * round_trip + QUEUE_SECONDS;
-        self.in_flight() >= least.max((rate * seconds) as u64)
+        let slow_start =
+            if self.growth.is_over { 0 } else { FIRST_WINDOW_BYTES + 2 * self.bytes_acknowledged };
+        self.in_flight() >= least.max((rate * seconds) as u64).max(slow_start)
+    }
+
+    /// Until when the lane has work without being given more; `None` if it has none already, or nothing is known of it.
+    pub(super) fn busy_until(&self, now: f64) -> Option<f64> {
+        let (rate, round_trip) = (self.model.rate()?, self.model.round_trip()?);
+        let waiting = self.in_flight() as f64 - rate * round_trip;
+        (waiting > 0.0).then(|| now + waiting / rate)
     }
 
     /// Seconds by which the oldest frame is late.
@@ -175,6 +214,7 @@ impl Lane {
             });
             self.model.saw_round_trip(now - last.at, last.len as f64, elapsed);
             self.acknowledged_sent_at = last.at;
+            self.growth.saw(self.model.rate().unwrap_or(0.0), now - last.at, now);
         }
         self.quiet_since = now;
         acknowledged.into_iter().map(|sent| sent.seq).collect()

@@ -159,6 +159,23 @@ fn totals_that_only_the_sum_of_lanes_contradicts() {
 }
 
 #[test]
+fn bytes_that_only_the_sum_of_lanes_contradicts() {
+    let script: Script = |lane, transfer, nth| {
+        lane.head(transfer)?;
+        if nth == 1 {
+            lane.data(transfer, 1, 5, &BODY[5..10])?;
+            return lane.yield_to_cancel(transfer);
+        }
+        lane.data(transfer, 0, 0, &BODY[..5])?;
+        // The other lane's frame might have this length.
+        lane.end(transfer, 2, 11)
+    };
+    ends(script, None, |outcome| {
+        matches!(outcome, Err(Failure::Transfer(TransferError::Totals { got: 10, announced: 11 })))
+    });
+}
+
+#[test]
 fn garbage_instead_of_a_header() {
     let script: Script =
         |lane, transfer, nth| after_a_frame(lane, transfer, nth, |lane| lane.stream.write_all(&[0xAA; 32]));

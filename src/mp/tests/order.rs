@@ -141,6 +141,38 @@ fn chunked_output_parses_to_the_body() {
 }
 
 #[test]
+fn a_body_is_whole_with_its_last_frame_although_the_totals_came_before() {
+    let _beside = PARKED_BYTES.read();
+    const BODY: &[u8] = b"0123456789";
+    for setting in settings() {
+        let (joined, told, whole) = (Tally::default(), Tally::default(), Tally::default());
+        let may_end = whole.clone();
+        let upstream = Upstream::start(9, move |lane, Opening { transfer, nth }| {
+            joined.add(1);
+            joined.reach(2)?;
+            lane.head(transfer)?;
+            if nth == 0 {
+                lane.data(transfer, 0, 0, &BODY[..5])?;
+                lane.end(transfer, 2, 10)?;
+                told.add(1);
+                return Ok(());
+            }
+            told.reach(1)?;
+            // Long enough for the end to be taken.
+            thread::sleep(Duration::from_millis(100));
+            lane.data(transfer, 1, 5, &BODY[5..])?;
+            may_end.reach(1)?;
+            lane.end(transfer, 2, 10)
+        });
+        setting.run(&[upstream.address], Lanes::cold(2), async move |manager| {
+            fetch_whole(&manager, BODY).await;
+            whole.add(1);
+        });
+        upstream.assert_no_fault();
+    }
+}
+
+#[test]
 fn the_rest_of_a_superseded_frame_is_not_taken_for_a_later_one() {
     let _beside = PARKED_BYTES.read();
     const BODY: &[u8] = b"0123456789";

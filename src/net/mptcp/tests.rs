@@ -34,7 +34,8 @@ async fn connection(listen: Transport, dial: Transport) -> (Socket, Socket) {
     let (mut listeners, address) = Listener::bind(here, 1, listen).unwrap();
     let listener = Listener::new(listeners.remove(0));
     let dialled = Socket::connect(address, dial, &Congestion::Auto(Leg::Lane), PATIENCE).await.unwrap();
-    let accepted = listener.accept().await.unwrap();
+    let (_runs, mut stopping) = tokio::sync::watch::channel(false);
+    let accepted = listener.next(&mut stopping).await.unwrap();
     // MPTCP is agreed on with the first data (RFC 8684 section 3.1).
     dialled.send_all(b"x", false).await.unwrap();
     accepted.recv_exact(&mut [0]).await.unwrap();

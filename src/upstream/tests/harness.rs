@@ -5,7 +5,6 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    os::fd::OwnedFd,
     sync::{Arc, Mutex, mpsc},
     thread,
 };
@@ -14,10 +13,12 @@ use super::super::*;
 use crate::{
     exec::{Backend, Config, available_cpus},
     http::response::{Parsed, parse_response},
+    net::BoundSocket,
     wire::{
         frame::{Frame, HEADER_BYTES, Outcome, Reading},
         frame_check::FrameCheck,
         handshake::{CHALLENGE_BYTES, ClientHandshake, HandshakeError, Progress},
+        key::Key,
         route::{Route, Transport},
         units::{FrameLen, MAX_BODY_BYTES, Offset, Seq, TransferId},
     },
@@ -80,11 +81,16 @@ pub(super) fn with_upstream_of(root: &str, drive: impl Fn(SocketAddr)) {
         let cpus = available_cpus();
         let (listeners, address) =
             Listener::bind((std::net::Ipv4Addr::LOCALHOST, 0).into(), cpus.len(), Transport::Tcp).unwrap();
-        let listeners: Arc<Vec<Mutex<Option<OwnedFd>>>> =
+        let listeners: Arc<Vec<Mutex<Option<BoundSocket>>>> =
             Arc::new(listeners.into_iter().map(|fd| Mutex::new(Some(fd))).collect());
-        let upstream =
-            Upstream::new(root.parse().unwrap(), Arc::new(key()), Legs::default(), Door::new(1000), 1 << 30)
-                .unwrap();
+        let upstream = Upstream::new(
+            root.parse().unwrap(),
+            Arc::new(KeyRing::of(key())),
+            Legs::default(),
+            Door::new(1000),
+            1 << 30,
+        )
+        .unwrap();
         let upstream = Arc::new(upstream);
         let (stop, stopped) = watch::channel(false);
         let cores = thread::spawn(move || {

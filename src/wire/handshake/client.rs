@@ -112,6 +112,9 @@ impl AwaitingReply {
             status if status == Status::Unreachable as u8 && instance == 0 => {
                 Err(HandshakeError::Unreachable { reason })
             }
+            status if status == Status::NobodyThere as u8 && instance == 0 => {
+                Err(HandshakeError::NobodyThere { reason })
+            }
             status => Err(HandshakeError::BadStatus { status }),
         }
     }

@@ -14,7 +14,7 @@ use super::{
 /// Waits for the hello that answers its challenge.
 #[derive(Debug)]
 pub struct ServerHandshake<'k> {
-    key: &'k Key,
+    keys: &'k [Key],
     challenge: [u8; CHALLENGE_BYTES],
     pub(super) intake: Intake,
 }
@@ -35,17 +35,19 @@ pub enum Refusal {
     NotAllowed,
     /// A relay's next hop cannot be reached, or refused in turn.
     Unreachable,
+    /// The next hop is the upstream, or leads to it, and its host has refused the connection: no process listens there.
+    NobodyThere,
 }
 
 impl<'k> ServerHandshake<'k> {
-    /// Starts with the challenge to send. `nonce` must be random and new for every connection: it is what makes a
-    /// recorded hello worthless.
-    pub fn new(key: &'k Key, nonce: [u8; NONCE_BYTES]) -> (Self, [u8; CHALLENGE_BYTES]) {
+    /// Starts with the challenge to send. The client may hold any of `keys`, newest first, at least one. `nonce` must be
+    /// random and new for every connection: it is what makes a recorded hello worthless.
+    pub fn new(keys: &'k [Key], nonce: [u8; NONCE_BYTES]) -> (Self, [u8; CHALLENGE_BYTES]) {
         let mut challenge = [0; CHALLENGE_BYTES];
         // The challenge's last three bytes before the nonce are reserved: no code, and no length, for it is fixed.
         challenge[..PREFIX_BYTES].copy_from_slice(&prefix(0, 0));
         challenge[PREFIX_BYTES..].copy_from_slice(&nonce);
-        (Self { key, challenge, intake: Intake::hello() }, challenge)
+        (Self { keys, challenge, intake: Intake::hello() }, challenge)
     }
 
     /// Takes what was read; start with an empty slice to learn how much to read. After an error the connection is lost.
@@ -63,18 +65,19 @@ impl<'k> ServerHandshake<'k> {
 
     fn verify(&self) -> Result<VerifiedHello, HandshakeError> {
         let (body, mac) = self.intake.body_and_mac();
-        let (ours, mut theirs) = (self.key.key_id(), KeyId([0; 4]));
+        let mut theirs = KeyId([0; 4]);
         theirs.0.copy_from_slice(&body[PREFIX_BYTES..HELLO_NONCE_AT]);
-        if theirs != ours {
+        let Some(key) = self.keys.iter().find(|key| key.key_id() == theirs) else {
+            let ours = self.keys.first().map_or(KeyId([0; 4]), Key::key_id);
             return Err(HandshakeError::KeyMismatch { theirs, ours });
-        }
-        let seal = self.key.seal(LABEL_HELLO).with(&self.challenge).with(body);
+        };
+        let seal = key.seal(LABEL_HELLO).with(&self.challenge).with(body);
         seal.verify(mac).map_err(|_| HandshakeError::NotAuthentic { message: Message::Hello })?;
         if self.intake.code() != PURPOSE_LANE {
             return Err(HandshakeError::UnknownPurpose { purpose: self.intake.code() });
         }
         let route = Route::decode(&body[HELLO_ROUTE_AT..])?;
-        let reply_seal = self.key.seal(LABEL_REPLY).with(&self.challenge).with(&self.intake.bytes);
+        let reply_seal = key.seal(LABEL_REPLY).with(&self.challenge).with(&self.intake.bytes);
         Ok(VerifiedHello { route, reply_seal })
     }
 }
@@ -101,6 +104,7 @@ impl VerifiedHello {
         let status = match refusal {
             Refusal::NotAllowed => Status::Refused,
             Refusal::Unreachable => Status::Unreachable,
+            Refusal::NobodyThere => Status::NobodyThere,
         };
         self.reply(status, 0, reason.as_str())
     }

@@ -1,6 +1,8 @@
 //! Both sides against each other, then against everything an attacker or a broken network can do to the bytes. Fuzz it with
 //! `cargo bolero test wire::handshake::tests::a_server_survives_any_bytes`.
 
+use std::slice::from_ref;
+
 use super::*;
 use crate::wire::key::{KEY_BYTES, Key};
 use crate::wire::route::{PathSpec, Route, Transport};
@@ -22,7 +24,7 @@ fn up_to_hello(
     server_nonce: u8,
     client_nonce: u8,
 ) -> (ServerHandshake<'_>, AwaitingReply, Vec<u8>) {
-    let (server, challenge) = ServerHandshake::new(key, [server_nonce; NONCE_BYTES]);
+    let (server, challenge) = ServerHandshake::new(from_ref(key), [server_nonce; NONCE_BYTES]);
     let route = route();
     let client = ClientHandshake::new(key, &route, [client_nonce; NONCE_BYTES]);
     let (client, hello) = client.challenge(&challenge).unwrap();
@@ -81,7 +83,7 @@ fn a_lane_is_agreed_on_for_any_key_nonces_and_instance() {
             let hop = "[2001:db8::ffff:1]:65535".parse::<crate::wire::route::HopAddr>().unwrap();
             let transport = if *mptcp { Transport::Mptcp } else { Transport::Tcp };
             let route = Route::new(vec![hop; usize::from(hops % 9)]).unwrap().over(transport);
-            let (mut server, challenge) = ServerHandshake::new(&key, *server_nonce);
+            let (mut server, challenge) = ServerHandshake::new(from_ref(&key), *server_nonce);
             let client = ClientHandshake::new(&key, &route, *client_nonce);
             let (mut client, hello) = client.challenge(&challenge).unwrap();
             let verified = done(server.hello(&hello));
@@ -97,7 +99,7 @@ fn a_lane_is_agreed_on_for_any_key_nonces_and_instance() {
 fn the_layout_is_the_documented_one() {
     let key = key();
     let (mut server, _, hello) = up_to_hello(&key, 0xaa, 0xbb);
-    let (_, challenge) = ServerHandshake::new(&key, [0xaa; NONCE_BYTES]);
+    let (_, challenge) = ServerHandshake::new(from_ref(&key), [0xaa; NONCE_BYTES]);
     assert_eq!(challenge[..8], *b"PLAT\x02\0\0\0");
     assert_eq!(challenge[8..], [0xaa; 16]);
     let route = b"\0\x02\x12relay.example:7002\x12[2001:db8::1]:7003";
@@ -119,7 +121,7 @@ fn the_layout_is_the_documented_one() {
 fn a_refusal_arrives_with_its_reason() {
     let key = key();
     let reason = Reason::new(&"the next hop is on fire ".repeat(40));
-    for refusal in [Refusal::NotAllowed, Refusal::Unreachable] {
+    for refusal in [Refusal::NotAllowed, Refusal::Unreachable, Refusal::NobodyThere] {
         let (mut server, mut client, hello) = up_to_hello(&key, 1, 2);
         let reply = done(server.hello(&hello)).refuse(refusal, &reason);
         assert_eq!(reply.len(), MAX_REPLY_BYTES);
@@ -130,6 +132,7 @@ fn a_refusal_arrives_with_its_reason() {
             match refusal {
                 Refusal::NotAllowed => HandshakeError::Refused { reason },
                 Refusal::Unreachable => HandshakeError::Unreachable { reason },
+                Refusal::NobodyThere => HandshakeError::NobodyThere { reason },
             }
         );
         assert!(error.to_string().contains("on fire"), "{error}");
@@ -139,7 +142,7 @@ fn a_refusal_arrives_with_its_reason() {
 #[test]
 fn another_key_is_named_on_both_sides() {
     let (ours, theirs) = (key(), Key::from_bytes([9; KEY_BYTES]));
-    let (mut server, challenge) = ServerHandshake::new(&ours, [1; NONCE_BYTES]);
+    let (mut server, challenge) = ServerHandshake::new(from_ref(&ours), [1; NONCE_BYTES]);
     let route = route();
     let client = ClientHandshake::new(&theirs, &route, [2; NONCE_BYTES]);
     let (mut client, hello) = client.challenge(&challenge).unwrap();
@@ -153,11 +156,30 @@ fn another_key_is_named_on_both_sides() {
     );
 }
 
+/// While a key is replaced, each end of a lane may know the new one first: what counts is that the server knows it.
+#[test]
+fn either_key_of_a_rotation_opens_a_lane() {
+    let key = |byte| Key::from_bytes([byte; KEY_BYTES]);
+    let (both, route) = ([key(9), key(7)], route());
+    for (theirs, is_known) in [(key(9), true), (key(7), true), (key(8), false)] {
+        let (mut server, challenge) = ServerHandshake::new(&both, [1; NONCE_BYTES]);
+        let client = ClientHandshake::new(&theirs, &route, [2; NONCE_BYTES]);
+        let (mut client, hello) = client.challenge(&challenge).unwrap();
+        match server.hello(&hello) {
+            Ok(Progress::Done(hello)) if is_known => {
+                assert!(matches!(client.reply(&hello.accept(5)), Ok(Progress::Done(_))));
+            }
+            Err(HandshakeError::KeyMismatch { .. }) if !is_known => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 /// A key id is no proof: with the right one and the wrong key the MAC decides.
 #[test]
 fn a_borrowed_key_id_does_not_help() {
     let (ours, theirs) = (key(), Key::from_bytes([9; KEY_BYTES]));
-    let (mut server, challenge) = ServerHandshake::new(&ours, [1; NONCE_BYTES]);
+    let (mut server, challenge) = ServerHandshake::new(from_ref(&ours), [1; NONCE_BYTES]);
     let route = route();
     let (_, mut hello) =
         ClientHandshake::new(&theirs, &route, [2; NONCE_BYTES]).challenge(&challenge).unwrap();
@@ -204,7 +226,7 @@ fn every_flipped_bit_is_refused() {
     }
     let route = route();
     for bit in 0..CHALLENGE_BYTES * 8 {
-        let (mut server, challenge) = ServerHandshake::new(&key, [1; NONCE_BYTES]);
+        let (mut server, challenge) = ServerHandshake::new(from_ref(&key), [1; NONCE_BYTES]);
         let challenge = flipped(&challenge, bit).try_into().unwrap();
         let client = ClientHandshake::new(&key, &route, [2; NONCE_BYTES]);
         // The client sees damage before the nonce, the server damage to it.
@@ -297,7 +319,7 @@ fn strangers_are_told_apart() {
 #[test]
 fn a_key_holders_nonsense_is_refused() {
     let key = key();
-    let (_, challenge) = ServerHandshake::new(&key, [1; NONCE_BYTES]);
+    let (_, challenge) = ServerHandshake::new(from_ref(&key), [1; NONCE_BYTES]);
     let signed_hello = |purpose: u8, route: &[u8]| {
         let mut hello = Vec::from(prefix(purpose, 60 + route.len()));
         hello.extend_from_slice(&key.key_id().0);

@@ -75,6 +75,10 @@ impl Striper {
             let retry = now + self.retry_seconds(index);
             return Turn::Wait { until: Some(Duration::from_secs_f64(retry)) };
         }
+        if let Some(until) = self.lanes[index].busy_until(now).filter(|_| !self.is_at_end()) {
+            // The window opens before the lane falls idle; copies would only cost.
+            return Turn::Wait { until: Some(Duration::from_secs_f64(until.max(now + RETRY_SECONDS_MIN))) };
+        }
         self.lanes[index].idles();
         match self.copy_for(index, now) {
             Copy::Now(seq) => Turn::Again { seq: Seq(seq) },
@@ -95,6 +99,11 @@ impl Striper {
             return 0;
         }
         self.limit.min(self.length.unwrap_or(u64::MAX)).saturating_sub(self.next_offset)
+    }
+
+    /// Whether no more credit would bring fresh bytes.
+    fn is_at_end(&self) -> bool {
+        self.has_ended || self.length.is_some_and(|length| self.next_offset >= length)
     }
 
     /// The lowest lost frame that this lane should take: the others take those before it.

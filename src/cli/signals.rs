@@ -1,0 +1,35 @@
+//! SIGTERM, SIGINT and SIGHUP of a role.
+
+use std::thread;
+
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
+use tokio::sync::watch;
+
+use super::roles::RunError;
+
+/// Reads settings again; says in the log what came of it.
+pub(super) type Reload = Box<dyn FnMut() + Send>;
+
+/// Turns true at SIGTERM or SIGINT; a second one ends the process at once. At SIGHUP `reload` runs, on a thread of its own,
+/// which may block.
+pub(super) fn stop_signal(reload: Option<Reload>) -> Result<watch::Receiver<bool>, RunError> {
+    let hang_up = reload.as_ref().map(|_| SIGHUP);
+    let mut signals =
+        Signals::new([SIGTERM, SIGINT].into_iter().chain(hang_up)).map_err(RunError::Signals)?;
+    let (stop, stopped) = watch::channel(false);
+    let mut reload = reload.unwrap_or_else(|| Box::new(|| {}));
+    thread::spawn(move || {
+        for signal in signals.forever() {
+            match signal {
+                SIGHUP => reload(),
+                _ if *stop.borrow() => std::process::exit(130),
+                // Receivers may be gone already; then so is the process, soon.
+                _ => drop(stop.send_replace(true)),
+            }
+        }
+    });
+    Ok(stopped)
+}

@@ -1,0 +1,188 @@
+//! Fetches what a player will ask for next, and reads the playlists that say what that is.
+//!
+//! In: answers that were given. Out: objects in the cache. Runs beside the clients of this core. Invariants: what is fetched
+//! ahead is bounded by what players have asked for; it takes no rate from a client that waits for the root.
+
+use std::{
+    cell::Cell,
+    ops::Range,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use http::{
+    Method,
+    header::{HOST, RANGE},
+};
+
+use super::{
+    LANES_STALL_MAX,
+    edge::{Begun, Edge, Quest},
+    fetch,
+    stored::{self, Answer},
+};
+use crate::{
+    cache::{
+        Turn,
+        fill::until,
+        freshness::{self, Verdict},
+        object::{Object, Seat, Step},
+        playlist::{self, Segment},
+        record::Meta,
+    },
+    exec,
+    http::{range::RangeSpec, request::RequestHead},
+};
+
+/// Segments fetched ahead of the one that was asked for last. Players hold some 30 s; three segments of 6 s bridge the time
+/// in which a new rendition or a slow path catches up.
+const SEGMENTS_AHEAD: usize = 3;
+/// Players of one core that are read ahead for at once; others are served as they ask.
+const RUNNING_MAX: usize = 32;
+/// How long a playlist may take to the disk after it was sent.
+const PLAYLIST_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How many run on this core.
+#[derive(Clone, Default)]
+pub(super) struct Ahead(Rc<Cell<usize>>);
+
+struct Running(Rc<Cell<usize>>);
+
+impl Ahead {
+    fn enter(&self) -> Option<Running> {
+        let running = self.0.get();
+        (running < RUNNING_MAX).then(|| {
+            self.0.set(running + 1);
+            Running(self.0.clone())
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// `onward` was answered with a span of `object` that begins at `start`: fetches what comes next, if that is known.
+pub(super) fn follow(edge: &Edge, onward: &RequestHead, object: &Object, start: u64) {
+    let next = edge.cache.next_segments(object.key(), start, SEGMENTS_AHEAD);
+    if next.is_empty() {
+        return;
+    }
+    let Some(running) = edge.ahead.enter() else { return };
+    let requests: Vec<_> = next.into_iter().filter_map(|segment| request_for(onward, segment)).collect();
+    let edge = edge.clone();
+    exec::spawn(async move {
+        for (request, span) in &requests {
+            Quest::new(&edge, request, request.clone()).fetch_ahead(span.clone()).await;
+        }
+        drop(running);
+    });
+}
+
+/// The request of the same player for a segment.
+fn request_for(onward: &RequestHead, segment: Segment) -> Option<(RequestHead, Option<Range<u64>>)> {
+    let host = onward.headers.get(HOST)?.to_str().ok()?;
+    let mut request = RequestHead::new(Method::GET, &segment.target, host).ok()?;
+    request.headers = onward.headers.clone();
+    request.headers.remove(RANGE);
+    stored::remove_conditions(&mut request.headers);
+    if let Some(span) = &segment.span {
+        let range = RangeSpec::FromTo { first: span.start, last: span.end - 1 };
+        request.headers.insert(RANGE, range.to_value());
+    }
+    Some((request, segment.span))
+}
+
+/// `object` was sent: if it is a playlist, reads once what it says.
+pub(super) fn learn(edge: &Edge, onward: &RequestHead, object: &Arc<Object>) {
+    let headers = &object.meta().headers;
+    let is_playlist =
+        freshness::is_playlist(headers, onward.target()) && object.len() <= playlist::PLAYLIST_BYTES_MAX;
+    if !is_playlist || !object.is_first_reading() {
+        return;
+    }
+    let (cache, object, target) = (edge.cache.clone(), object.clone(), onward.target().to_owned());
+    exec::spawn(async move {
+        let whole = until(object.changed(), || object.present_bytes() == object.len());
+        if exec::timeout(PLAYLIST_DEADLINE, whole).await.is_err() {
+            return;
+        }
+        let read = object.clone();
+        let Ok(text) = exec::blocking(move || read.read_all()).await else { return };
+        let meta = object.meta();
+        let host = meta.url.strip_suffix(&target).unwrap_or_default().to_owned();
+        let Some(reading) = playlist::read(&text, &host, &target) else { return };
+        let usual = freshness::usual_lifetime(&meta.headers, &target, Some(reading.kind));
+        let (headers, selecting) = (meta.headers.clone(), meta.selecting.clone());
+        let times = meta.requested_at..meta.received_at;
+        object.set_meta(Meta::new(meta.url.clone(), headers, selecting, times, usual));
+        cache.record(&object);
+        cache.learn(&host, reading.segments);
+    });
+}
+
+impl Quest<'_> {
+    /// Brings a span of what is asked for, or all of it, into the cache.
+    async fn fetch_ahead(&self, span: Option<Range<u64>>) {
+        let now = SystemTime::now();
+        let fresh =
+            self.find().filter(|object| object.meta().freshness.verdict(&self.asked, now) == Verdict::Fresh);
+        let (object, begun) = match fresh {
+            Some(object) => (object, None),
+            None => {
+                // Who asks already brings it, and what is not for the cache is not for us.
+                let Turn::Yours(asking) = self.edge.cache.turn(self.key) else { return };
+                let requested_at = SystemTime::now();
+                let Ok(answer) = fetch(&self.edge.manager, &self.onward).await else { return };
+                let Ok((object, begun)) = self.keep(answer, requested_at) else {
+                    asking.is_uncacheable();
+                    return;
+                };
+                (object, Some(begun))
+            }
+        };
+        let meta = object.meta();
+        let joins = stored::strong_validator(&meta.headers).is_some();
+        let ranged = stored::plan(self.request, &meta, object.len(), joins, now);
+        let span = match (span, ranged) {
+            (Some(_), Answer::Send(_, span)) => span,
+            _ => 0..object.len(),
+        };
+        if let Some(begun) = begun {
+            self.edge.start_ahead(begun, joins);
+        }
+        self.wait_for(&object, span, joins).await;
+    }
+
+    /// Stays a reader of the span until it is there.
+    async fn wait_for(&self, object: &Arc<Object>, span: Range<u64>, joins: bool) {
+        let (mut position, mut seat): (u64, Option<Seat>) = (span.start, None);
+        while position < span.end {
+            let mut told = std::pin::pin!(object.changed().notified());
+            told.as_mut().enable();
+            match object.step(position..span.end, &mut seat, joins) {
+                Step::Present(there) => position = there.end,
+                Step::Coming => {
+                    if exec::timeout(LANES_STALL_MAX, told).await.is_err() {
+                        return;
+                    }
+                }
+                Step::Missing(lead) => {
+                    let meta = object.meta();
+                    let Some(validator) = stored::strong_validator(&meta.headers) else { return };
+                    let mut onward = self.onward.clone();
+                    stored::ask_for_span(&mut onward.headers, &lead.span, validator);
+                    let Ok(answer) = fetch(&self.edge.manager, &onward).await else { return };
+                    if !stored::is_span(&answer.head, answer.framing, &meta, object.len(), &lead.span) {
+                        return;
+                    }
+                    self.edge.start_ahead(Begun { incoming: answer.incoming, lead }, joins);
+                }
+                Step::Lost => return,
+            }
+        }
+    }
+}

@@ -1,0 +1,425 @@
+//! Answers requests from the cache, and from the root what the cache lacks.
+//!
+//! In: requests of clients on this core. Out: answers whose bytes come from a file by sendfile, from lanes by splice, or
+//! first the one and then the other. Invariants: the root is asked once for what many want at the same time; all bytes of
+//! an answer are of one version of the response; what cannot be completed ends in a reset.
+
+use std::{
+    io,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use futures_util::{FutureExt, pin_mut, select_biased};
+use http::{HeaderMap, Method, StatusCode, header::RANGE};
+
+use super::{
+    RootAnswer,
+    ahead::{self, Ahead},
+    ask_root, default_host, fetch, relay,
+    sending::{Failure, Sending},
+    stalled,
+    stored::{self, Answer, CACHE_STATUS, Way},
+};
+use crate::{
+    cache::{
+        self, Asked, Asking, Cache, Key, Turn,
+        control::Directives,
+        fill::{Attachment, Fill},
+        freshness::{self, Verdict},
+        object::{Lead, Object},
+        record::Meta,
+    },
+    exec,
+    http::{
+        forward,
+        multipart::{self, Multipart},
+        problem::{Problem, Side},
+        range::ByteRange,
+        request::RequestHead,
+        server::HttpConnection,
+    },
+    mp::{
+        consumer::{Sink, TransferError},
+        manager::{Incoming, Manager},
+    },
+};
+
+/// How often a request looks into the cache before it goes to the root by itself: once, once more after the answer that it
+/// has waited for, and again where that was about another representation (`Vary`).
+const ROUNDS: usize = 3;
+/// The cache, and the way to the root; one for each core.
+#[derive(Clone)]
+pub(super) struct Edge {
+    pub(super) manager: Rc<Manager>,
+    pub(super) cache: Arc<Cache>,
+    pub(super) ahead: Ahead,
+}
+
+/// A request on its way through the cache.
+pub(super) struct Quest<'a> {
+    pub(super) edge: &'a Edge,
+    pub(super) request: &'a RequestHead,
+    /// As the root will read it.
+    pub(super) onward: RequestHead,
+    url: String,
+    pub(super) key: Key,
+    pub(super) asked: Directives,
+}
+
+/// A fetch whose answer has begun.
+pub(super) struct Begun {
+    pub(super) incoming: Incoming,
+    pub(super) lead: Lead,
+}
+
+impl Edge {
+    /// Sends one whole answer; an error says that it could not be completed.
+    pub(super) async fn answer(
+        &self,
+        connection: &mut HttpConnection,
+        request: &RequestHead,
+    ) -> io::Result<()> {
+        let onward = match forward::request_to_root(request, default_host(connection, request).as_ref()) {
+            Ok(head) => head,
+            Err(error) => return connection.respond_problem(&error.problem()).await,
+        };
+        Quest::new(self, request, onward).answer(connection).await
+    }
+}
+
+impl<'a> Quest<'a> {
+    pub(super) fn new(edge: &'a Edge, request: &'a RequestHead, onward: RequestHead) -> Self {
+        let url = cache::url(&onward);
+        let asked = Directives::of_request(&request.headers);
+        Self { edge, request, key: Key::of(&url), url, onward, asked }
+    }
+
+    async fn answer(&self, connection: &mut HttpConnection) -> io::Result<()> {
+        let arrived = SystemTime::now();
+        for _ in 0..ROUNDS {
+            let found = self.find();
+            if let Some(object) = &found {
+                let (meta, now) = (object.meta(), SystemTime::now());
+                match meta.freshness.verdict(&self.asked, now) {
+                    Verdict::Fresh => return self.serve(connection, object, None, Way::Hit).await,
+                    Verdict::WhileRevalidating => {
+                        self.revalidate_meanwhile(object);
+                        return self.serve(connection, object, None, Way::Hit).await;
+                    }
+                    // The root has confirmed it since this request came, for another one.
+                    Verdict::Validate if meta.received_at >= arrived => {
+                        return self.serve(connection, object, None, Way::Collapsed).await;
+                    }
+                    Verdict::Validate => {}
+                }
+            }
+            // RFC 9111 section 5.2.1.7: "respond with a 504 (Gateway Timeout) status code".
+            if self.asked.only_if_cached {
+                let text = "it is not in the cache, and the request says only-if-cached";
+                return connection
+                    .respond_problem(&Problem::new(StatusCode::GATEWAY_TIMEOUT, Side::Client, text))
+                    .await;
+            }
+            if !self.is_for_cache(found.is_some()) {
+                break;
+            }
+            match self.edge.cache.turn(self.key) {
+                Turn::Yours(asking) => return self.ask(connection, asking, found).await,
+                Turn::Others(mut told) => {
+                    if told.wait_for(|outcome| *outcome == Asked::Uncacheable).await.is_ok() {
+                        break;
+                    }
+                }
+            }
+        }
+        match ask_root(&self.edge.manager, connection, &self.onward).await? {
+            Ok(answer) => {
+                let status = answer.head.status;
+                let way = if self.request.method == Method::GET { "bypass" } else { "method" };
+                self.pass_on(connection, answer, Way::Forwarded(way, status)).await
+            }
+            Err(problem) => connection.respond_problem(&problem).await,
+        }
+    }
+
+    /// The stored response for this request (RFC 9111 section 4.1), fresh or stale.
+    pub(super) fn find(&self) -> Option<Arc<Object>> {
+        let object = self.edge.cache.find(self.key, &self.url)?;
+        let meta = object.meta();
+        freshness::selects(&self.onward.headers, &meta.headers, &meta.selecting).then_some(object)
+    }
+
+    /// Whether the root's answer may be of use to others, and others' to this request.
+    fn is_for_cache(&self, known: bool) -> bool {
+        self.request.method == Method::GET
+            && !self.asked.no_store
+            && !stored::has_odd_range(self.request)
+            // Of something unknown the client asks only whether it has changed: that is the cheapest answer.
+            && (known || !stored::is_conditional(self.request))
+    }
+
+    /// Asks the root, for this request and all that wait.
+    async fn ask(
+        &self,
+        connection: &mut HttpConnection,
+        asking: Asking,
+        stale: Option<Arc<Object>>,
+    ) -> io::Result<()> {
+        let mut onward = self.onward.clone();
+        if let Some(stale) = &stale {
+            stored::validate(&mut onward.headers, &stale.meta());
+        }
+        let requested_at = SystemTime::now();
+        let answer = ask_root(&self.edge.manager, connection, &onward).await?;
+        let failed = answer.as_ref().map_or(true, |answer| answer.head.status.is_server_error());
+        if let Some(stale) = stale.as_ref().filter(|_| failed)
+            && stale.meta().freshness.serves_on_error(&self.asked, SystemTime::now())
+        {
+            drop(asking);
+            return self.serve(connection, stale, None, Way::Hit).await;
+        }
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(problem) => {
+                drop(asking);
+                return connection.respond_problem(&problem).await;
+            }
+        };
+        let why = match &stale {
+            None => "uri-miss",
+            Some(_) if self.asked.no_cache || self.asked.max_age.is_some() => "request",
+            Some(_) => "stale",
+        };
+        let way = Way::Forwarded(why, answer.head.status);
+        if answer.head.status == StatusCode::NOT_MODIFIED
+            && let Some(stale) = stale
+        {
+            if self.freshen(&stale, &answer.head.headers, requested_at) {
+                drop((asking, answer));
+                return self.serve(connection, &stale, None, way).await;
+            }
+            // The root confirms something that it was not asked about.
+            self.edge.cache.forget_object(&stale);
+            asking.is_uncacheable();
+            let text = "it answered 304 for another version than it was asked about";
+            return connection
+                .respond_problem(&Problem::new(StatusCode::BAD_GATEWAY, Side::Root, text))
+                .await;
+        }
+        match self.keep(answer, requested_at) {
+            Ok((object, begun)) => {
+                drop(asking);
+                self.serve(connection, &object, Some(begun), way).await
+            }
+            Err(answer) => {
+                if let Some(stale) = stale.filter(|_| !answer.head.status.is_server_error()) {
+                    self.edge.cache.forget_object(&stale);
+                }
+                asking.is_uncacheable();
+                drop(asking);
+                self.pass_on(connection, *answer, way).await
+            }
+        }
+    }
+
+    /// Makes an object of the root's answer, or gives the answer back if it is not for the cache.
+    pub(super) fn keep(
+        &self,
+        answer: RootAnswer,
+        requested_at: SystemTime,
+    ) -> Result<(Arc<Object>, Begun), Box<RootAnswer>> {
+        let span = stored::object_span(&self.onward, &answer.head, answer.framing);
+        let Some((len, span)) = span else { return Err(Box::new(answer)) };
+        let headers = stored::end_to_end(&answer.head.headers);
+        let selecting = freshness::selecting_headers(&self.onward.headers, &headers);
+        let usual = freshness::usual_lifetime(&headers, self.onward.target(), None);
+        let times = requested_at..SystemTime::now();
+        let meta = Meta::new(self.url.clone(), headers, selecting, times, usual);
+        if !meta.is_storable() {
+            return Err(Box::new(answer));
+        }
+        let object = Object::new(self.key, len, meta);
+        let lead = object.begin(span);
+        self.edge.cache.publish(&object);
+        Ok((object, Begun { incoming: answer.incoming, lead }))
+    }
+
+    /// Takes over what a 304 says. False if it is about another version.
+    fn freshen(&self, object: &Arc<Object>, confirmed: &HeaderMap, requested_at: SystemTime) -> bool {
+        let meta = object.meta();
+        let Some(headers) = stored::freshened(&meta, confirmed) else { return false };
+        let times = requested_at..SystemTime::now();
+        object.set_meta(Meta::new(meta.url.clone(), headers, meta.selecting.clone(), times, meta.usual));
+        self.edge.cache.record(object);
+        true
+    }
+
+    /// Validates what is stale and served nevertheless, unless somebody does already.
+    fn revalidate_meanwhile(&self, object: &Arc<Object>) {
+        let Turn::Yours(asking) = self.edge.cache.turn(self.key) else { return };
+        let (manager, cache) = (self.edge.manager.clone(), self.edge.cache.clone());
+        let (object, mut onward) = (object.clone(), self.onward.clone());
+        onward.headers.remove(RANGE);
+        stored::validate(&mut onward.headers, &object.meta());
+        exec::spawn(async move {
+            let requested_at = SystemTime::now();
+            let Ok(answer) = fetch(&manager, &onward).await else { return };
+            let meta = object.meta();
+            match answer.head.status {
+                StatusCode::NOT_MODIFIED => {
+                    if let Some(headers) = stored::freshened(&meta, &answer.head.headers) {
+                        let times = requested_at..SystemTime::now();
+                        let (url, selecting) = (meta.url.clone(), meta.selecting.clone());
+                        object.set_meta(Meta::new(url, headers, selecting, times, meta.usual));
+                        cache.record(&object);
+                    }
+                }
+                // The next request fetches what there is now.
+                status if !status.is_server_error() => cache.forget_object(&object),
+                _ => {}
+            }
+            drop(asking);
+        });
+    }
+
+    async fn pass_on(&self, connection: &mut HttpConnection, answer: RootAnswer, way: Way) -> io::Result<()> {
+        let header = (CACHE_STATUS, stored::cache_status(way, None));
+        relay(&self.edge.manager, connection, (self.request, &self.onward), answer, Some(header)).await
+    }
+
+    /// Answers from `object`, whose first missing bytes `begun` brings, if it is given.
+    async fn serve(
+        &self,
+        connection: &mut HttpConnection,
+        object: &Arc<Object>,
+        begun: Option<Begun>,
+        way: Way,
+    ) -> io::Result<()> {
+        let (meta, now) = (object.meta(), SystemTime::now());
+        let validator = stored::strong_validator(&meta.headers);
+        let ranges = validator.is_some() || object.is_whole();
+        let ranged = stored::plan(self.request, &meta, object.len(), ranges, now);
+        let status = stored::cache_status(way, Some((&meta, now)));
+        let (edge, onward) = (self.edge, &self.onward);
+        let outcome = match ranged {
+            Answer::Send(head, span) if self.request.method == Method::GET => {
+                let (start, head) = (span.start, Some((head, way)));
+                // What this client waits for itself comes first.
+                let waits = !object.is_whole();
+                if !waits {
+                    ahead::follow(edge, onward, object, start);
+                }
+                let mut sending = Sending::new(edge, onward, object, span, head);
+                match begun {
+                    Some(Begun { incoming, lead }) if lead.span.start == start => {
+                        sending.send_head(connection, way).await?;
+                        sending.ride(connection, incoming, lead).await?;
+                    }
+                    Some(Begun { incoming, lead }) => {
+                        edge.start(Begun { incoming, lead }, None, validator.is_some())
+                    }
+                    None => {}
+                }
+                let outcome = sending.run(connection).await;
+                if outcome.is_ok() {
+                    ahead::learn(edge, onward, object);
+                }
+                if outcome.is_ok() && waits {
+                    ahead::follow(edge, onward, object, start);
+                }
+                if let Err(Failure::Broken(error)) = &outcome {
+                    let (what, sent) = (self.request.target(), sending.position() - start);
+                    tracing::info!(what, sent, "{error}; the client's connection is reset");
+                }
+                outcome
+            }
+            Answer::SendParts(mut head, lines, parts) if self.request.method == Method::GET => {
+                if let Some(Begun { incoming, lead }) = begun {
+                    edge.start(Begun { incoming, lead }, None, validator.is_some());
+                }
+                head.headers.append(CACHE_STATUS, status);
+                connection.send_head(head, true, true).await?;
+                self.send_parts(connection, object, &lines, &parts).await
+            }
+            Answer::Send(mut head, _) | Answer::SendParts(mut head, ..) | Answer::NotModified(mut head) => {
+                head.headers.append(CACHE_STATUS, status);
+                connection.send_head(head, true, false).await.map_err(Failure::Broken)
+            }
+            Answer::Refuse(problem) => return connection.respond_problem(&problem).await,
+        };
+        match outcome {
+            Ok(()) => {
+                connection.finish_response();
+                Ok(())
+            }
+            Err(Failure::Problem(problem)) => connection.respond_problem(&problem).await,
+            Err(Failure::Broken(error)) => Err(error),
+        }
+    }
+
+    /// The body of a `multipart/byteranges` answer.
+    async fn send_parts(
+        &self,
+        connection: &mut HttpConnection,
+        object: &Arc<Object>,
+        lines: &Multipart,
+        parts: &[ByteRange],
+    ) -> Result<(), Failure> {
+        for &part in parts {
+            connection.send(&lines.before(part), true).await?;
+            Sending::new(self.edge, &self.onward, object, multipart::span(part), None)
+                .run(connection)
+                .await?;
+        }
+        connection.send(&lines.end(), false).await?;
+        Ok(())
+    }
+}
+
+impl Edge {
+    /// Runs a fetch as a task of this core, to its end or until nobody wants the rest.
+    pub(super) fn start(&self, begun: Begun, attachment: Option<Rc<Attachment>>, joins: bool) {
+        let fill = Fill::new(self.cache.clone(), begun.lead, attachment);
+        self.run(begun.incoming, fill, joins);
+    }
+
+    /// The same for a fetch that gives way to clients who wait.
+    pub(super) fn start_ahead(&self, begun: Begun, joins: bool) {
+        let fill = Fill::new(self.cache.clone(), begun.lead, None).giving_way();
+        self.run(begun.incoming, fill, joins);
+    }
+
+    fn run(&self, incoming: Incoming, fill: Fill, joins: bool) {
+        let cache = self.cache.clone();
+        exec::spawn(async move {
+            let (mut incoming, mut fill) = (incoming, fill);
+            let (object, length, vigil) = (fill.object().clone(), fill.len(), fill.vigil());
+            let progress = incoming.consumer.progress();
+            let outcome = {
+                let moved = incoming.consumer.run(Sink::Fill(&mut fill), Some(length)).fuse();
+                let unwanted = vigil.unwanted().fuse();
+                // Clients are watched by the tasks that serve them.
+                let silent = stalled(&progress, Duration::MAX).fuse();
+                pin_mut!(moved, unwanted, silent);
+                select_biased! {
+                    outcome = moved => outcome.err(),
+                    () = unwanted => Some(cache::fill::Unwanted.into()),
+                    error = silent => Some(error),
+                }
+            };
+            drop(fill);
+            // Without a validator the rest of this very answer is the only one that fits.
+            if !joins && !object.is_whole() {
+                cache.forget_object(&object);
+            }
+            match outcome {
+                None | Some(TransferError::Unwanted(_)) => {}
+                Some(error) => {
+                    tracing::info!(url = object.meta().url, "a fetch for the cache ended: {error}")
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,294 @@
+//! Heads of answers from the cache.
+//!
+//! In: a stored response and a request. Out: the status, the head and the span of bytes that answer it. No I/O. Invariant:
+//! an answer from the cache says so (`Age`, `Cache-Status`), and its length is that of its span.
+
+use std::{ops::Range, time::SystemTime};
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, StatusCode,
+    header::{
+        ACCEPT_RANGES, AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG,
+        IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, RANGE,
+    },
+};
+
+use crate::{
+    cache::{freshness, record::Meta},
+    http::{
+        conditional::{Decision, EntityTag, Validators, evaluate},
+        cors,
+        date::parse_date,
+        forward,
+        multipart::{self, Multipart, Ranges},
+        problem::{Problem, Side},
+        range::{ByteRange, ContentRange, RangeSpec, requested_range, requested_ranges},
+        request::RequestHead,
+        response::{Framing, ResponseHead},
+    },
+};
+
+/// RFC 9211.
+pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// The conditions of a request.
+const CONDITIONS: [HeaderName; 5] =
+    [IF_MATCH, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE, IF_RANGE];
+
+/// RFC 9111 section 3.2: a 304 updates all stored headers but those about the body that is kept.
+const NEVER_UPDATED: [HeaderName; 4] = [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_TYPE, CONTENT_RANGE];
+
+/// Why a request went to the root, or that it did not (RFC 9211 section 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// `hit`.
+    Hit,
+    /// `fwd=` and this, `fwd-status=`.
+    Forwarded(&'static str, StatusCode),
+    /// Another request's fetch brings it: `collapsed`.
+    Collapsed,
+    /// Some bytes are missing: `fwd=partial`.
+    Partial,
+}
+
+/// The value of `Cache-Status`.
+pub(super) fn cache_status(way: Way, stored: Option<(&Meta, SystemTime)>) -> HeaderValue {
+    let mut text = match way {
+        Way::Hit => "plait; hit".to_owned(),
+        Way::Forwarded(why, status) => format!("plait; fwd={why}; fwd-status={}", status.as_u16()),
+        Way::Collapsed => "plait; fwd=miss; collapsed".to_owned(),
+        Way::Partial => "plait; fwd=partial".to_owned(),
+    };
+    if let Some((meta, now)) = stored {
+        if matches!(way, Way::Forwarded(_, status) if status != StatusCode::NOT_MODIFIED) {
+            text.push_str("; stored");
+        }
+        text.push_str(&format!("; ttl={}", meta.freshness.ttl_s(now)));
+    }
+    // Digits and tokens are always a header value.
+    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("plait"))
+}
+
+/// How a stored response answers a request.
+pub(super) enum Answer {
+    /// This head, and these bytes of the object unless the request is HEAD.
+    Send(ResponseHead, Range<u64>),
+    /// This head, and these parts of the object between the multipart's lines.
+    SendParts(ResponseHead, Multipart, Vec<ByteRange>),
+    /// 304.
+    NotModified(ResponseHead),
+    /// 412 or 416.
+    Refuse(Problem),
+}
+
+/// Plans the answer. `ranges` says that parts of the object can be had by themselves.
+pub(super) fn plan(request: &RequestHead, meta: &Meta, len: u64, ranges: bool, now: SystemTime) -> Answer {
+    let etag = meta.headers.get(ETAG).and_then(|value| EntityTag::parse(value.as_bytes()));
+    let last_modified = meta.headers.get(LAST_MODIFIED).and_then(parse_date);
+    let honour_range =
+        match evaluate(&request.method, &request.headers, Validators { etag, last_modified }, now) {
+            Decision::NotModified => return Answer::NotModified(not_modified(request, meta, now)),
+            Decision::PreconditionFailed => {
+                let text = "the stored answer is not the one that If-Match or If-Unmodified-Since asks for";
+                return Answer::Refuse(Problem::new(StatusCode::PRECONDITION_FAILED, Side::Client, text));
+            }
+            Decision::Proceed { honour_range } => honour_range && ranges,
+        };
+    let specs = if honour_range { requested_ranges(&request.headers) } else { None };
+    let (status, span, content_range) =
+        match specs.map_or(Ranges::Full, |specs| multipart::resolve(&specs, len)) {
+            Ranges::Full => (StatusCode::OK, 0..len, None),
+            Ranges::Parts(parts) => match parts.as_slice() {
+                [range] => {
+                    let header = ContentRange::Satisfied { range: *range, complete: Some(len) };
+                    (StatusCode::PARTIAL_CONTENT, multipart::span(*range), Some(header))
+                }
+                _ => return several_parts(request, meta, len, parts, now),
+            },
+            Ranges::Unsatisfiable => {
+                let text = format_args!("the range starts behind the end of the file, which has {len} bytes");
+                let problem = Problem::new(StatusCode::RANGE_NOT_SATISFIABLE, Side::Client, text);
+                return Answer::Refuse(problem.with_complete_length(len));
+            }
+        };
+    let length = span.end - span.start;
+    let mut head = ResponseHead::new(status);
+    head.headers = meta.headers.clone();
+    head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    if let Some(range) = content_range {
+        head.headers.insert(CONTENT_RANGE, range.to_value());
+    }
+    if ranges {
+        head.headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    }
+    Answer::Send(towards_client(&head, Framing::Fixed(length), request, meta, now), span)
+}
+
+fn several_parts(
+    request: &RequestHead,
+    meta: &Meta,
+    len: u64,
+    parts: Vec<ByteRange>,
+    now: SystemTime,
+) -> Answer {
+    let lines = Multipart::new(meta.headers.get(CONTENT_TYPE).cloned(), len, fastrand::u128(..));
+    let length = lines.len(&parts);
+    let mut head = ResponseHead::new(StatusCode::PARTIAL_CONTENT);
+    head.headers = meta.headers.clone();
+    head.headers.insert(CONTENT_TYPE, lines.content_type());
+    head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    let head = towards_client(&head, Framing::Fixed(length), request, meta, now);
+    Answer::SendParts(head, lines, parts)
+}
+
+fn not_modified(request: &RequestHead, meta: &Meta, now: SystemTime) -> ResponseHead {
+    let mut head = ResponseHead::new(StatusCode::NOT_MODIFIED);
+    head.headers = meta.headers.clone();
+    // RFC 9110 section 15.4.5: no metadata but what the client needs to update what it has.
+    for about_the_body in NEVER_UPDATED {
+        head.headers.remove(about_the_body);
+    }
+    towards_client(&head, Framing::None, request, meta, now)
+}
+
+fn towards_client(
+    head: &ResponseHead,
+    framing: Framing,
+    request: &RequestHead,
+    meta: &Meta,
+    now: SystemTime,
+) -> ResponseHead {
+    let mut head = forward::response_to_client(head, framing, request, true).head;
+    // RFC 9111 section 5.1: "the age of the stored response", in place of the Age that it came with.
+    head.headers.insert(AGE, HeaderValue::from(meta.freshness.age(now).as_secs()));
+    cors::allow_reading(&mut head.headers);
+    head
+}
+
+/// Whether the request carries conditions of the client's own.
+pub(super) fn is_conditional(request: &RequestHead) -> bool {
+    CONDITIONS.iter().any(|name| *name != IF_RANGE && request.headers.contains_key(name))
+}
+
+/// Whether the request asks for several ranges, or for something that only looks like one.
+pub(super) fn has_odd_range(request: &RequestHead) -> bool {
+    request.headers.contains_key(RANGE) && requested_range(&request.headers).is_none()
+}
+
+/// Makes a request unconditional.
+pub(super) fn remove_conditions(headers: &mut HeaderMap) {
+    for name in CONDITIONS {
+        headers.remove(name);
+    }
+}
+
+/// Makes a request validate what is stored (RFC 9111 section 4.3.1).
+pub(super) fn validate(headers: &mut HeaderMap, meta: &Meta) {
+    remove_conditions(headers);
+    for (validator, condition) in [(ETAG, IF_NONE_MATCH), (LAST_MODIFIED, IF_MODIFIED_SINCE)] {
+        if let Some(value) = meta.headers.get(validator) {
+            headers.insert(condition, value.clone());
+        }
+    }
+}
+
+/// Makes a request ask for a span of the object that has this strong validator.
+pub(super) fn ask_for_span(headers: &mut HeaderMap, span: &Range<u64>, validator: HeaderValue) {
+    remove_conditions(headers);
+    headers.insert(RANGE, RangeSpec::FromTo { first: span.start, last: span.end - 1 }.to_value());
+    // RFC 9110 section 13.1.5: without a match the root sends the whole of what there is now.
+    headers.insert(IF_RANGE, validator);
+}
+
+/// The validator by which parts of several answers may be joined (RFC 9111 section 3.4: "share the same strong
+/// validator"), as `If-Range` takes it.
+pub(super) fn strong_validator(headers: &HeaderMap) -> Option<HeaderValue> {
+    if let Some(etag) = headers.get(ETAG) {
+        return EntityTag::parse(etag.as_bytes()).filter(|tag| !tag.weak).map(|_| etag.clone());
+    }
+    // RFC 9110 section 8.8.2.2: strong if "the cache entry includes a Date value that is at least one second after the
+    // Last-Modified value"; a minute allows for clocks that differ.
+    let modified = headers.get(LAST_MODIFIED)?;
+    let date = headers.get(DATE).and_then(parse_date)?;
+    let since = date.duration_since(parse_date(modified)?).ok()?;
+    (since.as_secs() >= 60).then(|| modified.clone())
+}
+
+/// What a 304 makes of the stored headers (RFC 9111 section 3.2); `None` if it is about something else.
+pub(super) fn freshened(stored: &Meta, confirmed: &HeaderMap) -> Option<HeaderMap> {
+    let tag = |headers: &HeaderMap| headers.get(ETAG).cloned();
+    if let (Some(old), Some(new)) = (tag(&stored.headers), tag(confirmed)) {
+        let (old, new) = (EntityTag::parse(old.as_bytes())?, EntityTag::parse(new.as_bytes())?);
+        if !old.weak_eq(new) {
+            return None;
+        }
+    }
+    let mut confirmed = end_to_end(confirmed);
+    for name in NEVER_UPDATED {
+        confirmed.remove(name);
+    }
+    let mut headers = stored.headers.clone();
+    for name in confirmed.keys() {
+        headers.remove(name);
+    }
+    // The Age of the answer before says nothing of this one.
+    headers.remove(AGE);
+    headers.extend(confirmed);
+    Some(headers)
+}
+
+/// The headers that are stored of a response.
+pub(super) fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+    let mut headers = headers.clone();
+    forward::strip_hop_by_hop(&mut headers);
+    for name in [CONTENT_LENGTH, CONTENT_RANGE, CACHE_STATUS] {
+        headers.remove(name);
+    }
+    headers
+}
+
+/// The object that an answer of the root's can become: its length, and the span that the body brings.
+pub(super) fn object_span(
+    request: &RequestHead,
+    response: &ResponseHead,
+    framing: Framing,
+) -> Option<(u64, Range<u64>)> {
+    let Framing::Fixed(body) = framing else { return None };
+    if body == 0 || !freshness::may_store(request, response) {
+        return None;
+    }
+    match response.status {
+        StatusCode::OK => Some((body, 0..body)),
+        StatusCode::PARTIAL_CONTENT => {
+            strong_validator(&response.headers)?;
+            match ContentRange::of(&response.headers)? {
+                ContentRange::Satisfied { range, complete: Some(len) } if range.len() == body => {
+                    Some((len, range.first()..range.last() + 1))
+                }
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}
+
+/// Whether the answer to [`ask_for_span`] is that span of that object.
+pub(super) fn is_span(
+    response: &ResponseHead,
+    framing: Framing,
+    meta: &Meta,
+    len: u64,
+    span: &Range<u64>,
+) -> bool {
+    let same = match (meta.headers.get(ETAG), response.headers.get(ETAG)) {
+        (Some(old), new) => new == Some(old),
+        (None, _) => response.headers.get(LAST_MODIFIED) == meta.headers.get(LAST_MODIFIED),
+    };
+    let range = ContentRange::of(&response.headers);
+    let Some(ContentRange::Satisfied { range, complete: Some(complete) }) = range else { return false };
+    response.status == StatusCode::PARTIAL_CONTENT
+        && same
+        && complete == len
+        && (range.first()..range.last() + 1) == *span
+        && framing == Framing::Fixed(range.len())
+}

@@ -1,0 +1,164 @@
+//! A new process takes over the port of an old one, or sockets that somebody holds for both: no request is lost.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    os::fd::AsRawFd,
+    process::Command,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+    time::Instant,
+};
+
+use crate::{
+    chain::{Ground, text},
+    client::try_get,
+    content::content,
+    process::{DEADLINE, Process, Settings},
+};
+
+/// Requests on connections of their own, one after the other on each of some threads, while `change` happens; how many.
+/// Each must be answered.
+fn requests_while(address: SocketAddr, body: &[u8], change: impl FnOnce(&dyn Fn(usize))) -> usize {
+    /// More than a process has cores, so that one of them always connects.
+    const THREADS: usize = 4;
+    let (done, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let answer = try_get(address, "GET", "/f", "Connection: close\r\n");
+                    let answer = answer.unwrap_or_else(|error| {
+                        done.store(true, Ordering::Relaxed);
+                        panic!("a request was lost: {error}")
+                    });
+                    assert!(answer.status() == 200 && answer.body == body, "{}", answer.text());
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        /// Ends the requests even when `change` panics.
+        struct Stop<'a>(&'a AtomicBool);
+        impl Drop for Stop<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let _stop = Stop(&done);
+        change(&|more| {
+            let (from, until) = (answered.load(Ordering::Relaxed), Instant::now() + DEADLINE);
+            while answered.load(Ordering::Relaxed) < from + more && !done.load(Ordering::Relaxed) {
+                assert!(Instant::now() < until, "no more requests are answered");
+                thread::yield_now();
+            }
+        });
+    });
+    answered.into_inner()
+}
+
+#[test]
+fn a_second_process_takes_over_the_port_of_a_downstream() {
+    let body = content(1000);
+    for executor in ["tokio-uring", "glommio"] {
+        let settings = Settings { executor, ..Settings::default() };
+        let ground = Ground::new();
+        ground.store("f", &body);
+        let (_upstream, at) = ground.start_upstream(&settings, text(&ground.files()));
+        let path = [at.to_string()];
+        let (mut old, address) = ground.start_downstream(&settings, &path, &[]);
+        let key = ground.key();
+        let listen = address.to_string();
+        let args =
+            ["downstream", "--key", text(&key), "--path", &path[0], "--listen", &listen, "--take-over"];
+        let answered = requests_while(address, &body, |wait| {
+            wait(100);
+            // Three generations.
+            for _ in 0..2 {
+                let (new, its_address) = Process::role("the next downstream", &settings, args);
+                assert_eq!(its_address, address);
+                wait(100);
+                old.terminate();
+                assert_eq!(old.wait().code(), Some(0), "{}", old.log());
+                old = new;
+                wait(100);
+            }
+        });
+        println!("{executor}: {answered} requests over two hand-overs, none lost");
+    }
+}
+
+/// Of the other roles, too: what is refused or reset would fail requests.
+#[test]
+fn every_role_is_replaced_while_requests_run() {
+    let body = content(1000);
+    let (ground, settings) = (Ground::new(), Settings::default());
+    ground.store("f", &body);
+    let (key, files) = (ground.key(), ground.files());
+    let (root, root_at) = ground.start_root(&settings);
+    let (root_at, url) = (root_at.to_string(), format!("http://{root_at}"));
+    let (upstream, at) = ground.start_upstream(&settings, &url);
+    let (relay, relay_at) = ground.start_relay(&settings);
+    let path = [format!("{relay_at},{at}")];
+    let (_downstream, address) = ground.start_downstream(&settings, &path, &[]);
+    let (at, relay_at) = (at.to_string(), relay_at.to_string());
+    let roles: [(&str, Process, Vec<&str>); 3] = [
+        ("root", root, vec!["--listen", &root_at, "--dir", text(&files)]),
+        ("upstream", upstream, vec!["--listen", &at, "--root", &url, "--key", text(&key)]),
+        ("relay", relay, vec!["--listen", &relay_at, "--key", text(&key)]),
+    ];
+    let mut kept = Vec::new();
+    requests_while(address, &body, |wait| {
+        for (role, mut old, args) in roles {
+            wait(50);
+            let args = [&[role, "--take-over"][..], &args].concat();
+            kept.push(Process::role(format!("the next {role}"), &settings, args));
+            old.terminate();
+            assert_eq!(old.wait().code(), Some(0), "{role}: {}", old.log());
+            wait(50);
+        }
+    });
+}
+
+/// Starts a role with a listening socket in the way of sd_listen_fds(3), which wants to know the process.
+fn with_socket(settings: &Settings, name: &str, listener: &TcpListener, args: &[&str]) -> Process {
+    let role = settings.plait();
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"", "sh"]);
+    command.arg(role.get_program()).args(args);
+    for (name, value) in role.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.stdin(listener.try_clone().map(std::os::fd::OwnedFd::from).unwrap());
+    let (process, address) = Process::listening(name, &mut command);
+    assert_eq!(address, listener.local_addr().unwrap(), "descriptor {}", listener.as_raw_fd());
+    process
+}
+
+#[test]
+fn sockets_of_systemd_outlive_the_process() {
+    let body = content(1000);
+    for executor in ["tokio-uring", "glommio"] {
+        let settings = Settings { executor, ..Settings::default() };
+        let ground = Ground::new();
+        ground.store("f", &body);
+        let key = ground.key();
+        let (lanes, clients) = (TcpListener::bind("127.0.0.1:0"), TcpListener::bind("127.0.0.1:0"));
+        let (lanes, clients) = (lanes.unwrap(), clients.unwrap());
+        let path = lanes.local_addr().unwrap().to_string();
+        let files = ground.files();
+        let upstream = ["upstream", "--root", text(&files), "--key", text(&key)];
+        let downstream = ["downstream", "--path", &path, "--key", text(&key)];
+        let _upstream = with_socket(&settings, "upstream", &lanes, &upstream);
+        let mut old = with_socket(&settings, "downstream", &clients, &downstream);
+        requests_while(clients.local_addr().unwrap(), &body, |wait| {
+            wait(100);
+            old.terminate();
+            assert_eq!(old.wait().code(), Some(0), "{}", old.log());
+            // Until there is a new process, clients wait in the queue of the socket.
+            old = with_socket(&settings, "the next downstream", &clients, &downstream);
+            wait(100);
+        });
+    }
+}
