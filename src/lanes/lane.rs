@@ -9,8 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::Notify;
-
 use super::PathStatus;
 use crate::{
     exec,
@@ -87,8 +85,6 @@ pub struct Lane {
     stale_payload: Cell<usize>,
     /// All that is left of those transfers is their ENDs: their bodies were delivered.
     only_ends_left: Cell<bool>,
-    /// Leased again before that END has come.
-    pub(super) taken: Notify,
 }
 
 impl Lane {
@@ -107,7 +103,6 @@ impl Lane {
             stale: RefCell::default(),
             stale_payload: Cell::new(0),
             only_ends_left: Cell::new(true),
-            taken: Notify::new(),
         };
         lane.look_at_mptcp();
         lane

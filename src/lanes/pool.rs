@@ -117,7 +117,7 @@ pub struct Pool {
     config: PoolConfig,
     idle: RefCell<Vec<Rc<Lane>>>,
     /// Lanes that still bring the rest of a transfer nobody waits for; they may be leased again already.
-    draining: RefCell<Vec<Rc<Lane>>>,
+    draining: RefCell<Vec<Draining>>,
     /// Lanes that stand or are being dialled.
     open: Cell<usize>,
     /// Lanes that are being dialled.
@@ -144,6 +144,13 @@ enum WarmUpError {
     Dial(#[from] DialError),
     #[error(transparent)]
     Lane(#[from] LaneError),
+}
+
+/// A lane that is being drained, and what tells the task that does it to let go. Each time has its own: the task of an
+/// earlier one may not have run yet.
+struct Draining {
+    lane: Rc<Lane>,
+    taken: Rc<Notify>,
 }
 
 /// A lane's place among those that may stand; given back when the dial fails or is dropped.
@@ -262,13 +269,13 @@ impl Pool {
     }
 
     fn lease_draining(&self, fits: impl Fn(&Rc<Lane>) -> bool) -> Option<Lease> {
-        let lane = {
+        let Draining { lane, taken } = {
             let mut draining = self.draining.borrow_mut();
-            let found = draining.iter().position(fits)?;
+            let found = draining.iter().position(|draining| fits(&draining.lane))?;
             draining.remove(found)
         };
         self.note_warmth();
-        lane.taken.notify_one();
+        taken.notify_one();
         Some(self.lease(lane))
     }
 
@@ -368,26 +375,27 @@ impl Pool {
     /// Tells the other cores whether their clients find a warm lane here.
     fn note_warmth(&self) {
         let is_warm = self.idle.borrow().iter().any(|lane| lane.is_warm())
-            || self.draining.borrow().iter().any(|lane| lane.is_as_good_as_idle());
+            || self.draining.borrow().iter().any(|draining| draining.lane.is_as_good_as_idle());
         self.path.set_warm(exec::core(), is_warm);
     }
 
     /// Waits for the END of the transfer before, unless the lane is leased meanwhile.
     fn drain(&self, lane: Rc<Lane>) {
         let Some(pool) = self.this.upgrade() else { return };
-        self.draining.borrow_mut().push(lane.clone());
+        let taken = Rc::new(Notify::new());
+        self.draining.borrow_mut().push(Draining { lane: lane.clone(), taken: taken.clone() });
         self.note_warmth();
         exec::spawn(async move {
             let outcome = {
                 let caught_up = pin!(exec::timeout(END_DEADLINE, lane.catch_up()));
-                match select(pin!(lane.taken.notified()), caught_up).await {
+                match select(pin!(taken.notified()), caught_up).await {
                     Either::Left(_) => return,
                     Either::Right((outcome, _)) => outcome,
                 }
             };
             let is_ours = {
                 let mut draining = pool.draining.borrow_mut();
-                let found = draining.iter().position(|other| Rc::ptr_eq(other, &lane));
+                let found = draining.iter().position(|other| Rc::ptr_eq(&other.taken, &taken));
                 found.map(|found| draining.swap_remove(found)).is_some()
             };
             if !is_ours {
@@ -580,7 +588,7 @@ impl Pool {
         let idle = std::mem::take(&mut *self.idle.borrow_mut());
         let draining = std::mem::take(&mut *self.draining.borrow_mut());
         self.open.set(self.open.get() - idle.len() - draining.len());
-        draining.iter().for_each(|lane| lane.taken.notify_one());
+        draining.iter().for_each(|draining| draining.taken.notify_one());
         self.note_warmth();
         self.waiting.borrow_mut().clear();
         self.disturbed.notify_one();
