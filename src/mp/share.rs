@@ -1,9 +1,8 @@
 //! Shares lanes when there are too few: decides when a transfer gives one up for somebody who has none.
 //!
-//! In: what a look at the transfer shows, and the time. Out: whether to give a lane up, and whether to ask for one again.
+//! In: what a look at the transfer shows, and the time. Out: whether to give a lane up, and whether to ask for one more.
 //! Called by the crew at each look; no I/O and no clock. Invariants: nothing is given up while nobody without a lane
-//! waits; a transfer whose client is fast keeps one lane to its end; a slow one that has none comes back, in time for the
-//! upstream to know it still.
+//! waits; every transfer keeps one lane to its end, a slow client's as well.
 //!
 //! A lane that is given up is closed. What was on its way then travels again, as after a loss.
 
@@ -13,11 +12,6 @@ use std::time::Duration;
 const SLOW_BYTES_PER_S: u64 = 1 << 20;
 /// Over which time that is measured.
 const SPAN: Duration = Duration::from_secs(1);
-/// How long a slow client keeps its last lane at least: long enough to fill the buffers that it lives on afterwards.
-const TENURE: Duration = Duration::from_secs(2);
-/// How long it then stays away, unless it has taken all before: well below the 30 s after which a transfer without lanes
-/// ends, since it has to wait for its turn as well.
-const ABSENCE: Duration = Duration::from_secs(3);
 
 /// What a transfer looks like now.
 #[derive(Clone, Copy, Debug)]
@@ -38,10 +32,6 @@ pub(super) struct Share {
     /// Begin of the current span, and what had been taken then.
     span: (Duration, u64),
     is_slow: bool,
-    /// Since when it has had lanes without a break.
-    seated_since: Option<Duration>,
-    /// It stays away until then.
-    absent_until: Duration,
     look: Option<Look>,
 }
 
@@ -54,37 +44,24 @@ impl Share {
             self.is_slow = look.is_client_blocked && ((look.taken - taken) as f64) < allowed;
             self.span = (look.now, look.taken);
         }
-        self.seated_since = match self.seated_since {
-            Some(since) if look.lanes > 0 => Some(since),
-            _ => (look.lanes > 0).then_some(look.now),
-        };
         self.look = Some(look);
     }
 
     /// Whether one of the `lanes` of a path is to be given up, where `is_short` says that somebody without a lane waits for one.
     pub(super) fn gives_up(&mut self, lanes: usize, is_short: bool) -> bool {
-        let Some(look) = self.look.as_mut().filter(|look| is_short && lanes > 0 && look.lanes > 0) else {
+        let Some(look) = self.look.as_mut().filter(|look| is_short && lanes > 0 && look.lanes > 1) else {
             return false;
         };
-        let is_last = look.lanes == 1;
-        let has_served = self.seated_since.is_some_and(|since| look.now >= since + TENURE);
-        let gives = if is_last { self.is_slow && has_served } else { lanes > 1 || self.is_slow };
+        let gives = lanes > 1 || self.is_slow;
         if gives {
             look.lanes -= 1;
-        }
-        if gives && is_last {
-            self.absent_until = look.now + ABSENCE;
         }
         gives
     }
 
     /// Whether a lane that is missing is to be asked for.
     pub(super) fn may_seat(&self, is_short: bool) -> bool {
-        let Some(look) = self.look else { return true };
-        if look.lanes > 0 {
-            return !is_short;
-        }
-        !look.is_client_blocked || look.now >= self.absent_until
+        self.look.is_none_or(|look| look.lanes == 0 || !is_short)
     }
 }
 
@@ -129,27 +106,14 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_transfer_gives_up_all_but_one_and_then_takes_turns() {
+    fn a_slow_transfer_gives_up_all_but_one() {
         let mut share = Share::default();
-        let now = watch(&mut share, 0.0, 1.5, SLOW, 2);
+        watch(&mut share, 0.0, 1.5, SLOW, 2);
         assert!(share.gives_up(1, true), "another path still has one");
-        assert!(!share.gives_up(1, true), "the last one has not served its time");
-        let now = watch(&mut share, now, 1.0, SLOW, 1);
-        assert!(share.gives_up(1, true));
-        assert!(!share.gives_up(1, true), "it has none any more");
-        let now = watch(&mut share, now, 2.5, SLOW, 0);
-        assert!(!share.may_seat(true));
-        watch(&mut share, now, 1.0, SLOW, 0);
-        assert!(share.may_seat(true));
-    }
-
-    #[test]
-    fn who_has_taken_all_comes_back_at_once() {
-        let mut share = Share::default();
-        let now = watch(&mut share, 0.0, 3.0, SLOW, 1);
-        assert!(share.gives_up(1, true));
-        let now = Duration::from_secs_f64(now + 0.1);
-        share.look(Look { now, taken: 1 << 30, is_client_blocked: false, lanes: 0 });
-        assert!(share.may_seat(true));
+        assert!(!share.gives_up(1, true), "the last one");
+        watch(&mut share, 1.5, 60.0, SLOW, 1);
+        assert!(!share.gives_up(1, true));
+        watch(&mut share, 61.5, 1.0, SLOW, 0);
+        assert!(share.may_seat(true), "it was lost");
     }
 }

@@ -161,6 +161,6 @@ fn without_mptcp_the_path_is_refused_and_tcp_works_on() {
             run(chain.settings.plait().args(["get", "/f", "-o", "f", "--key", text(&key), "--path", &path]));
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success());
-        assert!(said.contains(&format!("--path {path}: MPTCP is switched off on this host")), "{said}");
+        assert!(said.contains(&format!("path {path}: MPTCP is switched off on this host")), "{said}");
     });
 }
