@@ -279,9 +279,16 @@ impl Pool {
         Some(self.lease(lane))
     }
 
-    /// Closes idle lanes that were not used since `moment`.
+    /// Closes idle lanes that were not used since `moment`, and those that wait for the END of a transfer from before.
     pub fn close_quiet_since(&self, moment: Instant) {
-        let old = self.idle.borrow_mut().extract_if(.., |lane| lane.quiet_since() < moment).count();
+        let mut old = self.idle.borrow_mut().extract_if(.., |lane| lane.quiet_since() < moment).count();
+        for drained in
+            self.draining.borrow_mut().extract_if(.., |drained| drained.lane.quiet_since() < moment)
+        {
+            // Its task holds the lane until it hears this.
+            drained.taken.notify_one();
+            old += 1;
+        }
         self.note_warmth();
         for _ in 0..old {
             self.lane_gone();
