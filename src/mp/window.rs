@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use crate::wire::frame::FIRST_CREDIT_BYTES;
 
-/// Half a window taken within so many round trips lets it grow: lanes hold three each, and more to choose from.
-const WINDOW_ROUND_TRIPS: u32 = 6;
+/// Half a window taken within so many round trips lets it grow: lanes hold three each, and what is ahead of a client that
+/// goes away, or seeks, has to come for nothing before its lanes are free.
+const WINDOW_ROUND_TRIPS: u32 = 3;
 /// and within this time even where round trips are shorter: a core that serves many clients comes back to each only so
 /// often.
 const WINDOW_TIME_MIN: Duration = Duration::from_millis(20);
@@ -18,7 +19,7 @@ const WINDOW_BYTES_MAX: u64 = 64 << 20;
 /// How far the upstream may be ahead of the client, at the downstream: the credit of a transfer.
 ///
 /// The window begins small, so that a client that takes nothing costs next to nothing on every host of the chain, and
-/// doubles while half of it is taken within six round trips; it ends between twelve and twenty-four times what the paths hold.
+/// doubles while half of it is taken within three round trips; it ends between six and twelve times what the paths hold.
 #[derive(Debug)]
 pub struct Window {
     size: u64,
@@ -88,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_window_holds_several_times_what_the_path_does() {
-        assert_eq!(after(12_500_000, 100, 10), 16 * MIB);
+        assert_eq!(after(12_500_000, 100, 10), 8 * MIB);
         assert_eq!(after(62_500_000, 300, 10), WINDOW_BYTES_MAX);
         assert_eq!(after(1_250_000_000, 0, 2), 64 * MIB);
     }

@@ -79,22 +79,26 @@ struct Growth {
     /// Bytes a second.
     highest: f64,
     since: f64,
+    /// The quickest acknowledgement so far; later ones have waited in queues of the lane's own making.
+    round_trip: f64,
     is_over: bool,
 }
 
 impl Growth {
-    /// The rate was `rate` at `now`, by an acknowledgement that took `round_trip`, queues included.
+    /// The rate was `rate` at `now`, by an acknowledgement that took `round_trip`.
     fn saw(&mut self, rate: f64, round_trip: f64, now: f64) {
         if rate > GROWTH_MIN * self.highest {
             (self.highest, self.since) = (rate, now);
         }
-        self.is_over |= now - self.since > GROWTH_ROUND_TRIPS * round_trip;
+        self.round_trip = self.round_trip.min(round_trip);
+        self.is_over |= now - self.since > GROWTH_ROUND_TRIPS * self.round_trip;
     }
 }
 
 impl Lane {
     pub(super) fn new(id: LaneId, model: LaneModel, now: f64) -> Self {
-        let growth = Growth { highest: 0.0, since: now, is_over: model.rate().is_some() };
+        let growth =
+            Growth { highest: 0.0, since: now, round_trip: f64::INFINITY, is_over: model.rate().is_some() };
         Self {
             id,
             model,
