@@ -106,8 +106,12 @@ fn a_warm_lane_that_only_waits_for_an_end_comes_before_a_cold_one() {
             exec::sleep(Duration::from_millis(200)).await;
             assert!(used.abandon(TransferId(7), 0, complete));
             used.give_back();
-            let next = pool.lease_idle(None).unwrap().socket().local().unwrap();
-            assert_eq!(next == address, complete);
+            let next = pool.lease_idle(None).unwrap();
+            assert_eq!(next.socket().local().unwrap() == address, complete);
+            // Who asks again trusts neither kind.
+            next.give_back();
+            pool.close_quiet_since(Instant::now());
+            assert!(pool.lease_idle(None).is_none());
             pool.close();
         }
     });

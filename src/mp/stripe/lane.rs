@@ -28,6 +28,7 @@ const GROWTH_ROUND_TRIPS: f64 = 3.0;
 /// How often a lane that brings nothing in time is tried again.
 const TRIAL_PAUSE_SECONDS: f64 = 1.0;
 const TRIAL_PAUSE_ROUND_TRIPS: f64 = 4.0;
+
 /// A frame on its way.
 #[derive(Debug)]
 pub(super) struct Sent {
@@ -266,5 +267,40 @@ impl Lane {
         let ahead = (sent.upto - self.bytes_acknowledged) as f64 / rate - round_trip / 2.0;
         let earliest = sent.at + round_trip / 2.0 + sent.len as f64 / rate - now;
         Some(ahead.max(earliest).max(self.overdue(now)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cold_lane_is_full_once_its_rate_stands_still() {
+        const RATE: f64 = 6.25e6;
+        const ROUND_TRIP: f64 = 0.1;
+        const FRAME: u64 = 16 << 10;
+        let mut lane = Lane::new(LaneId(0), LaneModel::default(), 0.0);
+        // A path that queues without end, as a relay does; when acknowledgements come, and when it is free again.
+        let (mut acknowledgements, mut free_at) = (VecDeque::new(), 0.0_f64);
+        for step in 0..4000 {
+            let now = f64::from(step) / 1000.0;
+            while acknowledgements.front().is_some_and(|&at| at <= now) {
+                acknowledgements.pop_front();
+                lane.acknowledge(1, now);
+            }
+            while !lane.is_full(2 * FRAME)
+                && (lane.model.rate().is_some() || lane.in_flight() < FIRST_WINDOW_BYTES)
+            {
+                lane.send(0, FRAME, now);
+                free_at = free_at.max(now + ROUND_TRIP / 2.0) + FRAME as f64 / RATE;
+                acknowledgements.push_back(free_at + ROUND_TRIP / 2.0);
+            }
+        }
+        let wanted = RATE * (QUEUE_ROUND_TRIPS * ROUND_TRIP + QUEUE_SECONDS);
+        let in_flight = lane.in_flight() as f64;
+        assert!(
+            in_flight > 0.8 * wanted && in_flight < 1.4 * wanted,
+            "{in_flight} in flight, {wanted} wanted"
+        );
     }
 }
