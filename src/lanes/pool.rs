@@ -13,17 +13,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod dial_error;
+
+pub use dial_error::DialError;
 use futures_util::future::{Either, select};
 use tokio::sync::{Notify, oneshot};
 
 use super::{Lane, LaneError, PathReport, PathStatus, handshake};
 use crate::{
     exec,
-    net::{Congestion, ConnectError, ResolveError, Socket, resolve},
-    wire::{
-        key_ring::KeyRing,
-        route::{PathSpec, Transport},
-    },
+    net::{Congestion, ResolveError, Socket, resolve},
+    wire::{key_ring::KeyRing, route::Transport},
 };
 
 /// A lane is pinged after it was quiet this long: below the 30 s after which mobile networks' NATs forget a connection.
@@ -61,54 +61,6 @@ pub struct PoolConfig {
     pub lanes_warm: usize,
     /// Lanes of a path that may stand on a core at once.
     pub lanes_max: usize,
-}
-
-/// Why a lane could not be dialled.
-#[derive(Debug, thiserror::Error)]
-pub enum DialError {
-    /// The first hop has no address.
-    #[error("path {path}: {source}")]
-    Resolve {
-        /// The path as on the command line.
-        path: String,
-        /// What failed.
-        source: ResolveError,
-    },
-    /// The first hop does not answer.
-    #[error("path {path}: {source}")]
-    Connect {
-        /// The path as on the command line.
-        path: String,
-        /// What failed.
-        source: ConnectError,
-    },
-    /// A hop refused, or the key is wrong.
-    #[error("path {path}: {source}")]
-    Handshake {
-        /// The path as on the command line.
-        path: String,
-        /// What failed.
-        source: handshake::HandshakeFailed,
-    },
-    /// As many lanes stand as may.
-    #[error("path {path}: all {max} lanes of this core are busy (raise --lanes-max)")]
-    Busy {
-        /// The path as on the command line.
-        path: String,
-        /// The bound.
-        max: usize,
-    },
-}
-
-impl DialError {
-    /// The upstream's own host has answered that no process listens there.
-    pub fn nobody_there(&self, spec: &PathSpec) -> bool {
-        match self {
-            DialError::Connect { source, .. } => spec.route().is_empty() && source.nobody_there(),
-            DialError::Handshake { source, .. } => source.nobody_there(),
-            DialError::Resolve { .. } | DialError::Busy { .. } => false,
-        }
-    }
 }
 
 /// See the module's description. Bound to its core.

@@ -10,12 +10,15 @@ use std::{
     pin::pin,
     rc::Rc,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicI32, AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
+mod counts;
+
+pub use counts::LaneCounts;
 use futures_util::future::{Either, join_all, select};
 use tokio::sync::Notify;
 
@@ -24,7 +27,6 @@ use super::{
     producer::{Delivery, Producer},
     queue,
     share::{Look, Share},
-    stripe::{LaneCount, ProbeTurn},
     tap::Tap,
     transfer::{Parcel, Transfer},
 };
@@ -211,95 +213,6 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.place.slots.fetch_and(!(1 << self.number), Ordering::SeqCst);
-    }
-}
-
-/// How many lanes each path should have: fixed, or learned by the transfers of all cores.
-#[derive(Debug)]
-pub struct LaneCounts {
-    least: usize,
-    most: usize,
-    counts: Mutex<Counts>,
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    /// One for each path that was asked for and not forgotten.
-    paths: Vec<(Arc<PathStatus>, LaneCount)>,
-    turn: ProbeTurn,
-    /// One transfer at a time tries numbers: several would take each other's effect for their own.
-    is_probing: bool,
-}
-
-/// The right of one transfer to try other numbers of lanes.
-struct Probe {
-    counts: Arc<LaneCounts>,
-    began: Instant,
-}
-
-impl LaneCounts {
-    /// Each path begins at `least` lanes and goes up to `most`; equal numbers are fixed.
-    pub fn new(least: usize, most: usize) -> Arc<Self> {
-        Arc::new(Self { least, most, counts: Mutex::default() })
-    }
-
-    fn counts(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Lanes that a new transfer should have on `path`.
-    pub(super) fn wanted(&self, path: &Arc<PathStatus>) -> usize {
-        self.counts().of(path).map_or(self.least, |(count, _)| count.learned())
-    }
-
-    /// The path is in use: what is learned of it is kept until it is forgotten.
-    pub(super) fn remember(&self, path: &Arc<PathStatus>) {
-        let mut counts = self.counts();
-        if counts.of(path).is_none() {
-            counts.paths.push((path.clone(), LaneCount::new(self.least, self.most)));
-        }
-    }
-
-    /// The path is no longer in use.
-    pub(super) fn forget(&self, path: &Arc<PathStatus>) {
-        let mut counts = self.counts();
-        if let Some((count, turn)) = counts.of(path) {
-            count.restart(turn);
-        }
-        counts.paths.retain(|(known, _)| !Arc::ptr_eq(known, path));
-    }
-
-    fn probe(self: &Arc<Self>) -> Option<Probe> {
-        let is_taken = std::mem::replace(&mut self.counts().is_probing, true);
-        (!is_taken).then(|| Probe { counts: self.clone(), began: Instant::now() })
-    }
-}
-
-impl Counts {
-    fn of(&mut self, path: &Arc<PathStatus>) -> Option<(&mut LaneCount, &mut ProbeTurn)> {
-        let (_, count) = self.paths.iter_mut().find(|(known, _)| Arc::ptr_eq(known, path))?;
-        Some((count, &mut self.turn))
-    }
-}
-
-impl Probe {
-    /// Looks at the path of `place`; returns how many lanes it should have, if it is still in use.
-    fn sample(&self, place: &Place, by_network: bool) -> Option<usize> {
-        let (received, may_gain) = (place.bytes.load(Ordering::Relaxed), place.is_starved());
-        let round_trip = place.path.round_trip();
-        let mut counts = self.counts.counts();
-        let (count, turn) = counts.of(&place.path)?;
-        Some(count.sample(self.began.elapsed(), received, by_network, may_gain, round_trip, turn))
-    }
-}
-
-impl Drop for Probe {
-    fn drop(&mut self) {
-        let Counts { paths, turn, is_probing } = &mut *self.counts.counts();
-        for (_, count) in paths {
-            count.restart(turn);
-        }
-        *is_probing = false;
     }
 }
 
