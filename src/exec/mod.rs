@@ -24,6 +24,8 @@ use std::{
 
 use futures_util::future::select;
 pub use mail::{Mail, MailFull, Mesh};
+/// The clock of all that waits: named here so that tests can put another in its place.
+pub use std::time::Instant;
 
 /// Which executor runs on each core.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -256,6 +258,14 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
         Backend::TokioUring => on_tokio_uring::blocking(work).await,
         Backend::Glommio => on_glommio::blocking(work).await,
     }
+}
+
+/// Fills `bytes` with the kernel's randomness.
+///
+/// # Errors
+/// The kernel has none.
+pub fn fill_random(bytes: &mut [u8]) -> Result<(), getrandom::Error> {
+    getrandom::fill(bytes)
 }
 
 /// What to wait for on a descriptor. poll(2) names them.

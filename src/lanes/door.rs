@@ -5,16 +5,11 @@
 //! once and begin within a second, a quarter of them from one address; however many strangers are refused, the log grows
 //! by a line per kind and ten seconds.
 
-use std::{
-    fmt,
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use super::handshake::HandshakeFailed;
 use crate::{
-    exec,
+    exec::{self, Instant},
     net::{Admission, Seat, Tally, Told},
     wire::handshake::HandshakeError,
 };

@@ -60,7 +60,7 @@ impl HandshakeFailed {
 
 fn nonce() -> Result<[u8; 16], HandshakeFailed> {
     let mut nonce = [0; 16];
-    getrandom::fill(&mut nonce)?;
+    exec::fill_random(&mut nonce)?;
     Ok(nonce)
 }
 

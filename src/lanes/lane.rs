@@ -6,12 +6,12 @@ use std::{
     io,
     rc::Rc,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::PathStatus;
 use crate::{
-    exec,
+    exec::{self, Instant},
     net::Socket,
     wire::{
         frame::{Frame, FrameError, HEADER_BYTES, Reading},

@@ -10,7 +10,7 @@ use std::{
     pin::pin,
     rc::{Rc, Weak},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 mod dial_error;
@@ -21,7 +21,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::{Lane, LaneError, PathReport, PathStatus, handshake};
 use crate::{
-    exec,
+    exec::{self, Instant},
     net::{Congestion, ResolveError, Socket, resolve},
     wire::{key_ring::KeyRing, route::Transport},
 };
@@ -558,6 +558,6 @@ impl Pool {
 fn jittered(pause: Duration) -> Duration {
     let mut random = [0; 2];
     // Without randomness there is no jitter, which is harmless.
-    let _ = getrandom::fill(&mut random);
+    let _ = exec::fill_random(&mut random);
     pause + pause.mul_f64(f64::from(u16::from_be_bytes(random)) / f64::from(u16::MAX) / 2.0)
 }

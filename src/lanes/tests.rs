@@ -8,7 +8,7 @@ use std::{
     net::TcpListener,
     rc::Rc,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::FutureExt;
@@ -16,7 +16,7 @@ use scripted::*;
 
 use super::*;
 use crate::{
-    exec::{self, Backend, Config, available_cpus},
+    exec::{self, Backend, Config, Instant, available_cpus},
     net::Legs,
     wire::{
         frame::{Frame, Kind, Outcome},

@@ -4,7 +4,9 @@
 //! distant, paced lane delivers single segments; a wake-up and two splices for each cost ten times the CPU time of moving
 //! them together. No I/O, no clock of its own.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::exec::Instant;
 
 /// Bytes come this much later at most: no player notices, and an idle client's first bytes are not held at all.
 const DELAY_MAX: Duration = Duration::from_millis(4);

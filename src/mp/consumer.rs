@@ -15,7 +15,6 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::Poll,
-    time::Instant,
 };
 
 use super::{
@@ -26,7 +25,7 @@ use super::{
 };
 use crate::{
     cache::fill::{Fill, Unwanted},
-    exec,
+    exec::{self, Instant},
     http::chunked,
     net::{Conduit, Drained, Filled, Socket},
     wire::frame::Outcome,

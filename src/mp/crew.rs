@@ -13,7 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicI32, AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 mod counts;
@@ -31,7 +31,7 @@ use super::{
     transfer::{Parcel, Transfer},
 };
 use crate::{
-    exec::{self, Core},
+    exec::{self, Core, Instant},
     lanes::{DialError, Lease, PathStatus, Pool},
 };
 

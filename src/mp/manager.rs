@@ -14,7 +14,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::Poll,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -30,7 +30,7 @@ use super::{
     upstreams,
 };
 use crate::{
-    exec::{self, Core},
+    exec::{self, Core, Instant},
     lanes::{PathStatus, Pool, PoolConfig},
     wire::{frame::Outcome, units::TransferId},
 };
@@ -339,7 +339,7 @@ impl Manager {
         preferred: Option<u64>,
     ) -> Result<Incoming, Unopened> {
         let mut id = [0; 8];
-        getrandom::fill(&mut id)?;
+        exec::fill_random(&mut id)?;
         let transfer = Transfer::new(TransferId(u64::from_be_bytes(id)), request);
         let (ring, parcels) = MpQueue::new(WINDOW_FRAMES)?;
         let taps = Rc::new(RefCell::new(Vec::new()));

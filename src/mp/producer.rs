@@ -15,7 +15,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::Poll,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -29,7 +29,7 @@ use super::{
     transfer::{End, HandedFrame, Parcel, Transfer},
 };
 use crate::{
-    exec,
+    exec::{self, Instant},
     lanes::{LaneError, Lease},
     net::{Conduit, Filled},
     wire::{

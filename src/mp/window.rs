@@ -3,9 +3,9 @@
 //! In: what the client took, and when. Out: limits for CREDIT frames. Called by the consumer. Invariants: no I/O and no
 //! clock; a limit never goes back; what is on its way and parked is below the window, whatever the client does.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::wire::frame::FIRST_CREDIT_BYTES;
+use crate::{exec::Instant, wire::frame::FIRST_CREDIT_BYTES};
 
 /// Half a window taken within so many round trips lets it grow: lanes hold three each, and what is ahead of a client that
 /// goes away, or seeks, has to come for nothing before its lanes are free.

@@ -4,13 +4,10 @@
 //! moves bytes to a peer. Invariant: a wait that follows a wait, with no byte sent in between, begins with a pause, so
 //! that no caller spins.
 
-use std::{
-    io,
-    time::{Duration, Instant},
-};
+use std::{io, time::Duration};
 
 use super::Socket;
-use crate::exec::{self, Interest};
+use crate::exec::{self, Instant, Interest};
 
 /// How often a wait looks whether the peer moves: the verdict is late by at most two of these parts of the deadline.
 const LOOKS_PER_DEADLINE: u32 = 4;

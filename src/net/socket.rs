@@ -8,7 +8,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::BytesMut;
@@ -24,7 +24,7 @@ use super::{
     pipe::close_idle_pipes, receive::receive, splice_probe,
 };
 use crate::{
-    exec::{self, Interest, Watch},
+    exec::{self, Instant, Interest, Watch},
     wire::route::Transport,
 };
 

@@ -4,13 +4,7 @@
 //! Runs as one task of the core that accepted the lane. Invariants: a lane pulls its next frame only when it has room; a
 //! frame that was begun is finished or the lane is closed.
 
-use std::{
-    future::Future,
-    io,
-    os::fd::AsFd,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{future::Future, io, os::fd::AsFd, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, pin_mut, select_biased};
 use tokio::sync::watch;
@@ -23,7 +17,7 @@ use super::{
     transfer::{Ending, Payload, Transfer},
 };
 use crate::{
-    exec,
+    exec::{self, Instant},
     mp::stripe::{FrameSizer, LaneId, LaneModel, Overcount, Piece, Turn},
     net::{Drained, Socket, sendfile},
     wire::{

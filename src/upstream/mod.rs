@@ -140,8 +140,10 @@ impl Upstream {
         door: Arc<Door>,
         kept_bytes_max: usize,
     ) -> Result<Self, getrandom::Error> {
-        let instance = getrandom::u64()?;
+        let mut instance = [0; 8];
+        exec::fill_random(&mut instance)?;
         let registry = Arc::new(Registry::new(Keep::new(kept_bytes_max)));
+        let instance = u64::from_be_bytes(instance);
         Ok(Self { root, keys, legs, door, instance, registry, pool: Arc::default() })
     }
 }

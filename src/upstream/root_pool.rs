@@ -6,10 +6,13 @@
 
 use std::{
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use crate::net::{Shared, Socket};
+use crate::{
+    exec::Instant,
+    net::{Shared, Socket},
+};
 
 /// 256: as many transfers as may end in the same moment on a busy upstream; each waiting connection costs the root one,
 /// and nginx has 512 for each of its workers by default.

@@ -4,16 +4,12 @@
 //! one lane at a time, from whatever core the lane lives on. Invariants: never a byte beyond the body; a pull that is given
 //! up leaves what it had gathered for the next one.
 
-use std::{
-    io,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::{Buf, Bytes};
 
 use crate::{
-    exec::{self, Interest},
+    exec::{self, Instant, Interest},
     http::chunked::{ChunkDecoder, ChunkError, ChunkStep},
     net::{Conduit, Filled, Shared, Socket},
 };

@@ -9,7 +9,7 @@ use std::{
     collections::HashMap,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::{FutureExt, pin_mut, select_biased};
@@ -22,7 +22,7 @@ use super::{
     source::{Source, View},
 };
 use crate::{
-    exec,
+    exec::{self, Instant},
     mp::stripe::{LaneId, LaneModel, Overcount, Piece, Striper, Turn},
     net::{Conduit, Shared},
     wire::{

@@ -3,13 +3,11 @@
 //! In: paths that come and go, looks at the lanes of the one transfer that may try other numbers. Out: numbers. Called by
 //! manager and crew. Invariant: one transfer at a time tries, and its right goes back when it is dropped.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
-    time::Instant,
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering};
 
 use super::Place;
 use crate::{
+    exec::Instant,
     lanes::PathStatus,
     mp::stripe::{LaneCount, ProbeTurn},
 };

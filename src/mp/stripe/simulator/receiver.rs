@@ -3,12 +3,12 @@
 //! In: whole frames that lanes have brought. Out: credit. Called by the world. Invariants: the client gets each byte once
 //! and in order; what is parked stays below the credit.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Duration};
 
-use crate::mp::{stripe::FRAME_BYTES_MAX, window::Window};
+use crate::{
+    exec::Instant,
+    mp::{stripe::FRAME_BYTES_MAX, window::Window},
+};
 
 /// What the client's socket holds.
 const CLIENT_BUFFER_BYTES: f64 = 1e6;

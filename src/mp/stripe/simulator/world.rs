@@ -5,10 +5,7 @@
 //! without gap, every byte reaches the client once and in order, parked bytes stay below the credit, nobody asks for turns
 //! in a loop, and every transfer ends.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, time::Duration};
 
 use super::{
     event::{Events, What},
@@ -19,6 +16,7 @@ use super::{
     spec::{Fault, Report, Spec},
 };
 use crate::{
+    exec::Instant,
     mp::stripe::{Striper, Turn},
     wire::{frame::Reading, units::FrameLen},
 };
