@@ -254,15 +254,4 @@ mod tests {
         }
         assert_eq!(Record::newest([&old_bytes, &new_bytes], |_| false), None);
     }
-
-    #[test]
-    fn any_bytes_are_a_record_or_none() {
-        bolero::check!().with_type::<(Vec<u8>, bool)>().for_each(|(body, sealed)| {
-            let mut bytes = MAGIC.to_vec();
-            bytes.put_u32(body.len() as u32);
-            bytes.put_slice(&checksum(body));
-            bytes.put_slice(body);
-            let _ = Record::decode(if *sealed { &bytes } else { body });
-        });
-    }
 }

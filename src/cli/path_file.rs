@@ -90,14 +90,11 @@ fn read_file(path: &Path) -> Result<Vec<PathSpec>, PathsError> {
     if text.len() as u64 > PATH_FILE_BYTES_MAX {
         return Err(PathsError::TooLarge { path: path.to_owned() });
     }
-    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
-    (1..)
-        .zip(lines)
-        .filter(|(_, line)| !line.is_empty())
-        .map(|(line, text)| {
-            text.parse().map_err(|source| PathsError::Line { path: path.to_owned(), line, source })
-        })
-        .collect()
+    PathSpec::parse_lines(&text).map_err(|(line, source)| PathsError::Line {
+        path: path.to_owned(),
+        line,
+        source,
+    })
 }
 
 /// The set for `specs`: what is in `known` stays as it is.

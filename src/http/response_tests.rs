@@ -176,11 +176,6 @@ fn assert_sound(bytes: &[u8]) {
 }
 
 #[test]
-fn any_bytes() {
-    bolero::check!().for_each(assert_sound);
-}
-
-#[test]
 fn any_pieces() {
     bolero::check!().with_type::<Vec<u8>>().with_iterations(5_000).for_each(|picks| {
         let bytes: Vec<u8> =
