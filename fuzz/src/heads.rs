@@ -5,7 +5,7 @@ use std::{path::Component, time::UNIX_EPOCH};
 use http::{HeaderValue, Method, header::DATE};
 use plait::http::{
     forward::{request_to_root, response_to_client},
-    head::{MAX_BODY_BYTES, Parsed},
+    head::{MAX_BODY_BYTES, MAX_HEAD_BYTES, MAX_HEADERS, Parsed},
     request::{RequestHead, parse_request},
     response::{Framing, ResponseHead, parse_final_response, parse_response},
     target::relative_path,
@@ -16,6 +16,11 @@ fn assert_plain(head: &[u8]) {
     assert!(head.ends_with(b"\r\n\r\n") && !head.contains(&0));
     assert!(!head[..head.len() - 2].windows(4).any(|four| four == b"\r\n\r\n"));
     assert!(head.iter().enumerate().all(|(at, &byte)| byte != b'\n' || head[at - 1] == b'\r'));
+}
+
+/// With what a proxy adds, a head at the bounds is beyond them: the next reader refuses it.
+fn is_too_large(head: &[u8]) -> bool {
+    head.len() > MAX_HEAD_BYTES || head.iter().filter(|&&byte| byte == b'\n').count() > MAX_HEADERS + 2
 }
 
 fn written(head: &RequestHead) -> Vec<u8> {
@@ -39,6 +44,9 @@ fn request(bytes: &[u8]) {
     if let Ok(forwarded) = request_to_root(&head, Some(&HeaderValue::from_static("root"))) {
         let out = written(&forwarded);
         assert_plain(&out);
+        if is_too_large(&out) {
+            return;
+        }
         let Ok(Parsed::Complete { head: read, len }) = parse_request(&out) else { panic!("{forwarded:?}") };
         assert_eq!((len, read.target(), &read.method), (out.len(), head.target(), &head.method));
         assert_eq!(read.headers, forwarded.headers);
@@ -56,6 +64,9 @@ fn response(bytes: &[u8]) {
         let mut out = Vec::new();
         head.write_head(UNIX_EPOCH, &mut out);
         assert_plain(&out);
+        if is_too_large(&out) {
+            return;
+        }
         let Ok(Parsed::Complete { head: again, len }) = parse_response(&out) else { panic!("{head:?}") };
         head.headers.entry(DATE).or_insert(HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT"));
         assert_eq!((len, &again), (out.len(), &*head));

@@ -73,8 +73,8 @@ fn check_parts(head: &plait::http::request::RequestHead, len: u64) {
 fn ranges_and_preconditions() {
     bolero::check!().for_each(|bytes: &[u8]| {
         let Some((len, lines)) = bytes.split_first_chunk() else { return };
-        // Files and bodies end at i64::MAX.
-        let len = u64::from_be_bytes(*len) >> 1;
+        // No body is longer than 2^60 bytes.
+        let len = u64::from_be_bytes(*len) >> 4;
         for method in ["GET", "HEAD"] {
             let head = format!("{method} /f HTTP/1.1\r\nHost: h\r\n");
             let head = parse_request(&[head.as_bytes(), lines, b"\r\n\r\n"].concat());

@@ -305,6 +305,7 @@ fn problem_of(error: &FetchError) -> Problem {
         }
         FetchError::NoLane { .. } | FetchError::LanesLost { .. } => (StatusCode::BAD_GATEWAY, Side::Relay),
         FetchError::Aborted { .. } => (StatusCode::BAD_GATEWAY, Side::Upstream),
+        FetchError::TooLarge => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Side::Client),
         FetchError::Deadline => (StatusCode::GATEWAY_TIMEOUT, Side::Upstream),
         FetchError::Random(_) | FetchError::Queue(_) => (StatusCode::INTERNAL_SERVER_ERROR, Side::Downstream),
     };

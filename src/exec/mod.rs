@@ -6,6 +6,7 @@
 //!
 //! Invariant: a task never leaves the core it was spawned on. Work crosses cores only as a closure through [`post`].
 
+mod budget;
 mod mail;
 mod on_glommio;
 mod on_tokio_uring;
@@ -22,6 +23,7 @@ use std::{
     time::Duration,
 };
 
+pub use budget::Budget;
 use futures_util::future::select;
 pub use mail::{Mail, MailFull, Mesh};
 /// The clock of all that waits: named here so that tests can put another in its place.

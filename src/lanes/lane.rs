@@ -11,7 +11,7 @@ use std::{
 
 use super::PathStatus;
 use crate::{
-    exec::{self, Instant},
+    exec::{self, Budget, Instant},
     net::Socket,
     wire::{
         frame::{Frame, FrameError, HEADER_BYTES, Reading},
@@ -243,7 +243,9 @@ impl Lane {
     /// # Errors
     /// [`LaneError`]: the lane must not be used any more.
     pub(super) async fn catch_up(&self) -> Result<(), LaneError> {
+        let mut budget = Budget::default();
         loop {
+            budget.spend().await;
             while self.stale_payload.get() > 0 {
                 let len = self.stale_payload.get();
                 match self.socket.discard(len).await.map_err(|error| self.lost(error))? {

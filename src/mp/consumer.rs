@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     cache::fill::{Fill, Unwanted},
-    exec::{self, Instant},
+    exec::{self, Budget, Instant},
     http::chunked,
     net::{Conduit, Drained, Filled, Socket},
     wire::frame::Outcome,
@@ -152,7 +152,8 @@ pub struct Consumer {
     window: Window,
     /// Length of the body by its head, if known.
     announced: Option<u64>,
-    turn: usize,
+    turn_bytes: usize,
+    budget: Budget,
     /// Changes of the transfer that were judged, and what was next then.
     seen: (u32, u64),
 }
@@ -197,7 +198,8 @@ impl Consumer {
             given: 0,
             window: Window::new(Instant::now()),
             announced: None,
-            turn: 0,
+            turn_bytes: 0,
+            budget: Budget::default(),
             seen: (0, 0),
         }
     }
@@ -244,10 +246,11 @@ impl Consumer {
                     self.bytes += len as u64;
                     self.next += 1;
                     self.transfer.advance(self.next);
-                    if self.turn > TURN_BYTES_MAX {
-                        self.turn = 0;
+                    if self.turn_bytes > TURN_BYTES_MAX {
+                        self.turn_bytes = 0;
                         exec::yield_now().await;
                     }
+                    self.budget.spend().await;
                 }
             }
         }
@@ -520,7 +523,7 @@ impl Consumer {
         };
         self.progress.moved();
         self.given += moved as u64;
-        self.turn += moved;
+        self.turn_bytes += moved;
         self.transfer.add_taken(moved as u64);
         let limit = self.window.taken(moved as u64, self.transfer.round_trip(), self.progress.moved_at());
         // Once all of the body may come there is nothing to add, and the upstream may close the lanes behind it.

@@ -32,7 +32,10 @@ use super::{
 use crate::{
     exec::{self, Core, Instant},
     lanes::{PathStatus, Pool, PoolConfig},
-    wire::{frame::Outcome, units::TransferId},
+    wire::{
+        frame::{MAX_HEAD_BYTES, Outcome},
+        units::TransferId,
+    },
 };
 
 /// How long a request waits for its first lane: longer than a dial over a relay that lost two SYNs.
@@ -80,6 +83,9 @@ pub enum FetchError {
         /// What it said.
         reason: String,
     },
+    /// With what proxies add to it, the request is longer than a lane takes.
+    #[error("the head of the request is too large: more than {MAX_HEAD_BYTES} bytes on its way")]
+    TooLarge,
     /// The answer did not come.
     #[error("no answer within {} s", HEAD_DEADLINE.as_secs())]
     Deadline,
@@ -300,6 +306,9 @@ impl Manager {
         request: Bytes,
         mut lost: Option<u64>,
     ) -> Result<Incoming, FetchError> {
+        if request.len() > MAX_HEAD_BYTES as usize {
+            return Err(FetchError::TooLarge);
+        }
         let started = Instant::now();
         for attempt in 1.. {
             let suspect_before = (attempt > 1).then_some(started);

@@ -29,7 +29,7 @@ use super::{
     transfer::{End, HandedFrame, Parcel, Transfer},
 };
 use crate::{
-    exec::{self, Instant},
+    exec::{self, Budget, Instant},
     lanes::{LaneError, Lease},
     net::{Conduit, Filled},
     wire::{
@@ -82,6 +82,7 @@ pub(super) struct Producer {
     /// The lane's part in its path's share of the transfer.
     slot: Slot,
     batch: Batch,
+    budget: Budget,
     /// When the lane was last looked at, and its count of segments out of order then.
     looked: (Instant, Option<u32>),
 }
@@ -132,6 +133,7 @@ impl Producer {
             unread: 0,
             slot,
             batch: Batch::new(Instant::now()),
+            budget: Budget::default(),
             looked,
         }
     }
@@ -197,6 +199,7 @@ impl Producer {
         self.opened = true;
         loop {
             let frame = self.next_frame().await?;
+            self.budget.spend().await;
             self.check
                 .accept(&frame, Seq(self.transfer.next()))
                 .map_err(|error| self.lane.protocol(error))?;

@@ -24,6 +24,10 @@ use super::{
     splice_probe::{PayloadMove, payload_move},
 };
 
+/// So few bytes are copied into memory of just their size: a pipe or a pooled buffer for each tiny frame would let a peer
+/// that sends nothing else take all there are.
+const SMALL_BYTES_MAX: usize = 4 << 10;
+
 /// How [`Conduit::fill`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filled {
@@ -84,8 +88,13 @@ impl Conduit {
         self.len == 0
     }
 
-    fn open(&mut self, splice_works: bool) {
+    /// `max`: no more than so many bytes are to come.
+    fn open(&mut self, splice_works: bool, max: usize) {
         if let Store::None = self.store {
+            if max <= SMALL_BYTES_MAX {
+                self.store = Store::Buffer(BytesMut::with_capacity(max));
+                return;
+            }
             let pipe = if splice_works && payload_move() == PayloadMove::Splice { take_pipe() } else { None };
             self.store = pipe.map_or_else(|| Store::Buffer(take_buffer()), Store::Pipe);
         }
@@ -96,7 +105,7 @@ impl Conduit {
     /// # Errors
     /// Those of the source.
     pub fn fill(&mut self, source: &Socket, max: usize) -> io::Result<Filled> {
-        self.open(source.splices());
+        self.open(source.splices(), max);
         let filled = match &mut self.store {
             Store::Pipe(pipe) => fill_pipe(pipe, self.len == 0, source.as_fd(), max)?,
             Store::Buffer(buffer) => fill_buffer(buffer, source, max)?,
@@ -116,7 +125,7 @@ impl Conduit {
     /// # Errors
     /// Those of write(2) to the pipe, except that it is full.
     pub fn put(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.open(true);
+        self.open(true, usize::MAX);
         let put = match &mut self.store {
             Store::Pipe(pipe) => match rustix::io::write(&pipe.write, bytes) {
                 Err(rustix::io::Errno::AGAIN) => 0,
@@ -219,7 +228,7 @@ impl Conduit {
     /// Those of tee(2), read(2) and write(2).
     pub fn tee_to(&mut self, copy: &mut Self) -> io::Result<usize> {
         if let Store::Pipe(pipe) = &self.store {
-            copy.open(true);
+            copy.open(true, usize::MAX);
             match &copy.store {
                 Store::Pipe(second) => {
                     let shared = match tee(&pipe.read, &second.write, self.len, SpliceFlags::NONBLOCK) {

@@ -6,7 +6,7 @@
 use std::{cell::Cell, io};
 
 use super::{Conduit, Drained, Filled, Socket};
-use crate::exec::{self, Interest};
+use crate::exec::{self, Budget, Interest};
 
 /// Asked of one splice: as much as a full pipe may hold when its slots carry 32 KiB fragments (loopback, LRO).
 const FILL_BYTES_MAX: usize = 8 << 20;
@@ -20,13 +20,13 @@ const TURN_BYTES_MAX: usize = 16 << 20;
 /// The first error of either side.
 pub async fn pump(source: &Socket, destination: &Socket, moved: &Cell<u64>) -> io::Result<()> {
     let mut conduit = Conduit::new();
-    let mut turn = 0;
+    let (mut bytes, mut budget) = (0, Budget::default());
     loop {
         match conduit.fill(source, FILL_BYTES_MAX)? {
-            Filled::Bytes(_) | Filled::Full => {}
+            Filled::Bytes(_) | Filled::Full => budget.spend().await,
             Filled::SourceEmpty => {
                 source.ready(Interest::Read).await?;
-                turn = 0;
+                bytes = 0;
                 continue;
             }
             Filled::EndOfFile => {
@@ -38,17 +38,17 @@ pub async fn pump(source: &Socket, destination: &Socket, moved: &Cell<u64>) -> i
             match conduit.drain(destination, usize::MAX)? {
                 Drained::Bytes(n) => {
                     moved.set(moved.get() + n as u64);
-                    turn += n;
+                    bytes += n;
                 }
                 Drained::Blocked => {
                     destination.room().await?;
-                    turn = 0;
+                    bytes = 0;
                 }
             }
         }
-        if turn > TURN_BYTES_MAX {
+        if bytes > TURN_BYTES_MAX {
             exec::yield_now().await;
-            turn = 0;
+            bytes = 0;
         }
     }
 }

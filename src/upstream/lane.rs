@@ -17,7 +17,7 @@ use super::{
     transfer::{Ending, Payload, Transfer},
 };
 use crate::{
-    exec::{self, Instant},
+    exec::{self, Budget, Instant},
     mp::stripe::{FrameSizer, LaneId, LaneModel, Overcount, Piece, Turn},
     net::{Drained, Socket, sendfile},
     wire::{
@@ -103,7 +103,9 @@ pub(super) async fn run(
     let (mut sizer, mut model) = (FrameSizer::default(), LaneModel::default());
     socket.bind_late(sizer.size());
     let mut has_carried = false;
+    let mut budget = Budget::default();
     loop {
+        budget.spend().await;
         let frame = {
             let (next, stop) = (headers.next(socket).fuse(), stopped(shutdown).fuse());
             pin_mut!(next, stop);
@@ -205,7 +207,9 @@ impl Drop for Membership<'_> {
 
 /// What the downstream says while a transfer is on the lane; returns when the lane is lost.
 async fn listen(socket: &Socket, headers: &mut Headers, transfer: &Transfer, lane: LaneId) -> LaneError {
+    let mut budget = Budget::default();
     loop {
+        budget.spend().await;
         match headers.next(socket).await {
             Ok(Some(Frame::Cancel { transfer: id })) if id == transfer.id() => {
                 transfer.end(Outcome::Cancelled, "");

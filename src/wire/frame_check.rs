@@ -25,6 +25,7 @@ pub struct FrameCheck {
     next_seq: Seq,
     next_offset: Offset,
     stage: Stage,
+    has_total: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +69,9 @@ pub enum FrameCheckError {
     /// A second HEAD.
     #[error("a second HEAD frame came on the same lane")]
     SecondHead,
+    /// A second TOTAL.
+    #[error("a second TOTAL frame came on the same lane")]
+    SecondTotal,
     /// A HEAD behind DATA.
     #[error("a HEAD frame came after DATA")]
     HeadAfterData,
@@ -118,7 +122,7 @@ pub enum FrameCheckError {
 impl FrameCheck {
     /// For a lane that `transfer` was just opened on.
     pub fn new(transfer: TransferId) -> Self {
-        Self { transfer, next_seq: Seq(0), next_offset: Offset(0), stage: Stage::Start }
+        Self { transfer, next_seq: Seq(0), next_offset: Offset(0), stage: Stage::Start, has_total: false }
     }
 
     /// Judges the lane's next frame while the consumer waits for frame `next_wanted`. A number below that passes (the queue
@@ -164,9 +168,11 @@ impl FrameCheck {
                 self.next_offset = Offset(offset.0.saturating_add(u64::from(len.0)));
                 self.stage = Stage::Data;
             }
+            Frame::Total { .. } if self.has_total => return Err(FrameCheckError::SecondTotal),
             Frame::Total { frames, bytes, .. } => {
                 self.check_totals(frames, bytes)?;
                 self.stage = Stage::Data;
+                self.has_total = true;
             }
             Frame::End { outcome, frames, bytes, .. } => {
                 // A complete body ends where the frame after its last one would begin. The totals of a failed one only

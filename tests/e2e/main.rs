@@ -10,6 +10,7 @@ mod content;
 mod failures;
 mod gate;
 mod hand_over;
+mod hostile;
 mod integrity;
 mod limits;
 mod load;
@@ -18,6 +19,12 @@ mod mptcp;
 mod process;
 mod reload;
 mod roots;
+#[allow(dead_code, reason = "the tests of `lanes` and `mp` use the rest")]
+#[path = "../../src/lanes/tests/scripted.rs"]
+mod scripted;
 mod semantics;
 mod smuggling;
 mod survive;
+
+// Where `scripted` finds it.
+use plait::wire;

@@ -164,6 +164,27 @@ fn nothing_is_injected_towards_the_root() {
     assert!(matches!(client.answer("GET").unwrap().status(), 400 | 405 | 501));
 }
 
+/// A head that is just small enough for us is too large with what we add: its client is told, and no lane suffers.
+#[test]
+fn heads_at_the_bound() {
+    let chain = Plan::default().start(|ground| ground.store("f", b"film"));
+    let mut client = Client::connect(chain.address);
+    let padding = |len: usize| {
+        let begin = "GET /f HTTP/1.1\r\nHost: h\r\nX: ";
+        format!("{begin}{}\r\n\r\n", "x".repeat(len - begin.len() - 4))
+    };
+    for (len, status) in [(65_000, 200), (65_530, 431), (65_536, 431), (65_000, 200)] {
+        client.send(padding(len));
+        let answer = client.answer("GET").unwrap();
+        assert_eq!(answer.status(), status, "{len}: {}", answer.text());
+    }
+    for (lines, status) in [(90, 200), (99, 431), (90, 200)] {
+        let answer = client.ask("GET", "/f", &"X: y\r\n".repeat(lines)).unwrap();
+        assert_eq!(answer.status(), status, "{lines} lines: {}", answer.text());
+    }
+    assert!(!chain.downstream.log().contains("lane"), "{}", chain.downstream.log());
+}
+
 /// Many, overlapping and huge ranges cost no more than the file.
 #[test]
 fn range_bombs() {

@@ -60,6 +60,8 @@ fn each_broken_rule_is_named() {
     assert_eq!(verdict(&[other]), Err(wrong));
     assert_eq!(verdict(&[head(), head()]), Err(FrameCheckError::SecondHead));
     assert_eq!(verdict(&[data(0, 0, 1), head()]), Err(FrameCheckError::HeadAfterData));
+    let total = Frame::Total { transfer: ID, frames: 2, bytes: 9 };
+    assert_eq!(verdict(&[total, total]), Err(FrameCheckError::SecondTotal));
     let done = end(Outcome::Aborted, 0, 0);
     for (late, kind) in [(head(), Kind::Head), (data(0, 0, 1), Kind::Data), (done, Kind::End)] {
         assert_eq!(verdict(&[done, late]), Err(FrameCheckError::AfterEnd { kind }));
@@ -140,7 +142,10 @@ fn oracle(history: &[Frame], frame: &Frame, next_wanted: u64) -> bool {
     match *frame {
         Frame::Pong { .. } => true,
         Frame::Head { transfer, .. } => transfer == ID && history.is_empty(),
-        Frame::Total { transfer, frames, bytes } => transfer == ID && !ended && place_fits(frames, bytes),
+        Frame::Total { transfer, frames, bytes } => {
+            let is_first = !history.iter().any(|f| matches!(f, Frame::Total { .. }));
+            transfer == ID && !ended && is_first && place_fits(frames, bytes)
+        }
         Frame::Data { transfer, seq, again: true, .. } => {
             let ahead = i128::from(seq.0) - i128::from(next_wanted);
             transfer == ID && !ended && ahead <= i128::from(MAX_SEQ_AHEAD)
