@@ -297,7 +297,11 @@ impl Crew {
                 }
                 let by_network = !self.transfer.is_client_blocked();
                 if let Some(wanted) = probe.as_ref().and_then(|probe| probe.sample(place, by_network)) {
-                    place.wanted.store(wanted, Ordering::Relaxed);
+                    let before = place.wanted.swap(wanted, Ordering::Relaxed);
+                    if wanted != before {
+                        let (path, starved) = (place.path.spec(), place.is_starved());
+                        tracing::debug!(%path, before, wanted, starved, "another number of lanes");
+                    }
                 }
                 let is_short = self.manager.pool(&place.path).is_some_and(|pool| pool.is_short());
                 place.give_up(share.gives_up(place.lanes.load(Ordering::SeqCst), is_short));

@@ -6,11 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering};
 
 use super::Place;
-use crate::{
-    exec::Instant,
-    lanes::PathStatus,
-    mp::stripe::{LaneCount, ProbeTurn},
-};
+use crate::{exec::Instant, lanes::PathStatus, mp::stripe::LaneCount};
 
 /// How many lanes each path should have: fixed, or learned by the transfers of all cores.
 #[derive(Debug)]
@@ -24,7 +20,6 @@ pub struct LaneCounts {
 struct Counts {
     /// One for each path that was asked for and not forgotten.
     paths: Vec<(Arc<PathStatus>, LaneCount)>,
-    turn: ProbeTurn,
     /// One transfer at a time tries numbers: several would take each other's effect for their own.
     is_probing: bool,
 }
@@ -47,7 +42,7 @@ impl LaneCounts {
 
     /// Lanes that a new transfer should have on `path`.
     pub(in crate::mp) fn wanted(&self, path: &Arc<PathStatus>) -> usize {
-        self.counts().of(path).map_or(self.least, |(count, _)| count.learned())
+        self.counts().of(path).map_or(self.least, |count| count.learned())
     }
 
     /// The path is in use: what is learned of it is kept until it is forgotten.
@@ -61,9 +56,6 @@ impl LaneCounts {
     /// The path is no longer in use.
     pub(in crate::mp) fn forget(&self, path: &Arc<PathStatus>) {
         let mut counts = self.counts();
-        if let Some((count, turn)) = counts.of(path) {
-            count.restart(turn);
-        }
         counts.paths.retain(|(known, _)| !Arc::ptr_eq(known, path));
     }
 
@@ -74,9 +66,8 @@ impl LaneCounts {
 }
 
 impl Counts {
-    fn of(&mut self, path: &Arc<PathStatus>) -> Option<(&mut LaneCount, &mut ProbeTurn)> {
-        let (_, count) = self.paths.iter_mut().find(|(known, _)| Arc::ptr_eq(known, path))?;
-        Some((count, &mut self.turn))
+    fn of(&mut self, path: &Arc<PathStatus>) -> Option<&mut LaneCount> {
+        self.paths.iter_mut().find(|(known, _)| Arc::ptr_eq(known, path)).map(|(_, count)| count)
     }
 }
 
@@ -86,16 +77,16 @@ impl Probe {
         let (received, may_gain) = (place.bytes.load(Ordering::Relaxed), place.is_starved());
         let round_trip = place.path.round_trip();
         let mut counts = self.counts.counts();
-        let (count, turn) = counts.of(&place.path)?;
-        Some(count.sample(self.began.elapsed(), received, by_network, may_gain, round_trip, turn))
+        let count = counts.of(&place.path)?;
+        Some(count.sample(self.began.elapsed(), received, by_network, may_gain, round_trip))
     }
 }
 
 impl Drop for Probe {
     fn drop(&mut self) {
-        let Counts { paths, turn, is_probing } = &mut *self.counts.counts();
+        let Counts { paths, is_probing } = &mut *self.counts.counts();
         for (_, count) in paths {
-            count.restart(turn);
+            count.restart();
         }
         *is_probing = false;
     }

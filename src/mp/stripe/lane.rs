@@ -172,9 +172,11 @@ impl Lane {
         self.sent.front().map_or(0.0, |oldest| (now - oldest.due).min(now - self.quiet_since).max(0.0))
     }
 
-    /// The lane could carry more than it is given.
-    pub(super) fn idles(&mut self) {
-        self.idle_upto = self.bytes_sent.max(1);
+    /// The lane is given nothing although it has room: it could carry more, unless it has a queue to work off.
+    pub(super) fn idles(&mut self, now: f64) {
+        if self.busy_until(now).is_none() {
+            self.idle_upto = self.bytes_sent.max(1);
+        }
     }
 
     /// A frame goes on the lane; returns its number there.
@@ -302,5 +304,25 @@ mod tests {
             in_flight > 0.8 * wanted && in_flight < 1.4 * wanted,
             "{in_flight} in flight, {wanted} wanted"
         );
+    }
+
+    #[test]
+    fn a_lane_with_a_queue_is_not_idle_although_it_is_given_nothing() {
+        const FRAME: u64 = 16 << 10;
+        let mut lane = Lane::new(LaneId(0), LaneModel::default(), 0.0);
+        let mut at = 0.0;
+        // A megabyte a second, then a tenth of it, with ten frames on their way.
+        for seconds in [FRAME as f64 / 1e6, FRAME as f64 / 1e5] {
+            for _ in 0..100 {
+                while lane.in_flight() < 10 * FRAME {
+                    lane.send(0, FRAME, at);
+                }
+                lane.idles(at);
+                at += seconds;
+                lane.acknowledge(1, at);
+            }
+        }
+        let rate = lane.model.rate().unwrap();
+        assert!(rate < 1.5e5, "{rate}");
     }
 }

@@ -1,38 +1,47 @@
 //! How many lanes a transfer opens on one path, found by trying.
 //!
 //! In: the bytes that came over the path, every 100 ms or so. Out: the number of lanes wanted. Called by the downstream's
-//! manager, one [`LaneCount`] per path and one [`ProbeTurn`] for all of them. Invariants: only one path tries at a time; a
-//! transfer that its client holds back is never probed; a number that brought nothing is given up.
+//! manager, one [`LaneCount`] per path. Invariants: a transfer that its client holds back is never probed; a number that
+//! brought nothing is given up.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 /// Lanes on one path at most: with 1 % loss 32 cubic connections carry what the path has, and a policer of single
 /// connections seldom allows less than a thirtieth of the path.
 pub const LANES_MAX: usize = 32;
-/// What a doubling has to bring at least: less is the noise of a busy path.
+/// A step up multiplies by this: 32 lanes are found in three steps, and single lanes, which random loss makes go up and
+/// down by half, cannot hide the gain.
+const LEAP: usize = 4;
+/// What a step up has to bring for all its lanes to be kept; half of them are if it brought less.
+const LEAP_GAIN_MIN: f64 = 2.0;
+/// What twice the lanes have to bring at least, and what more do: less is the noise of a busy path.
 const GAIN_MIN: f64 = 1.2;
+const LEAP_LEAST: f64 = GAIN_MIN * GAIN_MIN;
 /// Half the lanes are as good if they bring this share.
 const LOSS_MAX: f64 = 0.95;
 /// A measurement takes this long, or five round trips: a lane's own ups and downs average out.
 const MEASURE_MIN: Duration = Duration::from_secs(1);
 const MEASURE_ROUND_TRIPS: u32 = 5;
-/// A gain of this much is no noise: it is believed after a shorter time, or two round trips. 16 lanes are found in half the
-/// time.
-const GAIN_CLEAR: f64 = 1.6;
+/// A gain of this much is no noise: it is believed after a shorter time, or two round trips.
+const GAIN_CLEAR: f64 = 2.0;
+/// As clear is a loss of this much.
+const LOSS_CLEAR: f64 = 0.75;
 const CLEAR_MIN: Duration = Duration::from_millis(300);
 const CLEAR_ROUND_TRIPS: u32 = 2;
-/// New lanes get this long, or three round trips, to come up to speed before they are measured.
+/// More lanes are compared with the median of so many measurements: a single lane goes up and down.
+const MEASUREMENTS: usize = 3;
+/// New lanes get this long, or four round trips, to be dialled and to come up to speed before they are measured.
 const SETTLE_MIN: Duration = Duration::from_millis(300);
-const SETTLE_ROUND_TRIPS: u32 = 3;
+const SETTLE_ROUND_TRIPS: u32 = 4;
+/// Fewer are tried for so many times longer: taken for as good by chance, they would stay for long.
+const FEWER_MEASURES: u32 = 3;
+/// Fewer are tried when the wait after tries of more has grown to this.
+const FEWER_AFTER: Duration = Duration::from_secs(8);
+/// The wait after a number was learned.
+const LEARNED_REST: Duration = Duration::from_secs(15);
 /// The wait after a try that brought nothing; doubles each time.
-const REST_MIN: Duration = Duration::from_secs(30);
+const REST_MIN: Duration = Duration::from_secs(2);
 const REST_MAX: Duration = Duration::from_secs(600);
-
-/// Held by the path that tries another number of lanes; shared by the paths of a downstream.
-#[derive(Debug, Default)]
-pub struct ProbeTurn {
-    is_taken: bool,
-}
 
 /// Rate over a stretch of time.
 #[derive(Clone, Copy, Debug)]
@@ -67,10 +76,12 @@ pub struct LaneCount {
     /// The number to have now.
     wanted: usize,
     state: State,
+    /// The last rates that the learned number carried.
+    rates: VecDeque<f64>,
     /// Time in transfers until the next try, and the one after that.
     rest_left: Duration,
     rest: Duration,
-    /// The next try goes down.
+    /// The running or the next try goes down.
     tries_fewer: bool,
     last: Duration,
     received: u64,
@@ -86,6 +97,7 @@ impl LaneCount {
             learned: least,
             wanted: least,
             state: State::Steady(None),
+            rates: VecDeque::new(),
             rest_left: Duration::ZERO,
             rest: REST_MIN,
             tries_fewer: false,
@@ -100,8 +112,8 @@ impl LaneCount {
     }
 
     /// A transfer begins or ends: what is being tried is given up, what was learned stays.
-    pub fn restart(&mut self, turn: &mut ProbeTurn) -> usize {
-        self.give_up(turn);
+    pub fn restart(&mut self) -> usize {
+        self.give_up();
         self.last = Duration::ZERO;
         self.received = 0;
         self.wanted
@@ -117,14 +129,13 @@ impl LaneCount {
         by_network: bool,
         may_gain: bool,
         round_trip: Duration,
-        turn: &mut ProbeTurn,
     ) -> usize {
         self.rest_left = self.rest_left.saturating_sub(now.saturating_sub(self.last));
         self.last = now;
         self.received = self.received.max(received);
         let here = Measurement { since: now, bytes: self.received };
         if !by_network {
-            self.give_up(turn);
+            self.give_up();
             return self.wanted;
         }
         let measure = MEASURE_MIN.max(round_trip * MEASURE_ROUND_TRIPS);
@@ -132,8 +143,14 @@ impl LaneCount {
             State::Steady(None) => self.state = State::Steady(Some(here)),
             State::Steady(Some(begin)) if now - begin.since >= measure => {
                 let rate = begin.rate(now, self.received);
-                let may_begin = self.rest_left.is_zero() && (may_gain || self.learned > self.least);
-                if !may_begin || !self.begin(rate, now, round_trip, turn) {
+                self.rates.truncate(MEASUREMENTS - 1);
+                self.rates.push_front(rate);
+                // Slow start, as it goes on, would be taken for what more lanes bring.
+                let still_grows = self.rates.get(1).is_none_or(|before| rate >= before * GAIN_MIN);
+                let tries_fewer = self.tries_fewer;
+                self.tries_fewer |= !may_gain;
+                if still_grows || !self.rest_left.is_zero() || !self.begin(rate, now, round_trip) {
+                    self.tries_fewer = tries_fewer;
                     self.state = State::Steady(Some(here));
                 }
             }
@@ -145,57 +162,78 @@ impl LaneCount {
             State::Measuring { measurement, before } => {
                 let elapsed = now - measurement.since;
                 let rate = measurement.rate(now, self.received);
-                let is_clear = elapsed >= CLEAR_MIN.max(round_trip * CLEAR_ROUND_TRIPS)
-                    && !self.tries_fewer
-                    && rate >= before * GAIN_CLEAR;
-                if is_clear || elapsed >= measure {
-                    self.judge(rate, before, now, round_trip, turn);
+                let is_clear = match self.tries_fewer {
+                    true => rate <= before * LOSS_CLEAR,
+                    false => rate >= before * GAIN_CLEAR,
+                } && elapsed >= CLEAR_MIN.max(round_trip * CLEAR_ROUND_TRIPS);
+                let enough = if self.tries_fewer { measure * FEWER_MEASURES } else { measure };
+                if is_clear || elapsed >= enough {
+                    self.judge(rate, before, now, round_trip);
                 }
             }
         }
         self.wanted
     }
 
-    /// Tries another number, if there is one and no other path tries.
-    fn begin(&mut self, before: f64, now: Duration, round_trip: Duration, turn: &mut ProbeTurn) -> bool {
+    /// Tries another number, if there is one.
+    fn begin(&mut self, before: f64, now: Duration, round_trip: Duration) -> bool {
         self.tries_fewer = (self.tries_fewer || self.learned >= self.most) && self.learned > self.least;
         let other = if self.tries_fewer {
             (self.learned / 2).max(self.least)
         } else {
-            (self.learned * 2).min(self.most)
+            (self.learned * LEAP).min(self.most)
         };
-        if turn.is_taken || other == self.learned {
+        if other == self.learned {
             return false;
         }
-        turn.is_taken = true;
+        let before = match self.tries_fewer {
+            true => before,
+            false => self.usual_rate().unwrap_or(before),
+        };
         self.wanted = other;
         let until = now + SETTLE_MIN.max(round_trip * SETTLE_ROUND_TRIPS);
         self.state = State::Settling { until, before };
         true
     }
 
-    fn judge(&mut self, rate: f64, before: f64, now: Duration, round_trip: Duration, turn: &mut ProbeTurn) {
-        turn.is_taken = false;
-        let is_better = if self.tries_fewer { rate >= before * LOSS_MAX } else { rate >= before * GAIN_MIN };
+    fn judge(&mut self, rate: f64, before: f64, now: Duration, round_trip: Duration) {
+        let gain = rate / before.max(f64::MIN_POSITIVE);
+        let is_better = gain
+            >= match self.wanted / self.learned {
+                0 => LOSS_MAX,
+                1..=2 => GAIN_MIN,
+                _ => LEAP_LEAST,
+            };
         if is_better {
-            self.learned = self.wanted;
+            let is_too_far = !self.tries_fewer && gain < LEAP_GAIN_MIN;
+            self.learned = if is_too_far { self.wanted / 2 } else { self.wanted };
             self.rest = REST_MIN;
+            self.rates.clear();
+            let is_at_bound = self.learned == if self.tries_fewer { self.least } else { self.most };
             // On in the same direction at once.
-            if self.begin(rate, now, round_trip, turn) {
+            if !is_at_bound && self.begin(rate, now, round_trip) {
                 return;
             }
+            self.rest_left = LEARNED_REST;
+        } else if self.tries_fewer {
+            self.rest_left = LEARNED_REST.max(self.rest);
+        } else {
+            self.rest_left = self.rest;
+            self.rest = (self.rest * 2).min(REST_MAX);
         }
         self.wanted = self.learned;
-        self.rest_left = self.rest;
-        self.rest = (self.rest * 2).min(REST_MAX);
-        self.tries_fewer = !self.tries_fewer && self.learned > self.least;
+        self.tries_fewer = !self.tries_fewer && self.rest > FEWER_AFTER && self.learned > self.least;
         self.state = State::Steady(None);
     }
 
-    fn give_up(&mut self, turn: &mut ProbeTurn) {
-        if !matches!(self.state, State::Steady(_)) {
-            turn.is_taken = false;
-        }
+    /// The lower median of the last rates.
+    fn usual_rate(&self) -> Option<f64> {
+        let mut rates: Vec<_> = self.rates.iter().copied().collect();
+        rates.sort_unstable_by(f64::total_cmp);
+        rates.get(rates.len().saturating_sub(1) / 2).copied()
+    }
+
+    fn give_up(&mut self) {
         self.wanted = self.learned;
         self.state = State::Steady(None);
     }

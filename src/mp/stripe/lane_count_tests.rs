@@ -36,7 +36,7 @@ struct Story {
 
 /// Transfers of some seconds, one after the other, for `seconds`.
 fn run(paths: &[Path], seconds: f64, transfer_seconds: f64, seed: u64) -> Vec<Story> {
-    let (mut random, mut turn) = (Random::new(seed), ProbeTurn::default());
+    let mut random = Random::new(seed);
     let mut counts: Vec<_> = paths.iter().map(|_| (LaneCount::new(1, LANES_MAX), 1, 1.0, 0.0)).collect();
     let mut stories: Vec<_> =
         paths.iter().map(|_| Story { eight_at: f64::INFINITY, mean: 0.0, learned: 1 }).collect();
@@ -59,7 +59,7 @@ fn run(paths: &[Path], seconds: f64, transfer_seconds: f64, seed: u64) -> Vec<St
             let (now, round_trip) =
                 (Duration::from_secs_f64(at - began), Duration::from_secs_f64(path.round_trip));
             let may_gain = random.chance(path.may_gain);
-            *wanted = count.sample(now, *received as u64, true, may_gain, round_trip, &mut turn);
+            *wanted = count.sample(now, *received as u64, true, may_gain, round_trip);
             story.mean += *wanted as f64 * SAMPLE_SECONDS / seconds;
             story.learned = count.learned();
             if *wanted >= 8 {
@@ -69,7 +69,7 @@ fn run(paths: &[Path], seconds: f64, transfer_seconds: f64, seed: u64) -> Vec<St
         if at - began >= transfer_seconds {
             began = at;
             for (count, wanted, lanes, received) in &mut counts {
-                *wanted = count.restart(&mut turn);
+                *wanted = count.restart();
                 (*lanes, *received) = (*wanted as f64, 0.0);
             }
         }
@@ -119,7 +119,7 @@ fn a_clean_path_stays_with_one_lane() {
         let stories = stories(&[path; 2], 300.0, 60.0);
         let mean = percentile(&stories, 95, |story| story.mean);
         println!("{name}: {mean:.3} lanes");
-        assert!(mean <= 1.05, "{name}: {mean}");
+        assert!(mean <= 1.15, "{name}: {mean}");
         assert!(percentile(&stories, 95, |story| story.learned as f64) < 2.0);
     }
 }

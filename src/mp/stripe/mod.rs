@@ -13,7 +13,7 @@ mod sizer;
 mod striper;
 
 pub use lane::LaneId;
-pub use lane_count::{LANES_MAX, LaneCount, ProbeTurn};
+pub use lane_count::{LANES_MAX, LaneCount};
 pub use model::LaneModel;
 pub use sizer::{FRAME_BYTES_MAX, FRAME_BYTES_MIN, FrameSizer};
 pub use striper::{FRAMES_AHEAD_MAX, Overcount, Piece, Resent, Striper, Turn};

@@ -22,8 +22,9 @@ use crate::wire::{
 
 mod choice;
 
-/// Half of the downstream's ring of 1024 slots: a lost frame that is sent again behind others always finds its slot.
-pub const FRAMES_AHEAD_MAX: u64 = 512;
+/// With one more for each of a few dozen lanes this fits into the downstream's ring of 1024 slots, once all before the
+/// first outstanding frame are taken: a lost frame that is sent again behind others always finds its slot.
+pub const FRAMES_AHEAD_MAX: u64 = 832;
 /// A lane that waited this long for the body's source between its turn and its piece was not the bottleneck.
 const SOURCE_WAIT_SECONDS: f64 = 0.005;
 
@@ -72,8 +73,10 @@ pub struct Overcount {
 /// Bytes sent more than once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Resent {
-    /// Copies of frames that would have arrived late.
+    /// Copies of frames that would have arrived late, at the end of the body or to try a lane.
     pub tail_bytes: u64,
+    /// Copies of frames that held up the window.
+    pub held_up_bytes: u64,
     /// Frames of lanes that were lost or fell silent.
     pub recovered_bytes: u64,
 }
@@ -176,7 +179,7 @@ impl Striper {
         if let Some(index) = self.index(lane) {
             let (now, lane) = (now.as_secs_f64(), &mut self.lanes[index]);
             if now - lane.asked_at > SOURCE_WAIT_SECONDS {
-                lane.idles();
+                lane.idles(now);
             }
             frame.carriers.push((lane.id, lane.send(seq, u64::from(len.0), now)));
             if lane.is_trial {
@@ -193,6 +196,7 @@ impl Striper {
     /// [`Turn::Again`] is followed: the frame goes on `lane` now. `None` if it need not any more.
     pub fn again(&mut self, lane: LaneId, seq: Seq, now: Duration) -> Option<Piece> {
         let index = self.index(lane)?;
+        let is_held_up = !self.is_at_end() && self.fresh_left() == 0;
         let place = seq.0.checked_sub(self.base)?;
         let frame = self.outstanding.get_mut(place as usize)?;
         if frame.is_acknowledged || frame.carriers.iter().any(|(carrier, _)| *carrier == lane) {
@@ -200,11 +204,12 @@ impl Striper {
         }
         let bytes = u64::from(frame.len);
         let lives = |id| self.lanes.iter().any(|lane| lane.id == id && !lane.is_silent());
-        if frame.carriers.iter().any(|(carrier, _)| lives(*carrier)) {
-            self.resent.tail_bytes += bytes;
-        } else {
-            self.resent.recovered_bytes += bytes;
-        }
+        let spent = match frame.carriers.iter().any(|(carrier, _)| lives(*carrier)) {
+            true if is_held_up => &mut self.resent.held_up_bytes,
+            true => &mut self.resent.tail_bytes,
+            false => &mut self.resent.recovered_bytes,
+        };
+        *spent += bytes;
         self.lost.remove(&seq.0);
         frame.carriers.push((lane, self.lanes[index].send(seq.0, bytes, now.as_secs_f64())));
         Some(Piece { seq, offset: Offset(frame.offset), len: FrameLen(frame.len) })

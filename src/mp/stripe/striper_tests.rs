@@ -77,3 +77,18 @@ fn a_lost_frame_is_taken_by_a_lane_even_where_all_together_would_be_faster() {
     let takers = [a, b].map(|lane| striper.turn(lane, 16_000, now) == Turn::Again { seq: lost });
     assert!(takers.contains(&true), "or all wait for each other");
 }
+
+#[test]
+fn what_holds_up_the_window_is_copied_by_a_lane_without_work() {
+    let (mut striper, a, b, now) = two_known_lanes();
+    striper.resent.tail_bytes = u64::MAX / 2;
+    let Piece { seq: stuck, .. } = fresh(&mut striper, a, 16_000, now);
+    // `b` goes on until the window is closed; `a` brings nothing, but is not late enough to be silent.
+    striper.limit = striper.next_offset + 9_000;
+    let rest = fresh(&mut striper, b, 9_000, now);
+    striper.received(b, 11, Reading::Eager, now + ms(150)).unwrap();
+    assert!(rest.seq > stuck);
+    assert_eq!(striper.turn(b, 9_000, now + ms(900)), Turn::Again { seq: stuck });
+    striper.again(b, stuck, now + ms(900)).unwrap();
+    assert_eq!(striper.resent().held_up_bytes, 16_000);
+}

@@ -17,6 +17,9 @@ use crate::wire::{frame::Reading, units::Seq};
 const TAIL_SHARE: f64 = 0.03;
 /// or this many bytes, which is one frame of a lane that is not known yet.
 const TAIL_BYTES_MIN: u64 = 64 << 10;
+/// Frames that hold up the window while their copier has nothing else to do may cost this share more: a path that stands
+/// still costs more than bytes. Beyond it only the one frame that the client waits for is copied.
+const HELD_UP_SHARE: f64 = 0.1;
 /// A copy is worth its bytes only if it comes this much earlier: estimates are not exact to the millisecond.
 const COPY_GAIN_SECONDS: f64 = 0.02;
 /// and in this proportion.
@@ -71,7 +74,7 @@ impl Striper {
             if self.tries(index, now) {
                 return Turn::Fresh { want: COLD_FRAME_BYTES.min(fresh_left) as usize };
             }
-            self.lanes[index].idles();
+            self.lanes[index].idles(now);
             let retry = now + self.retry_seconds(index);
             return Turn::Wait { until: Some(Duration::from_secs_f64(retry)) };
         }
@@ -79,7 +82,7 @@ impl Striper {
             // The window opens before the lane falls idle; copies would only cost.
             return Turn::Wait { until: Some(Duration::from_secs_f64(until.max(now + RETRY_SECONDS_MIN))) };
         }
-        self.lanes[index].idles();
+        self.lanes[index].idles(now);
         match self.copy_for(index, now) {
             Copy::Now(seq) => Turn::Again { seq: Seq(seq) },
             Copy::At(until) => Turn::Wait { until: Some(Duration::from_secs_f64(until)) },
@@ -94,7 +97,7 @@ impl Striper {
     }
 
     /// Fresh bytes that may be handed out now.
-    fn fresh_left(&self) -> u64 {
+    pub(super) fn fresh_left(&self) -> u64 {
         if self.has_ended || self.outstanding.len() as u64 >= FRAMES_AHEAD_MAX {
             return 0;
         }
@@ -102,7 +105,7 @@ impl Striper {
     }
 
     /// Whether no more credit would bring fresh bytes.
-    fn is_at_end(&self) -> bool {
+    pub(super) fn is_at_end(&self) -> bool {
         self.has_ended || self.length.is_some_and(|length| self.next_offset >= length)
     }
 
@@ -141,6 +144,15 @@ impl Striper {
     fn tail_budget(&self) -> u64 {
         let bytes = self.length.unwrap_or(self.next_offset);
         TAIL_BYTES_MIN.max((bytes as f64 * TAIL_SHARE) as u64)
+    }
+
+    /// Bytes that copies may cost from now on.
+    fn copy_bytes_left(&self) -> u64 {
+        if self.is_at_end() {
+            return self.tail_budget().saturating_sub(self.resent.tail_bytes);
+        }
+        let budget = TAIL_BYTES_MIN.max((self.next_offset as f64 * HELD_UP_SHARE) as u64);
+        budget.saturating_sub(self.resent.held_up_bytes)
     }
 
     /// How many fresh bytes the lane should take, of `left` that may be handed out.
@@ -230,7 +242,7 @@ impl Striper {
     /// A frame of others that this lane would bring earlier.
     fn copy_for(&self, index: usize, now: f64) -> Copy {
         let lane = &self.lanes[index];
-        let budget = self.tail_budget();
+        let bytes_left = self.copy_bytes_left();
         let mut retry = None;
         for (place, frame) in self.outstanding.iter().enumerate().take(COPY_CANDIDATES_MAX) {
             let is_here = frame.carriers.iter().any(|(carrier, _)| *carrier == lane.id);
@@ -238,8 +250,8 @@ impl Striper {
                 continue;
             }
             let len = u64::from(frame.len);
-            if self.resent.tail_bytes + len > budget {
-                return Copy::Never;
+            if len > bytes_left && (place > 0 || self.is_at_end()) {
+                return retry.map_or(Copy::Never, Copy::At);
             }
             let Some(arrival) = lane.arrival(len, now) else {
                 // A lane without work may as well find out.
