@@ -2,7 +2,7 @@
 //!
 //! In: turns of lanes, acknowledgements, credit, lanes that come and go. Out: decisions. Called by the upstream's transfer
 //! under its lock. Invariants: the pieces cut the body without gap or overlap; a frame is on a lane at most once at a
-//! time; [`FRAMES_AHEAD_MAX`] frames and one per lane are outstanding at most; a lost frame comes before fresh bytes.
+//! time; [`FRAMES_AHEAD_MAX`] frames are outstanding at most; a lost frame comes before fresh bytes.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -22,9 +22,12 @@ use crate::wire::{
 
 mod choice;
 
-/// With one more for each of a few dozen lanes this fits into the downstream's ring of 1024 slots, once all before the
-/// first outstanding frame are taken: a lost frame that is sent again behind others always finds its slot.
-pub const FRAMES_AHEAD_MAX: u64 = 832;
+/// Frames outstanding at most, with one more for each lane that may be about to cut one. They fit into the downstream's
+/// ring of 1024 slots once all before the first outstanding frame are taken: a lost frame that is sent again behind others
+/// always finds its slot.
+pub const FRAMES_AHEAD_MAX: u64 = 960;
+/// But as many as this however many lanes there are, or they would wait for each other.
+const FRAMES_AHEAD_MIN: u64 = 64;
 /// A lane that waited this long for the body's source between its turn and its piece was not the bottleneck.
 const SOURCE_WAIT_SECONDS: f64 = 0.005;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{
     super::{lane::Lane, sizer::FRAME_BYTES_MIN},
-    FRAMES_AHEAD_MAX, LaneId, Striper, Turn,
+    FRAMES_AHEAD_MAX, FRAMES_AHEAD_MIN, LaneId, Striper, Turn,
 };
 use crate::wire::{frame::Reading, units::Seq};
 
@@ -98,10 +98,14 @@ impl Striper {
 
     /// Fresh bytes that may be handed out now.
     pub(super) fn fresh_left(&self) -> u64 {
-        if self.has_ended || self.outstanding.len() as u64 >= FRAMES_AHEAD_MAX {
+        if self.has_ended || self.outstanding.len() as u64 >= self.frames_ahead_max() {
             return 0;
         }
         self.limit.min(self.length.unwrap_or(u64::MAX)).saturating_sub(self.next_offset)
+    }
+
+    fn frames_ahead_max(&self) -> u64 {
+        FRAMES_AHEAD_MAX.saturating_sub(self.lanes.len() as u64).max(FRAMES_AHEAD_MIN)
     }
 
     /// Whether no more credit would bring fresh bytes.
@@ -180,7 +184,7 @@ impl Striper {
         // What the others could carry until they have to wait for this frame.
         let frames = self.base + self.outstanding.len() as u64;
         let frame_mean = self.next_offset.checked_div(frames).unwrap_or(size).max(1);
-        let window = (self.limit - self.base_offset()).min(FRAMES_AHEAD_MAX * frame_mean);
+        let window = (self.limit - self.base_offset()).min(self.frames_ahead_max() * frame_mean);
         let others_window = self.others_need(index, window as f64, now).unwrap_or(f64::INFINITY);
         let steadiest = self.others(index).map(|lane| lane.model.stall()).fold(f64::INFINITY, f64::min);
         let pauses = (lane.model.stall() - steadiest).max(0.0) * STALL_SHARE;
