@@ -26,6 +26,7 @@ use crate::lab::{
     fetch::{Fetched, fetch},
     scenario::ScenarioError,
     shape::Counters,
+    timeline::Happened,
 };
 
 /// How often the live lines are drawn.
@@ -144,7 +145,7 @@ fn start(global: &Global, args: &LabChain) -> Result<(Lab, Chain), LabRunError> 
 
 fn shell(global: &Global, args: &LabChain) -> Result<(), LabRunError> {
     let (lab, chain) = start(global, args)?;
-    let _timeline = lab.play();
+    let _timeline = chain.play(&lab);
     let shell = std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".into());
     let file = if args.dir.is_some() { "" } else { FILE_NAME };
     println!("through Plait:    http://{}/{file}", chain.entrance());
@@ -179,11 +180,12 @@ fn transfer(global: &Global, args: &LabRun) -> Result<(), LabRunError> {
         let cold = if run == 1 { ", cold" } else { "" };
         println!("run {run} of {}{cold}:", args.runs);
         let before = (lab.counters(), cpu_seconds(&chain)?);
-        let fetched = {
-            let _timeline = lab.play();
-            watched(&lab, |received| fetch(lab.client(), None, chain.entrance(), &target, received))?
-        };
+        let timeline = chain.play(&lab);
+        let fetched =
+            watched(&lab, |received| fetch(lab.client(), None, chain.entrance(), &target, received))?;
+        let happened = timeline.end();
         print_result(&lab, &fetched, &before, &cpu_seconds(&chain)?);
+        print_events(&happened);
     }
     Ok(())
 }
@@ -227,6 +229,16 @@ fn print_result(
         );
     }
     println!("  bytes on the wire / delivered: {:.3}", wire as f64 / fetched.bytes as f64);
+}
+
+/// A line for each time a path came back.
+fn print_events(happened: &[Happened]) {
+    for Happened { event, used_again } in happened.iter().filter(|happened| happened.event.brings_back()) {
+        let used_again = used_again.map_or("not used again".to_owned(), |after| {
+            format!("carries half of its rate again after {:.0} ms", after.as_secs_f64() * 1e3)
+        });
+        println!("  path {}, back at {} s: {used_again}", event.path, event.at);
+    }
 }
 
 /// What did not arrive between two readings.

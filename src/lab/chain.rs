@@ -1,52 +1,24 @@
 //! The real roles, each in its host of the lab.
 //!
 //! In: a [`Lab`] and [`ChainOptions`]. Out: running processes that listen, their addresses and PIDs. Called by the
-//! command line and the benchmark. Invariant: the processes end with the [`Chain`]; they are killed when the thread
-//! that started it ends.
+//! command line and the benchmark. Invariant: the processes end with the [`Chain`], and with this process.
 
 use std::{
-    collections::VecDeque,
-    fmt,
-    fs::File,
-    io::{self, BufRead, BufReader, Read, Write},
+    io,
     net::{Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::{Arc, Mutex, PoisonError, mpsc::channel},
-    time::Duration,
+    path::PathBuf,
+    process::Command,
+    sync::Arc,
 };
 
+pub use super::role::{Role, RoleProcess};
 use super::{
     host::{Host, inherit},
     store::Store,
+    timeline::Timeline,
     topology::{Lab, LabError},
-    usage,
 };
 use crate::wire::key::Key;
-
-/// A role of the chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// Serves the file.
-    Root,
-    /// Stripes it.
-    Upstream,
-    /// Forwards the lanes of the path of this number, from 0.
-    Relay(usize),
-    /// Serves clients.
-    Downstream,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Root => out.write_str("root"),
-            Self::Upstream => out.write_str("upstream"),
-            Self::Relay(path) => write!(out, "relay {}", path + 1),
-            Self::Downstream => out.write_str("downstream"),
-        }
-    }
-}
 
 /// How lanes go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,116 +90,10 @@ const ROOT_PORT: u16 = 9000;
 const UPSTREAM_PORT: u16 = 7000;
 const RELAY_PORT: u16 = 7001;
 const DOWNSTREAM_PORT: u16 = 8080;
-/// Every role is ready within milliseconds; ten seconds mean that it never will be.
-const READY_LIMIT: Duration = Duration::from_secs(10);
-/// Lines of a role's log that are kept for the case that it fails.
-const LOG_LINES_MAX: usize = 50;
-
-/// A running role; it is killed when this is dropped.
-#[derive(Debug)]
-pub struct RoleProcess {
-    role: Role,
-    child: Child,
-    log: Arc<Mutex<VecDeque<String>>>,
-}
-
-impl RoleProcess {
-    /// Starts the role and waits until it listens.
-    fn start(role: Role, command: &mut Command, logs: Option<&Path>) -> Result<Self, LabError> {
-        for (name, _) in std::env::vars_os() {
-            if name.as_encoded_bytes().starts_with(b"PLAIT_") {
-                command.env_remove(name);
-            }
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(|source| LabError::System {
-            what: format!("cannot start {}", command.get_program().to_string_lossy()),
-            source,
-        })?;
-        let log = Arc::new(Mutex::new(VecDeque::new()));
-        let mut file = match logs {
-            None => None,
-            Some(dir) => {
-                let path = dir.join(format!("{role}.log").replace(' ', "-"));
-                let cannot =
-                    |source| LabError::System { what: format!("cannot write {}", path.display()), source };
-                Some(std::io::BufWriter::new(File::create(&path).map_err(cannot)?))
-            }
-        };
-        if let Some(stderr) = child.stderr.take() {
-            let log = log.clone();
-            each_line(stderr, move |line| {
-                // A full disk must not stop the role.
-                let _ = file.as_mut().map(|file| writeln!(file, "{line}"));
-                let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
-                if log.len() == LOG_LINES_MAX {
-                    log.pop_front();
-                }
-                log.push_back(line);
-            });
-        }
-        let (said, listening) = channel();
-        if let Some(stdout) = child.stdout.take() {
-            each_line(stdout, move |line| {
-                if line.starts_with("listening on ") {
-                    // Nobody waits for a second one.
-                    let _ = said.send(());
-                }
-            });
-        }
-        let mut process = Self { role, child, log };
-        if listening.recv_timeout(READY_LIMIT).is_err() {
-            // What it said last is there once it has ended.
-            let _ = process.child.kill();
-            let _ = process.child.wait();
-            return Err(LabError::Program(format!("{role} does not listen; it says:\n{}", process.log())));
-        }
-        Ok(process)
-    }
-
-    /// What it is.
-    pub fn role(&self) -> Role {
-        self.role
-    }
-
-    /// Its process.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// CPU time of all its threads so far, in nanoseconds.
-    ///
-    /// # Errors
-    /// The process is gone; the text has what it said last.
-    pub fn cpu_ns(&self) -> Result<u64, LabError> {
-        usage::cpu_ns(self.pid())
-            .map_err(|error| LabError::Program(format!("{} is gone ({error}):\n{}", self.role, self.log())))
-    }
-
-    /// What it wrote to standard error last, some lines.
-    pub fn log(&self) -> String {
-        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        log.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
-    }
-}
-
-impl Drop for RoleProcess {
-    fn drop(&mut self) {
-        // Already gone is as good as stopped.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Reads to the end even when nobody wants the lines any more: a full pipe must not block the role.
-fn each_line(stream: impl Read + Send + 'static, mut take: impl FnMut(String) + Send + 'static) {
-    std::thread::spawn(move || BufReader::new(stream).lines().map_while(Result::ok).for_each(&mut take));
-}
-
 /// Running roles.
 #[derive(Debug)]
 pub struct Chain {
-    processes: Vec<RoleProcess>,
+    processes: Vec<Arc<RoleProcess>>,
     /// Keeps the file that is served.
     _store: Store,
 }
@@ -291,11 +157,8 @@ impl Chain {
         let flags = starter.options.flags.iter();
         let own = flags.filter(|(role, _)| role == "all" || role == starter.word).map(|(_, flag)| flag);
         starter.command.args(own);
-        self.processes.push(RoleProcess::start(
-            starter.role,
-            &mut starter.command,
-            starter.options.logs.as_deref(),
-        )?);
+        let process = RoleProcess::start(starter.role, starter.command, starter.options.logs.as_deref())?;
+        self.processes.push(Arc::new(process));
         Ok(())
     }
 
@@ -310,8 +173,14 @@ impl Chain {
     }
 
     /// The processes.
-    pub fn processes(&self) -> &[RoleProcess] {
+    pub fn processes(&self) -> &[Arc<RoleProcess>] {
         &self.processes
+    }
+
+    /// Starts the clock of the events of `lab`, its relays' included. They stop, and paths and relays are as they were,
+    /// when the guard is dropped.
+    pub fn play(&self, lab: &Lab) -> Timeline {
+        lab.play_with(self.processes.clone())
     }
 }
 

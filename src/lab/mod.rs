@@ -5,7 +5,7 @@
 //! bottom up: `shape` says what a direction of a link does, `shaper` decides it packet by packet without I/O or clock,
 //! `segment` cuts TSO super-packets, `tun` opens the devices, `link` is the thread that moves packets; `child` and `host`
 //! make hosts of namespaces, `scenario` reads what a network is like, `topology` builds it with `ip` and `timeline`;
-//! `chain` runs the roles in it, `fetch` is a client of theirs, `calibrate` checks the emulator.
+//! `role` is one role's process (started by `lasting`), `chain` runs all of them, `fetch` is a client of theirs, `calibrate` checks the emulator.
 
 pub mod calibrate;
 pub mod chain;
@@ -14,8 +14,10 @@ mod contain;
 pub mod fetch;
 pub mod host;
 pub mod ip;
+mod lasting;
 pub mod link;
 mod punctual;
+pub mod role;
 pub mod scenario;
 pub mod segment;
 pub mod shape;

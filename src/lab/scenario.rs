@@ -7,7 +7,7 @@ use std::{path::Path, time::Duration};
 
 use serde::Deserialize;
 
-use super::shape::{Shape, ShapeError};
+use super::shape::{Direction, Shape, ShapeError};
 
 /// Paths of a scenario: each costs a thread, a namespace and a third of a /16 of addresses is far away.
 pub const PATHS_MAX: usize = 8;
@@ -99,6 +99,12 @@ pub struct Event {
     /// The path goes dead (true) or comes back (false).
     #[serde(default)]
     pub down: Option<bool>,
+    /// The one direction that `down` is about; without it both.
+    #[serde(default)]
+    pub direction: Option<Direction>,
+    /// What happens to the process of Plait's relay.
+    #[serde(default)]
+    pub relay: Option<RelayChange>,
     /// From now on.
     #[serde(default)]
     pub rate_mbit: Option<f64>,
@@ -108,6 +114,20 @@ pub struct Event {
     /// From now on.
     #[serde(default)]
     pub loss: Option<f64>,
+}
+
+/// What can happen to a relay's process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RelayChange {
+    /// It is killed; the kernel closes its connections.
+    Kill,
+    /// It is started anew, on the same port.
+    Start,
+    /// It stops working (SIGSTOP); its kernel goes on acknowledging what comes until buffers are full.
+    Freeze,
+    /// It goes on.
+    Thaw,
 }
 
 /// Why a scenario is of no use.
@@ -168,6 +188,12 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("four-mixed", include_str!("../../bench/scenarios/four-mixed.toml")),
     ("policed", include_str!("../../bench/scenarios/policed.toml")),
     ("outage", include_str!("../../bench/scenarios/outage.toml")),
+    ("relay-killed", include_str!("../../bench/scenarios/relay-killed.toml")),
+    ("relay-frozen", include_str!("../../bench/scenarios/relay-frozen.toml")),
+    ("relay-restarts", include_str!("../../bench/scenarios/relay-restarts.toml")),
+    ("path-silent", include_str!("../../bench/scenarios/path-silent.toml")),
+    ("path-deaf", include_str!("../../bench/scenarios/path-deaf.toml")),
+    ("path-mute", include_str!("../../bench/scenarios/path-mute.toml")),
 ];
 
 fn names() -> String {
@@ -270,7 +296,9 @@ impl Scenario {
             before = event.at;
             checker.range(&format!("{key}.path"), event.path as f64, 1.0, paths as f64, "")?;
             let empty = *event == Event::nothing(event.at, event.path);
-            checker.rule(&key, "without effect", !empty, "given down, rate-mbit, rtt-ms or loss")?;
+            checker.rule(&key, "without effect", !empty, "given down, relay, rate-mbit, rtt-ms or loss")?;
+            let has_down = event.direction.is_none() || event.down.is_some();
+            checker.rule(&format!("{key}.direction"), "alone", has_down, "beside down")?;
             let after = self.paths[event.path - 1].changed(event);
             after.check(checker, &key)?;
         }
@@ -340,7 +368,12 @@ impl EmulatedPath {
 
 impl Event {
     fn nothing(at: f64, path: usize) -> Self {
-        Self { at, path, down: None, rate_mbit: None, rtt_ms: None, loss: None }
+        Self { at, path, down: None, direction: None, relay: None, rate_mbit: None, rtt_ms: None, loss: None }
+    }
+
+    /// Whether a path that was out of use is of use again from here on.
+    pub fn brings_back(&self) -> bool {
+        self.down == Some(false) || matches!(self.relay, Some(RelayChange::Start | RelayChange::Thaw))
     }
 }
 

@@ -114,11 +114,13 @@ impl Shape {
 }
 
 /// One of the two directions of a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
 pub enum Direction {
-    /// From the first device to the second.
+    /// From the first device, the client's, to the second.
+    #[serde(rename = "to-server")]
     Forward,
     /// From the second device to the first.
+    #[serde(rename = "to-client")]
     Backward,
 }
 

@@ -24,6 +24,7 @@ use super::{
     host::Host,
     ip::Batch,
     link::Link,
+    role::RoleProcess,
     scenario::{Event, Scenario},
     shape::Counters,
     timeline::{Paths, Timeline},
@@ -266,8 +267,13 @@ impl Lab {
     }
 
     /// Starts the clock of the scenario's events. They stop, and the paths are as they were, when the guard is dropped.
+    /// What happens to relays happens with [`Chain::play`](super::chain::Chain::play) only.
     pub fn play(&self) -> Timeline {
-        Timeline::start(self.paths.clone(), self.scenario.events.clone())
+        self.play_with(Vec::new())
+    }
+
+    pub(super) fn play_with(&self, roles: Vec<Arc<RoleProcess>>) -> Timeline {
+        Timeline::start(self.paths.clone(), roles, self.scenario.events.clone())
     }
 
     /// What keeps a lab from running on this machine, if anything does.

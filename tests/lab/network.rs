@@ -4,11 +4,17 @@ use std::{
     io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr},
     process::Command,
+    sync::atomic::AtomicU64,
     thread,
     time::{Duration, Instant},
 };
 
-use plait::lab::{Lab, Scenario};
+use plait::lab::{
+    Lab, Scenario,
+    chain::{Chain, ChainOptions, Content, FILE_NAME, Role},
+    fetch::fetch,
+    scenario::RelayChange,
+};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{SMALL, possible};
@@ -98,6 +104,52 @@ fn events_happen_and_are_undone() {
     assert!(is_reached(&lab, None, lab.server_address(1), DEADLINE), "the other path is no part of it");
     drop(timeline);
     assert!(is_reached(&lab, near, far, DEADLINE));
+}
+
+/// The relay of the first path is killed before a byte has come, and started anew while they come.
+const RESTARTED: &str = r#"
+[[event]]
+at = 0
+path = 1
+relay = "kill"
+[[event]]
+at = 0.3
+path = 1
+relay = "start"
+[[event]]
+at = 0.4
+path = 2
+relay = "freeze"
+[[event]]
+at = 0.6
+path = 2
+relay = "thaw"
+"#;
+
+#[test]
+fn relays_are_killed_started_frozen_and_thawed() {
+    if !possible() {
+        return;
+    }
+    let lab = small(RESTARTED);
+    let mut options = ChainOptions::new(&lab, env!("CARGO_BIN_EXE_plait").into());
+    options.content = Content::Generated(4_000_000);
+    options.flags = vec![("all".into(), "--cores=0".into())];
+    let chain = Chain::start(&lab, &options).unwrap();
+    let pids = || chain.processes().iter().map(|role| (role.role(), role.pid().unwrap())).collect::<Vec<_>>();
+    let before = pids();
+    let timeline = chain.play(&lab);
+    let target = format!("/{FILE_NAME}");
+    let fetched = fetch(lab.client(), None, chain.entrance(), &target, &AtomicU64::new(0)).unwrap();
+    assert_eq!(fetched.bytes, 4_000_000);
+    // A run may end before its events do: what they left undone is put right.
+    assert!(timeline.end().iter().any(|happened| happened.event.relay == Some(RelayChange::Kill)));
+    for (then, now) in before.iter().zip(pids()) {
+        assert_eq!(then.0, now.0);
+        assert_eq!(then.1 == now.1, then.0 != Role::Relay(0), "{:?}", then.0);
+    }
+    let one_more = fetch(lab.client(), None, chain.entrance(), &target, &AtomicU64::new(0)).unwrap();
+    assert_eq!(one_more.bytes, 4_000_000);
 }
 
 #[test]

@@ -98,6 +98,16 @@ fn refusals_name_file_key_and_rule() {
         ("rtt-ms = 10", "rtt-ms = 10\n[[event]]\nat = 1\npath = 0\ndown = true", "event[1].path is 0"),
         ("rtt-ms = 10", "rtt-ms = 10\n[[event]]\nat = 1\npath = 2\ndown = true", "event[1].path is 2"),
         ("rtt-ms = 10", "rtt-ms = 10\n[[event]]\nat = 1\npath = 1\nloss = 2", "event[1].loss is 2"),
+        (
+            "rtt-ms = 10",
+            "rtt-ms = 10\n[[event]]\nat = 1\npath = 1\nrelay = \"melt\"",
+            "unknown variant `melt`",
+        ),
+        (
+            "rtt-ms = 10",
+            "rtt-ms = 10\n[[event]]\nat = 1\npath = 1\nloss = 0.1\ndirection = \"to-client\"",
+            "event[1].direction is alone, but must be beside down",
+        ),
         ("rtt-ms = 10", "latency = 10", "unknown field `latency`"),
         ("rtt-ms = 10", "", "missing field `rtt-ms`"),
         ("rtt-ms = 10", "rtt-ms =", "TOML parse error at line"),
