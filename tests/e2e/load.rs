@@ -1,10 +1,16 @@
 //! Many clients at once, and clients that behave badly next to ones that do not.
 
-use std::{sync::mpsc, thread, time::Instant};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use crate::{
     chain::Plan,
-    client::{Client, ask},
+    client::{Answer, Client, ask},
     content::{content, hash},
     process::{DEADLINE, Settings},
 };
@@ -33,6 +39,18 @@ pub fn clients_possible(wanted: usize) -> usize {
     wanted.min(possible)
 }
 
+/// Asks, and comes again when told to: on a busy machine lanes are dialled more slowly than the crowd comes.
+fn patient(mut client: Client, address: SocketAddr, target: &str) -> io::Result<Answer> {
+    loop {
+        let answer = client.ask("GET", target, "")?;
+        let Some(seconds) = answer.header("retry-after").filter(|_| answer.status() == 503) else {
+            return Ok(answer);
+        };
+        thread::sleep(Duration::from_secs(seconds.parse().unwrap()));
+        client = Client::connect(address);
+    }
+}
+
 /// All clients at once, each 1 MB, a file of three.
 fn check_many(settings: Settings, paths: usize) {
     let files: Vec<_> = (0..3).map(|number| content(1_000_000 + number)).collect();
@@ -46,11 +64,10 @@ fn check_many(settings: Settings, paths: usize) {
     // All stand before the first asks.
     let connected: Vec<_> = (0..clients).map(|_| Client::connect(address)).collect();
     let (tell, told) = mpsc::channel();
-    for (number, mut client) in connected.into_iter().enumerate() {
+    for (number, client) in connected.into_iter().enumerate() {
         let tell = tell.clone();
         let fetch = move || {
-            let answer = client.ask("GET", &format!("/{}", number % 3), "");
-            let outcome = match answer {
+            let outcome = match patient(client, address, &format!("/{}", number % 3)) {
                 Ok(answer) if answer.status() == 200 => Ok(hash(&answer.body)),
                 Ok(answer) => Err(format!("{}: {}", answer.status(), answer.text())),
                 Err(error) => Err(error.to_string()),
