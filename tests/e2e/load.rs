@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -39,15 +39,16 @@ pub fn clients_possible(wanted: usize) -> usize {
     wanted.min(possible)
 }
 
-/// Asks, and comes again when told to: on a busy machine lanes are dialled more slowly than the crowd comes.
+/// Asks, and comes again when it is told that there is no lane yet (503), or no answer yet (504): on a busy machine lanes
+/// are dialled, and the root is reached, more slowly than the crowd comes.
 fn patient(mut client: Client, address: SocketAddr, target: &str) -> io::Result<Answer> {
     loop {
         let answer = client.ask("GET", target, "")?;
-        let Some(seconds) = answer.header("retry-after").filter(|_| answer.status() == 503) else {
+        if !matches!(answer.status(), 503 | 504) {
             return Ok(answer);
-        };
-        thread::sleep(Duration::from_secs(seconds.parse().unwrap()));
-        client = Client::connect(address);
+        }
+        thread::sleep(Duration::from_secs(1));
+        client = Client::over(TcpStream::connect(address)?);
     }
 }
 
