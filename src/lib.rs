@@ -15,5 +15,7 @@ pub mod mp;
 pub mod net;
 pub mod relay;
 pub mod root;
+#[cfg(test)]
+mod simulation;
 pub mod upstream;
 pub mod wire;

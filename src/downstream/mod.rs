@@ -75,7 +75,7 @@ pub async fn serve(
 }
 
 /// Sends one whole answer; an error says that it could not be completed.
-async fn answer(
+pub(crate) async fn answer(
     manager: &Rc<Manager>,
     connection: &mut HttpConnection,
     request: &RequestHead,

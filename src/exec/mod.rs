@@ -9,6 +9,8 @@
 mod budget;
 mod mail;
 mod on_glommio;
+#[cfg(test)]
+pub(crate) mod on_simulator;
 mod on_tokio_uring;
 
 use std::{
@@ -26,7 +28,10 @@ use std::{
 pub use budget::Budget;
 use futures_util::future::select;
 pub use mail::{Mail, MailFull, Mesh};
-/// The clock of all that waits: named here so that tests can put another in its place.
+#[cfg(test)]
+pub use on_simulator::Instant;
+/// The clock of everything that a simulation may run in virtual time.
+#[cfg(not(test))]
 pub use std::time::Instant;
 
 /// Which executor runs on each core.
@@ -37,6 +42,10 @@ pub enum Backend {
     TokioUring,
     /// glommio: an io_uring executor of its own.
     Glommio,
+    /// Virtual time, on one thread.
+    #[cfg(test)]
+    #[value(skip)]
+    Simulator,
 }
 
 impl fmt::Display for Backend {
@@ -44,6 +53,8 @@ impl fmt::Display for Backend {
         f.write_str(match self {
             Backend::TokioUring => "tokio-uring",
             Backend::Glommio => "glommio",
+            #[cfg(test)]
+            Backend::Simulator => "simulator",
         })
     }
 }
@@ -172,6 +183,8 @@ where
     let outcome = match backend {
         Backend::TokioUring => on_tokio_uring::run(main),
         Backend::Glommio => on_glommio::run(main),
+        #[cfg(test)]
+        Backend::Simulator => unreachable!("a simulation is begun by on_simulator::simulate"),
     };
     if outcome.is_err() {
         mesh.close();
@@ -208,6 +221,8 @@ pub fn spawn(task: impl Future<Output = ()> + 'static) {
     match backend() {
         Backend::TokioUring => on_tokio_uring::spawn(task),
         Backend::Glommio => on_glommio::spawn(task),
+        #[cfg(test)]
+        Backend::Simulator => on_simulator::spawn(task),
     }
 }
 
@@ -224,6 +239,8 @@ pub async fn sleep(time: Duration) {
     match backend() {
         Backend::TokioUring => on_tokio_uring::sleep(time).await,
         Backend::Glommio => on_glommio::sleep(time).await,
+        #[cfg(test)]
+        Backend::Simulator => on_simulator::sleep(time).await,
     }
 }
 
@@ -251,6 +268,8 @@ pub async fn yield_now() {
     match backend() {
         Backend::TokioUring => on_tokio_uring::yield_now().await,
         Backend::Glommio => on_glommio::yield_now().await,
+        #[cfg(test)]
+        Backend::Simulator => on_simulator::yield_now().await,
     }
 }
 
@@ -259,14 +278,20 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     match backend() {
         Backend::TokioUring => on_tokio_uring::blocking(work).await,
         Backend::Glommio => on_glommio::blocking(work).await,
+        #[cfg(test)]
+        Backend::Simulator => work(),
     }
 }
 
-/// Fills `bytes` with the kernel's randomness.
+/// Fills `bytes` with randomness that nobody can guess: the kernel's, except in a simulation.
 ///
 /// # Errors
 /// The kernel has none.
 pub fn fill_random(bytes: &mut [u8]) -> Result<(), getrandom::Error> {
+    #[cfg(test)]
+    if on_simulator::fill_random(bytes) {
+        return Ok(());
+    }
     getrandom::fill(bytes)
 }
 
@@ -311,6 +336,8 @@ pub struct Watch {
 enum Inner {
     TokioUring(on_tokio_uring::Watch),
     Glommio(on_glommio::Watch),
+    #[cfg(test)]
+    Simulator(on_simulator::Watch),
 }
 
 impl Watch {
@@ -319,6 +346,8 @@ impl Watch {
         let inner = match backend() {
             Backend::TokioUring => Inner::TokioUring(on_tokio_uring::Watch::new(fd)),
             Backend::Glommio => Inner::Glommio(on_glommio::Watch::new(fd)),
+            #[cfg(test)]
+            Backend::Simulator => Inner::Simulator(on_simulator::Watch::new(fd)),
         };
         Self { inner }
     }
@@ -346,6 +375,8 @@ impl Future for Ready<'_> {
         match &self.watch.inner {
             Inner::TokioUring(watch) => watch.poll_ready(self.interest, cx),
             Inner::Glommio(watch) => watch.poll_ready(self.interest, cx),
+            #[cfg(test)]
+            Inner::Simulator(watch) => watch.poll_ready(self.interest, cx),
         }
     }
 }

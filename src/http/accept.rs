@@ -112,8 +112,11 @@ pub async fn serve<A>(
 }
 
 /// Answers the requests of one connection.
-async fn converse<A>(mut connection: HttpConnection, mut stopping: watch::Receiver<bool>, answer: &A)
-where
+pub(crate) async fn converse<A>(
+    mut connection: HttpConnection,
+    mut stopping: watch::Receiver<bool>,
+    answer: &A,
+) where
     A: AsyncFn(&mut HttpConnection, RequestHead) -> io::Result<()>,
 {
     let finish = connection.deadlines().finish;

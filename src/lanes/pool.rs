@@ -146,7 +146,10 @@ impl std::ops::Deref for Lease {
 impl Lease {
     /// The lane is in step and silent: others may use it.
     pub fn give_back(mut self) {
-        if let (Some(lane), Some(pool)) = (self.lane.take(), self.pool.upgrade()) {
+        // Dropped where the pool is gone, because its path was removed.
+        if let Some(pool) = self.pool.upgrade()
+            && let Some(lane) = self.lane.take()
+        {
             lane.path().lease_ended();
             lane.has_carried();
             pool.shelve(lane);

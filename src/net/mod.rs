@@ -21,6 +21,8 @@ mod receive;
 mod resolve;
 mod sendfile;
 mod shared;
+#[cfg(test)]
+pub(crate) mod simulated;
 mod socket;
 mod splice_probe;
 mod tally;

@@ -86,6 +86,13 @@ pub(super) fn take_pipe() -> Option<Pipe> {
     (given.unwrap_or(0) >= PIPE_BYTES_MIN).then_some(pipe)
 }
 
+/// Empties the pools: what a simulation finds there must not depend on what ran before.
+#[cfg(test)]
+pub(super) fn forget_idle() {
+    close_idle_pipes();
+    while stores().buffers.pop().is_some() {}
+}
+
 /// Closes the idle pipes, for a process that has no descriptor left for a connection; returns whether there were any.
 pub(super) fn close_idle_pipes() -> bool {
     let stores = stores();

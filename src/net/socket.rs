@@ -109,6 +109,8 @@ impl Socket {
             _ => Transport::Tcp,
         };
         let splices = transport == Transport::Tcp || splice_probe::mptcp_splices();
+        #[cfg(test)]
+        let splices = splices && super::simulated::may_splice();
         Ok(Self::on_this_core(Shared::new(fd, transport, splices)))
     }
 
@@ -135,6 +137,12 @@ impl Socket {
         deadline: Duration,
     ) -> Result<Self, ConnectError> {
         let refused = |source| ConnectError::Refused { address, source };
+        #[cfg(test)]
+        if let Some(dialled) = super::simulated::dial(address) {
+            let dialled = exec::timeout(deadline, dialled).await;
+            let fd = dialled.map_err(|exec::Elapsed| ConnectError::Deadline { address, deadline })?;
+            return fd.and_then(Socket::new).map_err(refused);
+        }
         let domain = Domain::for_address(address);
         let tcp_socket = || socket2::Socket::new(domain, Type::STREAM, Some(Protocol::TCP));
         let made = match transport {
@@ -203,6 +211,10 @@ impl Socket {
 
     /// A sample of the connection; of all subflows together if it is MPTCP.
     pub fn tcp_info(&self) -> io::Result<TcpInfo> {
+        #[cfg(test)]
+        if let Some(info) = super::simulated::tcp_info(self.fd.as_fd()) {
+            return Ok(info);
+        }
         match self.fd.transport() {
             Transport::Tcp => TcpInfo::of(self.fd.as_fd()),
             Transport::Mptcp => mptcp::tcp_info(self.fd.as_fd()),
@@ -368,6 +380,10 @@ impl Socket {
 
     /// Ends the connection by a reset, so that the peer cannot take what it has for the whole.
     pub fn abort(&self) {
+        #[cfg(test)]
+        if super::simulated::abort(self.fd.as_fd()) {
+            return;
+        }
         // tcp(7): connect to AF_UNSPEC dissolves the association; Linux sends a reset if anything may be missing.
         let _ = SockRef::from(&self.fd).set_linger(Some(Duration::ZERO));
         let _ = rustix::net::connect_unspec(&self.fd);

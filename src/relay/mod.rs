@@ -149,17 +149,10 @@ pub async fn serve(relay: Arc<Relay>, listener: Listener, mut shutdown: watch::R
         // Without a peer it is gone already.
         let Ok(peer) = socket.peer() else { continue };
         let Some(knock) = relay.door.knock(peer) else { continue };
-        let (relay, running, mut shutdown) = (relay.clone(), running.clone(), shutdown.clone());
+        let (relay, running, shutdown) = (relay.clone(), running.clone(), shutdown.clone());
         exec::spawn(async move {
             running.set(running.get() + 1);
-            match forward(&relay, socket, peer, knock, &mut shutdown).await {
-                Ok(()) => {}
-                Err(RelayError::Hello(error)) => relay.door.failed(Some(peer), &error),
-                Err(error @ (RelayError::NotAllowed { .. } | RelayError::RouteEnds)) => {
-                    relay.door.refused(Some(peer), Wrong::Route, &error);
-                }
-                Err(error) => tracing::info!(%peer, "{error}"),
-            }
+            serve_lane(relay, socket, peer, knock, shutdown).await;
             running.set(running.get() - 1);
         });
     }
@@ -170,6 +163,24 @@ pub async fn serve(relay: Arc<Relay>, listener: Listener, mut shutdown: watch::R
         }
     };
     let _ = exec::timeout(DRAIN_DEADLINE, drained).await;
+}
+
+/// Forwards one connection until it ends; what went wrong is logged with the peer's name.
+pub(crate) async fn serve_lane(
+    relay: Arc<Relay>,
+    socket: Socket,
+    peer: SocketAddr,
+    knock: Knock,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    match forward(&relay, socket, peer, knock, &mut shutdown).await {
+        Ok(()) => {}
+        Err(RelayError::Hello(error)) => relay.door.failed(Some(peer), &error),
+        Err(error @ (RelayError::NotAllowed { .. } | RelayError::RouteEnds)) => {
+            relay.door.refused(Some(peer), Wrong::Route, &error);
+        }
+        Err(error) => tracing::info!(%peer, "{error}"),
+    }
 }
 
 async fn forward(

@@ -46,6 +46,12 @@ impl Keep {
         Arc::new(Self { max, used: AtomicUsize::new(0) })
     }
 
+    /// Bytes kept now.
+    #[cfg(test)]
+    pub(super) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
     /// Of a new transfer.
     pub(super) fn share(self: &Arc<Self>) -> Share {
         Share { keep: self.clone(), own: Arc::default() }

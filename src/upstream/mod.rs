@@ -148,6 +148,14 @@ impl Upstream {
     }
 }
 
+#[cfg(test)]
+impl Upstream {
+    /// Transfers that run, and bytes of frames that are kept.
+    pub(crate) fn load(&self) -> (usize, usize) {
+        self.registry.load()
+    }
+}
+
 /// Serves lanes on this core until `shutdown` turns true; then transfers that run may finish.
 pub async fn serve(upstream: Arc<Upstream>, listener: Listener, mut shutdown: watch::Receiver<bool>) {
     let running = Rc::new(Cell::new(0_usize));
@@ -177,7 +185,7 @@ pub async fn serve(upstream: Arc<Upstream>, listener: Listener, mut shutdown: wa
 }
 
 /// Authenticates one connection and serves it as a lane until it ends; what went wrong is logged with the peer's name.
-async fn serve_lane(
+pub(crate) async fn serve_lane(
     upstream: Arc<Upstream>,
     socket: Socket,
     peer: SocketAddr,

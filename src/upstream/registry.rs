@@ -101,6 +101,12 @@ impl Registry {
         lists.ended_in_order.push_back(id);
     }
 
+    /// Transfers that run, and bytes that all transfers keep.
+    #[cfg(test)]
+    pub(super) fn load(&self) -> (usize, usize) {
+        (self.lists().running.len(), self.keep.used())
+    }
+
     /// A lane has left `transfer`; returns whether it was the last.
     pub(super) fn leave(&self, transfer: &Transfer) -> bool {
         let is_last = {

@@ -1,0 +1,100 @@
+//! Runs seeds: a few in every build, as many as one likes by hand.
+
+use std::{
+    ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+};
+
+use tracing_subscriber::fmt::{format::Writer, time::FormatTime};
+
+use super::{Report, run, scenario::Scenario};
+use crate::exec::on_simulator::passed;
+
+/// Seeds that one test of every build runs.
+const SEEDS: u64 = 250;
+
+fn from_environment(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
+}
+
+fn run_all(seeds: Range<u64>) -> Report {
+    let mut total = Report::default();
+    for seed in seeds {
+        total += catch_unwind(AssertUnwindSafe(|| run(seed))).unwrap_or_else(|panic| {
+            eprintln!("{:?}", Scenario::of(seed));
+            eprintln!("seed {seed} failed. Run it again:");
+            eprintln!(
+                "    PLAIT_SEED={seed} cargo test --lib simulation::tests::one_seed -- --nocapture --ignored"
+            );
+            resume_unwind(panic)
+        });
+    }
+    total
+}
+
+struct VirtualTime;
+
+impl FormatTime for VirtualTime {
+    fn format_time(&self, writer: &mut Writer<'_>) -> std::fmt::Result {
+        write!(writer, "{:.6}", passed().as_secs_f64())
+    }
+}
+
+/// `PLAIT_SEED=n`, with a log to standard error.
+#[test]
+#[ignore = "runs the seed that PLAIT_SEED names"]
+fn one_seed() {
+    let seed = from_environment("PLAIT_SEED").unwrap_or(0);
+    let filter = tracing_subscriber::EnvFilter::new("debug,plait::net::socket=info");
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = log.with_timer(VirtualTime).with_ansi(false).finish();
+    tracing::subscriber::with_default(log, || {
+        eprintln!("{:#?}", Scenario::of(seed));
+        run_all(seed..seed + 1);
+        eprintln!("{:?}", run(seed));
+    });
+}
+
+/// `PLAIT_SEEDS=n` seeds from `PLAIT_SEED` on.
+#[test]
+#[ignore = "runs as many seeds as PLAIT_SEEDS says"]
+fn many_seeds() {
+    let first = from_environment("PLAIT_SEED").unwrap_or(0);
+    let count = from_environment("PLAIT_SEEDS").unwrap_or(1000);
+    let began = std::time::Instant::now();
+    let total = run_all(first..first + count);
+    eprintln!("{count} seeds from {first} on took {:?}: {total:?}", began.elapsed());
+}
+
+#[test]
+fn the_same_seed_runs_the_same() {
+    for seed in 0..20 {
+        assert_eq!(run(seed), run(seed), "seed {seed}");
+    }
+}
+
+/// Four processes where the tests run side by side.
+fn part(number: u64) {
+    run_all(number * SEEDS..(number + 1) * SEEDS);
+}
+
+#[test]
+fn every_request_is_answered_in_full_or_visibly_not_1() {
+    part(0);
+}
+
+#[test]
+fn every_request_is_answered_in_full_or_visibly_not_2() {
+    part(1);
+}
+
+#[test]
+fn every_request_is_answered_in_full_or_visibly_not_3() {
+    part(2);
+}
+
+#[test]
+fn every_request_is_answered_in_full_or_visibly_not_4() {
+    part(3);
+}
