@@ -77,6 +77,8 @@ pub struct Lane {
     /// A header that has arrived in part; survives a read that is cancelled.
     partial: RefCell<([u8; HEADER_BYTES], usize)>,
     quiet_since: Cell<Instant>,
+    /// When the last transfer on it ended, or when it was made.
+    unused_since: Cell<Instant>,
     /// It has carried a transfer.
     is_warm: Cell<bool>,
     /// Transfers whose ENDs have not come yet, although nobody waits for them, and the payload of the first one's current
@@ -99,6 +101,7 @@ impl Lane {
             fell_back,
             partial: RefCell::new(([0; HEADER_BYTES], 0)),
             quiet_since: Cell::new(Instant::now()),
+            unused_since: Cell::new(Instant::now()),
             is_warm: Cell::new(false),
             stale: RefCell::default(),
             stale_payload: Cell::new(0),
@@ -130,9 +133,14 @@ impl Lane {
         self.instance
     }
 
-    /// Since when nothing was asked of it.
+    /// Since when nothing was asked of it, not even an answer to a ping.
     pub(super) fn quiet_since(&self) -> Instant {
         self.quiet_since.get()
+    }
+
+    /// Since when it has carried nothing; pings do not count.
+    pub(super) fn unused_since(&self) -> Instant {
+        self.unused_since.get()
     }
 
     /// Nothing has arrived and the peer has not closed.
@@ -149,6 +157,7 @@ impl Lane {
     /// A transfer was on it.
     pub(super) fn has_carried(&self) {
         self.touch();
+        self.unused_since.set(self.quiet_since.get());
         self.is_warm.set(true);
     }
 

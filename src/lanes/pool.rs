@@ -515,7 +515,8 @@ impl Pool {
             let mut idle = self.idle.borrow_mut();
             for lane in std::mem::take(&mut *idle) {
                 let quiet = now.duration_since(lane.quiet_since());
-                let surplus = quiet > IDLE_MAX && self.open.get() > self.config.lanes_warm;
+                let unused = now.duration_since(lane.unused_since());
+                let surplus = unused > IDLE_MAX && self.open.get() > self.config.lanes_warm;
                 if surplus || !lane.is_quiet() {
                     drop(lane);
                     self.open.set(self.open.get() - 1);

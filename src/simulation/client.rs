@@ -9,7 +9,7 @@ use http::Method;
 use super::{
     chain::EDGE,
     root::pattern,
-    scenario::{ClientSpec, File, RequestSpec, RootFault, Scenario},
+    scenario::{ClientSpec, File, RequestSpec, Scenario, Survives},
 };
 use crate::{
     exec::{self, on_simulator::passed},
@@ -84,9 +84,19 @@ impl<'a> Client<'a> {
                 socket = None;
             }
             let file = &self.scenario.files[request.file];
-            let is_honest = matches!(file.fault, RootFault::None | RootFault::Pause(..));
-            if self.scenario.is_survivable && is_honest {
-                let is_well = matches!(outcome, Outcome::Complete | Outcome::Cancelled);
+            let must_come = match self.scenario.survives {
+                Survives::Everything => true,
+                Survives::WhatCanBeContinued => file.can_be_continued(),
+                Survives::Nothing => false,
+            };
+            if must_come && file.is_honest() {
+                // Too few lanes for all: some are told to come back.
+                let may_be_busy = self.scenario.lanes_max < self.scenario.clients.len();
+                let is_well = match outcome {
+                    Outcome::Complete | Outcome::Cancelled => true,
+                    Outcome::Refused(503, _) => may_be_busy,
+                    _ => false,
+                };
                 assert!(is_well, "at {:?}: {request:?} of {file:?} ended with {outcome:?}", passed());
             }
         }

@@ -19,7 +19,7 @@ use crate::{
 /// Where the root is.
 pub(super) const ADDRESS: &str = "10.0.3.1:8000";
 /// Written at once.
-const PIECE_BYTES: u64 = 16 << 10;
+const PIECE_BYTES: u64 = 48 << 10;
 
 /// All files are parts of this: 12 MiB in which no stretch is like another.
 static BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| {

@@ -25,8 +25,18 @@ pub(super) struct Scenario {
     pub(super) files: Vec<File>,
     pub(super) clients: Vec<ClientSpec>,
     pub(super) harm: Vec<(Duration, Harm)>,
-    /// What befalls the chain is survived: all that is asked for must come.
-    pub(super) is_survivable: bool,
+    /// What must come whole whatever happens.
+    pub(super) survives: Survives,
+}
+
+/// Which requests what happens must do no harm to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Survives {
+    Everything,
+    /// Those whose rest can be asked for elsewhere.
+    WhatCanBeContinued,
+    /// Any may fail, visibly.
+    Nothing,
 }
 
 #[derive(Clone, Debug)]
@@ -63,7 +73,7 @@ pub(super) struct File {
     pub(super) has_etag: bool,
     pub(super) takes_ranges: bool,
     pub(super) fault: RootFault,
-    /// The root's pause between two pieces of 16 KiB.
+    /// The root's pause between two pieces of 48 KiB.
     pub(super) pause: Duration,
 }
 
@@ -187,11 +197,11 @@ impl Scenario {
         let paths: Vec<Path> =
             (0..random.usize(1..=4).max(upstreams)).map(|path| Path::of(random, path % upstreams)).collect();
         let files: Vec<File> = (0..random.usize(1..=3)).map(|_| File::of(random)).collect();
-        let clients = (0..random.usize(1..=3)).map(|_| ClientSpec::of(random, &files)).collect();
+        let clients: Vec<_> = (0..random.usize(1..=3)).map(|_| ClientSpec::of(random, &files)).collect();
         let least = random.usize(1..=2);
         let most = if random.bool() { least } else { 6 };
         let lanes_max = if one_in(random, 3) { most } else { 16 };
-        let (harm, is_survivable) = harm(random, &paths, upstreams);
+        let (harm, survives) = harm(random, &paths, upstreams, &clients);
         Self {
             splicing: [16, 16, 8, 0][random.usize(..4)],
             is_spread: one_in(random, 3),
@@ -203,7 +213,7 @@ impl Scenario {
             files,
             clients,
             harm,
-            is_survivable,
+            survives,
         }
     }
 
@@ -219,27 +229,31 @@ impl Path {
             has_relay: !one_in(random, 4),
             upstream,
             delay: some_time(random, 0.000_05, 0.15),
-            bytes_per_s: spread(random, 300e3, 50e6),
+            bytes_per_s: spread(random, 100e3, 20e6),
             segment_bytes: if one_in(random, 8) { random.usize(200..4000) } else { 64 << 10 },
         }
     }
 }
 
 impl File {
+    /// Whether its root keeps its word.
+    pub(super) fn is_honest(&self) -> bool {
+        matches!(self.fault, RootFault::None | RootFault::Pause(..))
+    }
+
+    /// Whether the rest of it can be asked for, and be known to be that.
+    pub(super) fn can_be_continued(&self) -> bool {
+        self.framing == Framing::Fixed && self.has_etag && self.takes_ranges
+    }
+
     fn of(random: &mut Rng) -> Self {
-        let len = match random.u32(..10) {
-            0 => 0,
-            1 | 2 => random.u64(1..2000),
-            3..=7 => random.u64(2000..300 * KIB),
-            8 => random.u64(300 * KIB..2 * MIB),
-            // Beyond the credit that a transfer begins with, now and then.
-            _ => {
-                if one_in(random, 4) {
-                    random.u64(4 * MIB..8 * MIB)
-                } else {
-                    random.u64(..100)
-                }
-            }
+        let len = match random.u32(..40) {
+            0..=3 => 0,
+            4..=11 => random.u64(1..2000),
+            12..=31 => random.u64(2000..150 * KIB),
+            32..=38 => random.u64(150 * KIB..1500 * KIB),
+            // Beyond the credit that a transfer begins with.
+            _ => random.u64(4 * MIB..8 * MIB),
         };
         let framing = match random.u32(..10) {
             0..=5 => Framing::Fixed,
@@ -280,20 +294,30 @@ impl RequestSpec {
             is_http10: one_in(random, 8),
             read_bytes: if is_slow { random.usize(100..40_000) } else { 64 << 10 },
             pause: if is_slow { some_time(random, 0.000_1, 0.02) } else { Duration::ZERO },
-            stall: one_in(random, 8).then(|| (random.u64(..=len), some_time(random, 0.1, 20.0))),
+            stall: one_in(random, if len > 4 * MIB { 2 } else { 8 })
+                .then(|| (random.u64(..=len.min(2 * MIB)), some_time(random, 0.1, 20.0))),
             cancel_at: one_in(random, 8).then(|| random.u64(..=len)),
         }
     }
 }
 
-/// What befalls the chain, in order, and whether every request must survive it.
-fn harm(random: &mut Rng, paths: &[Path], upstreams: usize) -> (Vec<(Duration, Harm)>, bool) {
+/// What befalls the chain, in order, and which requests must survive it.
+fn harm(
+    random: &mut Rng,
+    paths: &[Path],
+    upstreams: usize,
+    clients: &[ClientSpec],
+) -> (Vec<(Duration, Harm)>, Survives) {
     let mut harm = Vec::new();
-    let at = |random: &mut Rng| Duration::from_secs_f64(random.f64().powi(2) * 6.0);
-    let is_survivable = match random.u32(..8) {
-        0 => true,
+    // Most of it while somebody waits.
+    let at = |random: &mut Rng| {
+        let client = &clients[random.usize(..clients.len())];
+        client.begins + some_time(random, 0.002, 4.0)
+    };
+    let survives = match random.u32(..8) {
+        0 => Survives::Everything,
         // One path is left in peace, and so are the upstreams.
-        1..=4 => {
+        1..=4 if upstreams == 1 => {
             let spared = random.usize(..paths.len());
             for _ in 0..random.usize(1..=8) {
                 if paths.len() > 1 {
@@ -301,12 +325,21 @@ fn harm(random: &mut Rng, paths: &[Path], upstreams: usize) -> (Vec<(Duration, H
                     harm.push((at(random), to_path(random, path, &paths[path])));
                 }
             }
-            upstreams == 1
+            Survives::Everything
+        }
+        // One upstream is left in peace, and its paths.
+        1..=4 => {
+            let spared = random.usize(..upstreams);
+            for _ in 0..random.usize(1..=3) {
+                let (upstream, time) = (1 - spared, some_time(random, 0.01, 20.0));
+                harm.push((at(random), Harm::KillUpstream { upstream, time }));
+            }
+            Survives::WhatCanBeContinued
         }
         // All vanish at once, and come back.
-        5 => {
+        5 if upstreams == 1 => {
             harm.push((at(random), Harm::SilenceAll { time: some_time(random, 0.1, 5.0) }));
-            upstreams == 1
+            Survives::Everything
         }
         _ => {
             for _ in 0..random.usize(1..=8) {
@@ -319,11 +352,11 @@ fn harm(random: &mut Rng, paths: &[Path], upstreams: usize) -> (Vec<(Duration, H
                 };
                 harm.push((at(random), what));
             }
-            false
+            Survives::Nothing
         }
     };
     harm.sort_by_key(|(at, _)| *at);
-    (harm, is_survivable)
+    (harm, survives)
 }
 
 fn to_path(random: &mut Rng, path: usize, spec: &Path) -> Harm {

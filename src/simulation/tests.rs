@@ -3,6 +3,12 @@
 use std::{
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
 };
 
 use tracing_subscriber::fmt::{format::Writer, time::FormatTime};
@@ -10,6 +16,8 @@ use tracing_subscriber::fmt::{format::Writer, time::FormatTime};
 use super::{Report, run, scenario::Scenario};
 use crate::exec::on_simulator::passed;
 
+/// In real time; the longest seeds take a few seconds, on a busy machine ten times that.
+const SEED_TIME_MAX: Duration = Duration::from_secs(60);
 /// Seeds that one test of every build runs.
 const SEEDS: u64 = 250;
 
@@ -18,15 +26,44 @@ fn from_environment(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
 }
 
+/// Ends the process where a seed does not come back: some task goes round without ever waiting.
+struct Watchdog(Arc<AtomicU64>);
+
+impl Watchdog {
+    fn over(seed: u64) -> Self {
+        let current = Arc::new(AtomicU64::new(seed));
+        let watched = Arc::downgrade(&current);
+        thread::spawn(move || {
+            let mut before = u64::MAX;
+            while let Some(current) = watched.upgrade() {
+                let seed = current.load(Ordering::Relaxed);
+                if seed == before {
+                    eprintln!("seed {seed} is not through after {SEED_TIME_MAX:?}. {}", again(seed));
+                    std::process::abort();
+                }
+                before = seed;
+                drop(current);
+                thread::sleep(SEED_TIME_MAX);
+            }
+        });
+        Self(current)
+    }
+}
+
+fn again(seed: u64) -> String {
+    format!(
+        "Run it again:\n    PLAIT_SEED={seed} cargo test --lib simulation::tests::one_seed -- --nocapture --ignored"
+    )
+}
+
 fn run_all(seeds: Range<u64>) -> Report {
     let mut total = Report::default();
+    let watchdog = Watchdog::over(seeds.start);
     for seed in seeds {
+        watchdog.0.store(seed, Ordering::Relaxed);
         total += catch_unwind(AssertUnwindSafe(|| run(seed))).unwrap_or_else(|panic| {
             eprintln!("{:?}", Scenario::of(seed));
-            eprintln!("seed {seed} failed. Run it again:");
-            eprintln!(
-                "    PLAIT_SEED={seed} cargo test --lib simulation::tests::one_seed -- --nocapture --ignored"
-            );
+            eprintln!("seed {seed} failed. {}", again(seed));
             resume_unwind(panic)
         });
     }
