@@ -53,7 +53,7 @@ pub(super) struct Chain {
     network: Rc<Network>,
     pub(super) legs: Vec<PathLegs>,
     relays: RefCell<Vec<Option<Process>>>,
-    upstreams: RefCell<Vec<Option<(Process, Arc<Upstream>)>>>,
+    upstreams: RefCell<Vec<Option<Running>>>,
     downstream: Process,
     paths: watch::Sender<PathSet>,
     all_paths: PathSet,
@@ -61,6 +61,9 @@ pub(super) struct Chain {
     stopping: watch::Receiver<bool>,
     kept_most: Cell<usize>,
 }
+
+/// An upstream's process, and what it shares.
+type Running = (Process, Arc<Upstream>);
 
 /// The links of a path: to the relay, and from there on; or one for both where there is no relay.
 pub(super) struct PathLegs {
