@@ -236,7 +236,7 @@ impl Consumer {
                         return Err(TransferError::Length { got: self.bytes, announced });
                     }
                     if let Sink::Chunked(client) = &sink {
-                        client.send_all(chunked::LAST_CHUNK, false).await.map_err(TransferError::Client)?;
+                        self.send_framing(client, chunked::LAST_CHUNK, false).await?;
                     }
                     self.transfer.complete();
                     return Ok(self.bytes);
@@ -349,7 +349,7 @@ impl Consumer {
         if let Sink::Chunked(client) = sink {
             // A frame has at least one byte: FrameCheck saw to it.
             if let Some(size) = NonZeroU64::new(len as u64) {
-                client.send_all(&chunked::chunk_header(size), true).await.map_err(TransferError::Client)?;
+                self.send_framing(client, &chunked::chunk_header(size), true).await?;
             }
         }
         match parcel {
@@ -367,7 +367,7 @@ impl Consumer {
             self.transfer.unpark(spare.len);
         }
         if let Sink::Chunked(client) = sink {
-            client.send_all(chunked::CHUNK_END, false).await.map_err(TransferError::Client)?;
+            self.send_framing(client, chunked::CHUNK_END, false).await?;
         }
         Ok(len)
     }
@@ -491,6 +491,25 @@ impl Consumer {
         .await
     }
 
+    /// Waits until the client takes more.
+    async fn client_room(&self, client: &Socket) -> Result<(), TransferError> {
+        self.progress.on_client.set(true);
+        self.transfer.set_client_blocked(true);
+        client.room().await.map_err(TransferError::Client)
+    }
+
+    /// Sends what stands between chunks; it is the client, too, who is waited for then.
+    async fn send_framing(&self, client: &Socket, mut bytes: &[u8], more: bool) -> Result<(), TransferError> {
+        while !bytes.is_empty() {
+            match client.try_send(bytes, more) {
+                Ok(sent) => bytes = &bytes[sent..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.client_room(client).await?,
+                Err(error) => return Err(TransferError::Client(error)),
+            }
+        }
+        Ok(())
+    }
+
     /// Moves what the sink takes of `conduit`, at least one byte.
     async fn drain(&mut self, conduit: &mut Conduit, sink: &mut Sink<'_>) -> Result<usize, TransferError> {
         let moved = match sink {
@@ -513,11 +532,7 @@ impl Consumer {
             Sink::Plain(client) | Sink::Chunked(client) => loop {
                 match conduit.drain(client, usize::MAX).map_err(TransferError::Client)? {
                     Drained::Bytes(n) => break n,
-                    Drained::Blocked => {
-                        self.progress.on_client.set(true);
-                        self.transfer.set_client_blocked(true);
-                        client.room().await.map_err(TransferError::Client)?;
-                    }
+                    Drained::Blocked => self.client_room(client).await?,
                 }
             },
         };

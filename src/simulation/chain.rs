@@ -3,13 +3,7 @@
 //! In: a scenario. Out: the chain, for whoever harms it, and the verdict that nothing is left of it when all is quiet. The
 //! processes run the same code as the binary's roles, without listeners: the network hands connections to their tasks.
 
-use std::{
-    cell::{Cell, RefCell},
-    net::SocketAddr,
-    rc::Rc,
-    sync::Arc,
-    time::Duration,
-};
+use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
@@ -59,7 +53,6 @@ pub(super) struct Chain {
     all_paths: PathSet,
     _stop: watch::Sender<bool>,
     stopping: watch::Receiver<bool>,
-    kept_most: Cell<usize>,
 }
 
 /// An upstream's process, and what it shares.
@@ -114,7 +107,6 @@ impl Chain {
             all_paths,
             _stop: stop,
             stopping,
-            kept_most: Cell::new(0),
             scenario: scenario.clone(),
         });
         (0..scenario.upstreams).for_each(|upstream| chain.start_upstream(upstream));
@@ -249,7 +241,6 @@ impl Chain {
                 let (running, kept) = upstream.load();
                 let most = self.scenario.kept_bytes_max + running * KEPT_BYTES_MIN;
                 assert!(kept <= most, "{kept} bytes are kept, {most} may be");
-                self.kept_most.set(self.kept_most.get().max(kept));
             }
             exec::sleep(LOOK_PAUSE).await;
         }

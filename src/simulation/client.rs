@@ -172,7 +172,7 @@ impl<'a> Client<'a> {
                 206
             }
         );
-        let mut body = Body { file, request, at: start, start, end };
+        let mut body = Body { file, request, at: start, start, end, has_stalled: false };
         let outcome = body.receive(stream, framing).await;
         self.told.bytes += body.at - start;
         outcome
@@ -186,6 +186,7 @@ struct Body<'a> {
     start: u64,
     at: u64,
     end: u64,
+    has_stalled: bool,
 }
 
 impl Body<'_> {
@@ -261,7 +262,8 @@ impl Body<'_> {
             return Err(None);
         }
         if let Some((at, time)) = self.request.stall
-            && (at..at + self.request.read_bytes as u64).contains(&got)
+            && got >= at
+            && !std::mem::replace(&mut self.has_stalled, true)
         {
             exec::sleep(time).await;
         }
