@@ -11,9 +11,7 @@
 //! (a reset, or less than was announced), never taken for the end; it ends. Whenever one path is left in peace, or all are
 //! silent for no more than five seconds, it gets all of them. And when all is over: no transfer, frame, lane or task is left.
 //!
-//! Broken on purpose, it fails within so many seeds: lost frames are not sent again (19), the rest of a frame that another
-//! lane brings is not skipped (42), END is believed before the last frame (31), a lane is given back with a transfer on it
-//! (4) or with bytes of a frame in it (112), new credit wakes nobody (289), kept frames are forgotten (6).
+//! What it has found, and which faults that were put in on purpose it sees: bench/results/2026-11-26-simulation.md.
 //!
 //! Not simulated: the cache, several threads (the ring has loom for that), kernel TCP below the byte stream.
 

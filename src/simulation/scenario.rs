@@ -295,7 +295,7 @@ impl RequestSpec {
             read_bytes: if is_slow { random.usize(100..40_000) } else { 64 << 10 },
             pause: if is_slow { some_time(random, 0.000_1, 0.02) } else { Duration::ZERO },
             stall: one_in(random, if len > 4 * MIB { 2 } else { 8 })
-                .then(|| (random.u64(..=len.min(2 * MIB)), some_time(random, 0.1, 200.0))),
+                .then(|| (random.u64(..=len.min(2 * MIB)), some_time(random, 0.1, 60.0))),
             cancel_at: one_in(random, 8).then(|| random.u64(..=len)),
         }
     }
