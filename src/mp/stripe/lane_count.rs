@@ -147,6 +147,9 @@ impl LaneCount {
                 self.rates.push_front(rate);
                 // Slow start, as it goes on, would be taken for what more lanes bring.
                 let still_grows = self.rates.get(1).is_none_or(|before| rate >= before * GAIN_MIN);
+                if still_grows {
+                    self.rates.truncate(1);
+                }
                 let tries_fewer = self.tries_fewer;
                 self.tries_fewer |= !may_gain;
                 if still_grows || !self.rest_left.is_zero() || !self.begin(rate, now, round_trip) {
