@@ -223,13 +223,16 @@ fn an_upstream_that_is_restarted_goes_on() {
     for executor in ["tokio-uring", "glommio"] {
         let ground = Ground::new();
         ground.store("f", &bytes);
-        let (settings, files) = (settings(executor, "auto"), ground.files());
-        let (mut upstream, at) = ground.start_upstream(&settings, text(&files));
+        let (settings, files, key) = (settings(executor, "auto"), ground.files(), ground.key());
+        // A host of this test's own: elsewhere somebody could get the port between the two processes.
+        let [_, _, high, low] = std::process::id().to_be_bytes();
+        let listen = format!("127.99.{high}.{low}:0");
+        let args = ["upstream", "--listen", &listen, "--root", text(&files), "--key", text(&key)];
+        let (mut upstream, at) = Process::role("upstream", &settings, args);
         let at = at.to_string();
         let (downstream, address) = ground.start_downstream(&settings, std::slice::from_ref(&at), &[]);
         let clients = (0..2).map(|_| begin(address, &bytes)).collect();
         upstream.kill();
-        let key = ground.key();
         let again = ["upstream", "--listen", &at, "--root", text(&files), "--key", text(&key)];
         let (_upstream, _) = Process::role("the next upstream", &settings, again);
         assert_eq!(finish(clients, &bytes), 2, "{executor}");
