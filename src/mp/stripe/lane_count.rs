@@ -152,7 +152,8 @@ impl LaneCount {
                 }
                 let tries_fewer = self.tries_fewer;
                 self.tries_fewer |= !may_gain;
-                if still_grows || !self.rest_left.is_zero() || !self.begin(rate, now, round_trip) {
+                let may_begin = self.rest_left.is_zero() && (may_gain || self.learned > self.least);
+                if still_grows || !may_begin || !self.begin(rate, now, round_trip) {
                     self.tries_fewer = tries_fewer;
                     self.state = State::Steady(Some(here));
                 }

@@ -90,7 +90,7 @@ fn percentile(stories: &[Story], percent: usize, value: impl Fn(&Story) -> f64) 
 
 #[test]
 fn a_policed_path_has_eight_lanes_within_seconds() {
-    for (paths, seconds) in [(1, 3.5), (2, 11.0)] {
+    for (paths, seconds) in [(1, 4.5), (2, 11.0)] {
         let stories = stories(&vec![POLICED; paths], 40.0, 40.0);
         let eight_at = percentile(&stories, 95, |story| story.eight_at);
         println!("{paths} paths: 8 lanes after {eight_at:.1} s");
