@@ -125,6 +125,12 @@ fn a_clean_path_stays_with_one_lane() {
 }
 
 #[test]
+fn without_any_reason_nothing_is_tried() {
+    let stories = stories(&[Path { may_gain: 0.0, ..CLEAN }; 2], 300.0, 60.0);
+    assert!(stories.iter().all(|story| story.mean < 1.000_001));
+}
+
+#[test]
 fn what_others_do_to_a_path_is_not_taken_for_a_gain_for_long() {
     let path = Path { cross_traffic: 0.7, may_gain: 0.95, ..CLEAN };
     let stories = stories(&[path; 2], 300.0, 60.0);
