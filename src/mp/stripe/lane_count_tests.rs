@@ -127,7 +127,7 @@ fn a_clean_path_stays_with_one_lane() {
 #[test]
 fn without_any_reason_nothing_is_tried() {
     let stories = stories(&[Path { may_gain: 0.0, ..CLEAN }; 2], 300.0, 60.0);
-    assert!(stories.iter().all(|story| story.mean < 1.000_001));
+    assert!(stories.iter().all(|story| story.mean < 1.001));
 }
 
 #[test]
