@@ -1,7 +1,8 @@
 //! The lanes of one path on one core: warm ones kept, dead ones found, new ones dialled.
 //!
 //! In: leases asked for by the MPManager. Out: [`Lane`]s; and, from [`Pool::keep`], pings, reconnects with backoff and
-//! the closing of lanes nobody needs. Invariants: at most [`PoolConfig::lanes_max`] lanes of a path stand on a core;
+//! the closing of lanes nobody needs. Invariants: at most [`PoolConfig::lanes_max`] lanes of a path stand on a core, those
+//! that slow clients keep not counted up to [`SLOW_SHARE`] times as many;
 //! who waits for a lane waits in order of arrival, but whoever has none goes before those who want one more.
 
 use std::{
@@ -14,9 +15,11 @@ use std::{
 };
 
 mod dial_error;
+mod lease;
 
 pub use dial_error::DialError;
 use futures_util::future::{Either, select};
+pub use lease::Lease;
 use tokio::sync::{Notify, oneshot};
 
 use super::{Lane, LaneError, PathReport, PathStatus, handshake};
@@ -47,6 +50,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(15);
 /// Once nobody waits for a transfer any more, its END must come within this time or the lane is closed: a round trip of
 /// the longest path and the time that what is in flight needs on a slow one.
 const END_DEADLINE: Duration = Duration::from_secs(5);
+/// The last lanes of transfers whose clients are slow stand idle most of the time: they cost a descriptor and what is left
+/// unread in them. Up to so many times [`PoolConfig::lanes_max`] keep no others waiting.
+const SLOW_SHARE: usize = 3;
 /// Requests waiting for a lane of one path on one core; more would not be served before their deadline.
 const WAITING_MAX: usize = 4096;
 
@@ -59,7 +65,7 @@ pub struct PoolConfig {
     pub congestion: Congestion,
     /// Lanes kept standing per path and core, so that a request finds one open.
     pub lanes_warm: usize,
-    /// Lanes of a path that may stand on a core at once.
+    /// Lanes of a path that may stand on a core at once, besides those that slow clients keep.
     pub lanes_max: usize,
 }
 
@@ -74,6 +80,8 @@ pub struct Pool {
     open: Cell<usize>,
     /// Lanes that are being dialled.
     dialling: Cell<usize>,
+    /// Lanes on loan that slow clients keep.
+    slow: Cell<usize>,
     waiting: RefCell<VecDeque<Waiter>>,
     /// Itself, for the dials it starts.
     this: Weak<Self>,
@@ -129,46 +137,6 @@ impl Drop for Place {
     }
 }
 
-/// A lane on loan. Giving it back warm is [`Lease::give_back`]; dropping it closes the lane.
-pub struct Lease {
-    lane: Option<Rc<Lane>>,
-    pool: Weak<Pool>,
-}
-
-impl std::ops::Deref for Lease {
-    type Target = Lane;
-
-    fn deref(&self) -> &Lane {
-        self.lane.as_ref().expect("a lease holds its lane until it is consumed")
-    }
-}
-
-impl Lease {
-    /// The lane is in step and silent: others may use it.
-    pub fn give_back(mut self) {
-        // Dropped where the pool is gone, because its path was removed.
-        if let Some(pool) = self.pool.upgrade()
-            && let Some(lane) = self.lane.take()
-        {
-            lane.path().lease_ended();
-            lane.has_carried();
-            pool.shelve(lane);
-        }
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if let Some(lane) = self.lane.take() {
-            lane.path().lease_ended();
-            drop(lane);
-            if let Some(pool) = self.pool.upgrade() {
-                pool.lane_gone();
-            }
-        }
-    }
-}
-
 impl Pool {
     /// A pool without lanes; [`Pool::keep`] fills it.
     pub fn new(path: Arc<PathStatus>, config: PoolConfig) -> Rc<Self> {
@@ -179,6 +147,7 @@ impl Pool {
             draining: RefCell::default(),
             open: Cell::new(0),
             dialling: Cell::new(0),
+            slow: Cell::new(0),
             waiting: RefCell::default(),
             this: this.clone(),
             disturbed: Notify::new(),
@@ -193,7 +162,7 @@ impl Pool {
 
     fn lease(&self, lane: Rc<Lane>) -> Lease {
         lane.path().lease_began();
-        Lease { lane: Some(lane), pool: self.this.clone() }
+        Lease::new(lane, self.this.clone())
     }
 
     /// An idle lane, the most recently used one (its congestion window is the freshest), if one stands that leads to
@@ -273,9 +242,7 @@ impl Pool {
 
     /// Starts a dial for a waiter, if one more lane may stand.
     fn dial_for_waiter(&self) {
-        let Some(pool) = self.this.upgrade().filter(|pool| pool.open.get() < pool.config.lanes_max) else {
-            return;
-        };
+        let Some(pool) = self.this.upgrade().filter(|pool| pool.has_place()) else { return };
         // Taken before the dial begins, or several requests of one instant would all find room.
         let place = Place::take(&pool);
         let dial = async move {
@@ -310,10 +277,16 @@ impl Pool {
         waiting.remove(urgent.unwrap_or(0))
     }
 
+    /// One more lane may stand.
+    fn has_place(&self) -> bool {
+        let max = self.config.lanes_max;
+        self.open.get().saturating_sub(self.slow.get().min(SLOW_SHARE * max)) < max
+    }
+
     /// As many lanes stand as may, and somebody waits who has none.
     pub fn is_short(&self) -> bool {
         let awaited = |waiter: &Waiter| !waiter.lease.is_closed() && (waiter.is_urgent)();
-        self.open.get() >= self.config.lanes_max && self.waiting.borrow().iter().any(awaited)
+        !self.has_place() && self.waiting.borrow().iter().any(awaited)
     }
 
     /// Takes back a lane that is in step: to who waits longest, else to the shelf.
@@ -393,7 +366,7 @@ impl Pool {
     /// Whether the upstream process `instance` answers over the path: dials one more lane, which is kept. Without room for
     /// one it is taken to.
     pub async fn answers(self: &Rc<Self>, instance: u64) -> bool {
-        if self.open.get() >= self.config.lanes_max {
+        if !self.has_place() {
             return true;
         }
         let Ok(Ok(lane)) = exec::timeout(PROBE_DEADLINE, self.dial(Place::take(self))).await else {

@@ -11,7 +11,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicI32, AtomicU8, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -82,7 +82,9 @@ pub(super) struct Place {
     wanted: AtomicUsize,
     /// Lanes to be given up for others; whichever sees it first goes.
     give_up: AtomicUsize,
-    given_up: Notify,
+    /// The only lane of the transfer, which its slow client leaves idle, is this path's.
+    is_slow: AtomicBool,
+    called: Notify,
     /// Payload that has come.
     bytes: AtomicU64,
     /// Looks at its lanes that found segments lost although none stood in a queue, less the others; see [`Place::looked`].
@@ -101,7 +103,8 @@ impl Place {
             lanes: AtomicUsize::new(0),
             wanted: AtomicUsize::new(wanted),
             give_up: AtomicUsize::new(0),
-            given_up: Notify::new(),
+            is_slow: AtomicBool::new(false),
+            called: Notify::new(),
             bytes: AtomicU64::new(0),
             starved: AtomicI32::new(0),
         })
@@ -124,8 +127,13 @@ impl Place {
     fn give_up(&self, one: bool) {
         self.give_up.store(one.into(), Ordering::SeqCst);
         if one {
-            self.given_up.notify_waiters();
+            self.call();
         }
+    }
+
+    /// Lanes that wait for a frame are to see how things stand.
+    fn call(&self) {
+        self.called.notify_waiters();
     }
 
     /// Lanes that it should have and has not. Those that rest do not count: they carry nothing fresh.
@@ -197,15 +205,18 @@ impl Slot {
         self.place.give_up.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok()
     }
 
-    /// Resolves when [`Slot::is_given_up`].
-    pub(super) async fn given_up(&self) {
-        loop {
-            let mut told = pin!(self.place.given_up.notified());
-            told.as_mut().enable();
-            if self.is_given_up() {
-                return;
-            }
-            told.await;
+    /// Whether it is the only lane of a transfer whose client is slow.
+    pub(super) fn is_slow(&self) -> bool {
+        self.place.is_slow.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when the crew has something to say: that [`Slot::is_given_up`], perhaps, or that [`Slot::is_slow`] is no
+    /// longer what the lane knows it to be.
+    pub(super) async fn called(&self, is_known_slow: bool) {
+        let mut called = pin!(self.place.called.notified());
+        called.as_mut().enable();
+        if self.place.give_up.load(Ordering::SeqCst) == 0 && self.is_slow() == is_known_slow {
+            called.await;
         }
     }
 }
@@ -302,6 +313,10 @@ impl Crew {
                         let (path, starved) = (place.path.spec(), place.is_starved());
                         tracing::debug!(%path, before, wanted, starved, "another number of lanes");
                     }
+                }
+                let is_slow = share.is_last_and_slow();
+                if place.is_slow.swap(is_slow, Ordering::Relaxed) != is_slow {
+                    place.call();
                 }
                 let is_short = self.manager.pool(&place.path).is_some_and(|pool| pool.is_short());
                 place.give_up(share.gives_up(place.lanes.load(Ordering::SeqCst), is_short));

@@ -238,6 +238,7 @@ impl Producer {
             if !is_short || self.frames - self.told.0 >= FRAMES_UNTOLD_MAX {
                 self.tell(false);
             }
+            self.lane.set_slow(self.slot.is_slow());
             if self.transfer.is_over() {
                 return Err(Stop::Over);
             }
@@ -245,16 +246,25 @@ impl Producer {
                 return Ok(frame);
             }
             self.tell(false);
-            let credited = pin!(self.transfer.credited_beyond(self.told.1));
-            let over = pin!(self.transfer.over());
-            let given_up = pin!(self.slot.given_up());
-            let ended = select(over, given_up);
-            match select(pin!(self.lane.next_frame()), select(credited, ended)).await {
-                Either::Left((frame, _)) => return Ok(frame?),
-                Either::Right((Either::Left(_), _)) => {}
-                Either::Right((Either::Right((Either::Left(_), _)), _)) => return Err(Stop::Over),
-                Either::Right((Either::Right((Either::Right(_), _)), _)) => return Err(Stop::GivenUp),
+            if let Some(frame) = self.frame_or_word().await? {
+                return Ok(frame);
             }
+        }
+    }
+
+    /// Waits for a frame; none: there is new credit, or the crew has a word.
+    async fn frame_or_word(&self) -> Result<Option<Frame>, Stop> {
+        let credited = pin!(self.transfer.credited_beyond(self.told.1));
+        let over = pin!(self.transfer.over());
+        let called = pin!(self.slot.called(self.lane.is_slow()));
+        match select(pin!(self.lane.next_frame()), select(over, select(credited, called))).await {
+            Either::Left((frame, _)) => Ok(Some(frame?)),
+            Either::Right((Either::Left(_), _)) => Err(Stop::Over),
+            Either::Right((Either::Right((Either::Left(_), _)), _)) => Ok(None),
+            Either::Right((Either::Right((Either::Right(_), _)), _)) if self.slot.is_given_up() => {
+                Err(Stop::GivenUp)
+            }
+            Either::Right((Either::Right((Either::Right(_), _)), _)) => Ok(None),
         }
     }
 
@@ -392,6 +402,7 @@ impl Producer {
                     }
                 }
                 Err(exec::Elapsed) => {
+                    self.lane.set_slow(self.slot.is_slow());
                     if self.slot.is_given_up() {
                         return Err(Stop::GivenUp);
                     }
@@ -451,6 +462,7 @@ impl Producer {
             if or_over(&self.transfer, wait).await?.is_ok() {
                 break;
             }
+            self.lane.set_slow(self.slot.is_slow());
             if self.slot.is_given_up() {
                 return Err(Stop::GivenUp);
             }

@@ -2,7 +2,7 @@
 //!
 //! In: what a look at the transfer shows, and the time. Out: whether to give a lane up, and whether to ask for one more.
 //! Called by the crew at each look; no I/O and no clock. Invariants: nothing is given up while nobody without a lane
-//! waits; every transfer keeps one lane to its end, a slow client's as well.
+//! waits; every transfer keeps one lane to its end, a slow client's as well: the pool does not count that one.
 //!
 //! A lane that is given up is closed. What was on its way then travels again, as after a loss.
 
@@ -59,6 +59,11 @@ impl Share {
         gives
     }
 
+    /// Whether all that the transfer has is one lane that its client leaves idle.
+    pub(super) fn is_last_and_slow(&self) -> bool {
+        self.is_slow && self.look.is_some_and(|look| look.lanes == 1)
+    }
+
     /// Whether a lane that is missing is to be asked for.
     pub(super) fn may_seat(&self, is_short: bool) -> bool {
         self.look.is_none_or(|look| look.lanes == 0 || !is_short)
@@ -103,6 +108,7 @@ mod tests {
         assert!(!share.may_seat(true), "it has some and others have none");
         watch(&mut share, 60.0, 60.0, FAST, 1);
         assert!(!share.gives_up(1, true));
+        assert!(!share.is_last_and_slow());
     }
 
     #[test]
@@ -113,6 +119,7 @@ mod tests {
         assert!(!share.gives_up(1, true), "the last one");
         watch(&mut share, 1.5, 60.0, SLOW, 1);
         assert!(!share.gives_up(1, true));
+        assert!(share.is_last_and_slow());
         watch(&mut share, 61.5, 1.0, SLOW, 0);
         assert!(share.may_seat(true), "it was lost");
     }

@@ -284,6 +284,32 @@ fn transfers_without_pipes() {
     }
 }
 
+/// One lane, and clients that take nothing: what they keep of the chain keeps nobody else waiting.
+#[test]
+fn slow_clients_cannot_keep_all_lanes() {
+    for executor in ["tokio-uring", "glommio"] {
+        let bytes = content(20_000_000);
+        let settings = Settings { executor, cores: "0".into(), ..Settings::default() };
+        let downstream = ["--lanes-max", "1"].map(String::from).to_vec();
+        let chain = Plan { paths: 1, downstream, settings, ..Plan::default() }
+            .start(|ground| ground.store("f", &bytes));
+        let mut slow: Vec<_> = (0..3).map(|_| Client::connect(chain.address)).collect();
+        for client in &mut slow {
+            client.request("GET", "/f", "");
+        }
+        // Each waits until the one before is seen to be slow.
+        let heads: Vec<_> = slow.iter_mut().map(|client| client.head().unwrap()).collect();
+        for first in 0..3 {
+            let answer = ask(chain.address, "GET", "/f", &format!("Range: bytes={first}-999999\r\n"));
+            assert_eq!(answer.status(), 206, "{executor}: {}", answer.text());
+            assert!(answer.body == bytes[first..1_000_000], "{executor}");
+        }
+        for (client, head) in slow.iter_mut().zip(heads) {
+            assert!(client.body(&head).unwrap() == bytes, "{executor}: a client that was slow");
+        }
+    }
+}
+
 /// A client that takes all the time, faster than what counts as slow, keeps its lane: others wait, and are told after a while.
 #[test]
 fn who_waits_too_long_for_a_lane_is_told_when_to_come_back() {
