@@ -17,5 +17,6 @@ pub mod relay;
 pub mod root;
 #[cfg(test)]
 mod simulation;
+pub mod tuning;
 pub mod upstream;
 pub mod wire;

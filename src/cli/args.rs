@@ -4,7 +4,9 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, value_parser};
 
-use crate::{exec::Backend, mp::manager::Placement, relay::AllowRule, wire::route::PathSpec};
+use crate::{
+    exec::Backend, mp::manager::Placement, relay::AllowRule, tuning::Profile, wire::route::PathSpec,
+};
 
 /// Carries video and big files over many parallel paths.
 ///
@@ -65,6 +67,18 @@ pub enum Command {
     /// Emulated long paths on this machine, and the whole chain on them
     #[command(subcommand)]
     Lab(LabCommand),
+    /// Kernel settings for long paths, lossy ones and many clients: compared, applied, taken back
+    Tune(super::tune::Tune),
+    /// Prints the completion script of a shell
+    Completions {
+        /// Which.
+        shell: clap_complete::Shell,
+    },
+    /// Writes the manual pages, one for each command
+    Man {
+        /// Directory to write them to
+        dir: PathBuf,
+    },
 }
 
 /// `plait lab`.
@@ -114,9 +128,29 @@ pub struct LabChain {
     /// How lanes go: over relays, straight to the upstream, or there by kernel MPTCP over all paths
     #[arg(long, value_enum, default_value_t)]
     pub via: LabVia,
+    /// Kernel settings of all hosts: a profile of `plait tune show`, or stock for this kernel's own [default: the lab's]
+    #[arg(long, value_name = "PROFILE")]
+    pub tuning: Option<LabTuning>,
     /// One more flag for a role (root, upstream, relay, downstream, all), such as downstream=--cores=0. May be repeated
     #[arg(long = "role-flag", value_name = "ROLE=FLAG")]
     pub flags: Vec<RoleFlag>,
+}
+
+/// `plait lab --tuning`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LabTuning {
+    /// What a new network namespace begins with.
+    Stock,
+    /// That, and a profile's settings.
+    Profile(Profile),
+}
+
+impl FromStr for LabTuning {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "stock" { Ok(Self::Stock) } else { text.parse().map(Self::Profile) }
+    }
 }
 
 /// `plait lab --via`.

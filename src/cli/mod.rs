@@ -10,7 +10,9 @@ mod lab;
 mod path_file;
 mod roles;
 mod sample;
+mod service;
 mod signals;
+mod tune;
 mod up;
 
 use std::process::ExitCode;

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use clap::CommandFactory;
 use futures_util::future::Either;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::sync::watch;
@@ -23,7 +24,9 @@ use super::{
     get::{self, GetError},
     lab::{self, LabRunError},
     path_file::{self, PathsError},
+    service::Service,
     signals::{Reload, stop_signal},
+    tune::{self, TuneError},
     up,
 };
 use crate::{
@@ -104,6 +107,17 @@ pub enum RunError {
     /// The lab has no result.
     #[error(transparent)]
     Lab(#[from] LabRunError),
+    /// Kernel settings are not as wanted.
+    #[error(transparent)]
+    Tune(#[from] TuneError),
+    /// The manual pages cannot be written.
+    #[error("cannot write manual pages to {dir}: {source}", dir = .dir.display())]
+    Man {
+        /// Where to.
+        dir: PathBuf,
+        /// What the kernel says.
+        source: io::Error,
+    },
     /// Signals cannot be caught.
     #[error("cannot catch signals: {0}")]
     Signals(#[source] io::Error),
@@ -180,6 +194,14 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
         Command::Get(args) => run_get(&global, args),
         Command::Up(args) => up::run(&global, args),
         Command::Lab(command) => Ok(lab::run(&global, command)?),
+        Command::Tune(command) => Ok(tune::run(&command, global.cores.as_ref())?),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "plait", &mut io::stdout());
+            Ok(())
+        }
+        Command::Man { dir } => std::fs::create_dir_all(&dir)
+            .and_then(|()| clap_mangen::generate_to(Arguments::command(), &dir))
+            .map_err(|source| RunError::Man { dir, source }),
     }
 }
 
@@ -460,7 +482,9 @@ where
     let stopped = stop_signal(Some(reload))?;
     println!("listening on {address}");
     tracing::info!(executor = %config.backend, cpus = ?config.cpus, "started");
+    let service = Service::new(config.cpus.len());
     exec::run(&config, move |core| {
+        service.started(core);
         let serving = listeners.take(core).map(|listener| role(core, listener, stopped.clone()));
         async move {
             if let Some(serving) = serving {

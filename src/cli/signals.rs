@@ -8,7 +8,7 @@ use signal_hook::{
 };
 use tokio::sync::watch;
 
-use super::roles::RunError;
+use super::{roles::RunError, service};
 
 /// Reads settings again; says in the log what came of it.
 pub(super) type Reload = Box<dyn FnMut() + Send>;
@@ -26,8 +26,11 @@ pub(super) fn stop_signal(reload: Option<Reload>) -> Result<watch::Receiver<bool
             match signal {
                 SIGHUP => reload(),
                 _ if *stop.borrow() => std::process::exit(130),
-                // Receivers may be gone already; then so is the process, soon.
-                _ => drop(stop.send_replace(true)),
+                _ => {
+                    service::stopping();
+                    // Receivers may be gone already; then so is the process, soon.
+                    stop.send_replace(true);
+                }
             }
         }
     });

@@ -30,11 +30,14 @@ use super::{
     timeline::{Paths, Timeline},
 };
 
-/// Settings of every host; see `tuning/` for the first four.
-const SETTINGS: &[(&str, &str)] = &[
+/// Settings of every host unless others are asked for: `tuning/wan-long-fat.conf`.
+const TUNED: &[(&str, &str)] = &[
     ("net.ipv4.tcp_rmem", "4096 131072 67108864"),
     ("net.ipv4.tcp_wmem", "4096 65536 67108864"),
     ("net.ipv4.tcp_slow_start_after_idle", "0"),
+];
+/// What every host needs.
+const SETTINGS: &[(&str, &str)] = &[
     // A run must not learn from the one before.
     ("net.ipv4.tcp_no_metrics_save", "1"),
     // Packets come in on paths that are not the way back by destination.
@@ -105,6 +108,15 @@ impl Lab {
     /// # Errors
     /// Something is missing on this machine; the text says what, and what to do.
     pub fn build(scenario: &Scenario) -> Result<Self, LabError> {
+        Self::build_tuned(scenario, TUNED)
+    }
+
+    /// The same, with other settings of the kernel in every host, keys as sysctl(8) names them; those that a network
+    /// namespace does not have (`fs.`, most of `net.core.`) are passed over.
+    ///
+    /// # Errors
+    /// Those of [`Lab::build`], and a value that the kernel does not take.
+    pub fn build_tuned(scenario: &Scenario, tuned: &[(&str, &str)]) -> Result<Self, LabError> {
         let client = first_host()?;
         let host = |name: &str| client.sibling(name).map_err(doing("cannot make one more network namespace"));
         let server = host("server")?;
@@ -113,6 +125,7 @@ impl Lab {
             .collect::<Result<Vec<_>, _>>()?;
         for host in relays.iter().chain([&client, &server]) {
             host.sysctl(SETTINGS, SETTINGS_OPTIONAL).map_err(doing("the lab's network"))?;
+            host.sysctl(&[], tuned).map_err(doing("the lab's network"))?;
         }
         let mut links = Vec::new();
         for (path, (emulated, relay)) in scenario.paths.iter().zip(&relays).enumerate() {

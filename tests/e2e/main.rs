@@ -16,6 +16,7 @@ mod limits;
 mod load;
 mod media;
 mod mptcp;
+mod operate;
 mod process;
 mod reload;
 mod roots;
