@@ -232,6 +232,11 @@ impl<'a> Plait<'a> {
         self.start("relay", setting, true, &allow)
     }
 
+    /// The same with flags, forwarding to anybody.
+    pub fn relay_with(&self, setting: Setting<'_>, flags: &[&str]) -> Outcome<Role> {
+        self.start("relay", setting, true, flags)
+    }
+
     /// `plait upstream` in front of a directory or an http:// URL.
     pub fn upstream(&self, setting: Setting<'_>, root: &str) -> Outcome<Role> {
         self.start("upstream", setting, true, &["--root", root])

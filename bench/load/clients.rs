@@ -97,6 +97,7 @@ impl Slow {
         let mut buffer = vec![0; (self.rate * TICK.as_millis() as u64 / 1000 / 8 * 8).max(8) as usize];
         let (began, mut ticks, mut index) = (Instant::now(), 0, 0);
         while index < self.bytes / 8 {
+            thread::sleep((TICK * ticks).saturating_sub(began.elapsed()));
             let part = buffer.len().min((self.bytes - 8 * index) as usize);
             stream.read_exact(&mut buffer[..part])?;
             for found in buffer[..part].as_chunks::<8>().0 {
@@ -106,7 +107,6 @@ impl Slow {
                 index += 1;
             }
             ticks += 1;
-            thread::sleep((TICK * ticks).saturating_sub(began.elapsed()));
         }
         Ok(())
     }
@@ -158,7 +158,7 @@ fn ask_head(stream: &mut TcpStream) -> Outcome<()> {
 }
 
 /// From one of a few hundred loopback addresses: one alone has not ports enough.
-fn connect(address: SocketAddr, number: u32, receive_buffer: Option<usize>) -> Outcome<TcpStream> {
+pub fn connect(address: SocketAddr, number: u32, receive_buffer: Option<usize>) -> Outcome<TcpStream> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     if let Some(bytes) = receive_buffer {
         socket.set_recv_buffer_size(bytes)?;

@@ -5,6 +5,7 @@
 //! if a client got anything but its file.
 
 mod clients;
+mod hellos;
 #[allow(dead_code)]
 #[path = "../dataplane/peers.rs"]
 mod peers;
@@ -26,6 +27,7 @@ use tempfile::TempDir;
 
 use crate::{
     clients::{Idle, Slow},
+    hellos::Flood,
     peers::{Executor, Plait, Role, Setting},
 };
 
@@ -54,6 +56,12 @@ struct Flags {
     /// Idle keep-alive connections afterwards, as far as `ulimit -n` goes
     #[arg(long, default_value_t = 20_000)]
     idle: u32,
+    /// Half-open hellos kept up before a relay while transfers run over it
+    #[arg(long, default_value_t = 10_000)]
+    hellos: u32,
+    /// Alternating runs with and without them
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
     /// Given by `cargo bench`; without it nothing is measured
     #[arg(long)]
     bench: bool,
@@ -95,11 +103,13 @@ impl Chain {
             Setting { executor: Executor::TokioUring, placement: "auto", cores: &cores, control: None };
         let root = plait.root(setting, dir.to_str().ok_or("the directory's name is no text")?)?;
         let upstream = plait.upstream(setting, &format!("http://{}", root.address))?;
-        let relays = [plait.relay(setting, None)?, plait.relay(setting, None)?];
+        // The first one lets all strangers in that come, the second has the default bound.
+        let crowded = plait.relay_with(setting, &["--max-hellos", "100000"])?;
+        let relays = [crowded, plait.relay(setting, None)?];
         let paths = relays.each_ref().map(|relay| format!("{},{}", relay.address, upstream.address));
         let lanes_max = lanes_max.to_string();
         let flags = ["--lanes-max", &lanes_max, "--max-per-address", "20000", "--idle-timeout", "600"];
-        println!("Downstream: `{}`; `ulimit -n` is {descriptors}.\n", flags.join(" "));
+        println!("Downstream: `--lanes 1 {}`; `ulimit -n` is {descriptors}.\n", flags.join(" "));
         let downstream = plait.downstream_with(setting, &paths, &flags)?;
         let [first, second] = relays;
         let roles = vec![
@@ -172,5 +182,62 @@ fn run(flags: &Flags) -> Outcome<usize> {
     chain.print(&format!("{} idle keep-alive connections", idle.len()), &before, &from, &to);
     let idle_errors = idle.ask_again();
     println!("\nErrors: {idle_errors} of {} connections, each asked again.", idle.len());
-    Ok(errors.len() + idle_errors)
+    drop(idle);
+    Ok(errors.len() + idle_errors + beside_hellos(&chain, dir.path(), flags)?)
+}
+
+/// Transfers at the rate of an uplink rather than of this machine: what a flood costs them shows in their time, and what it
+/// costs the relay in its CPU time.
+const UPLINK: Slow = Slow { rate: 10_000_000, bytes: 40_000_000 };
+/// So many at once: 320 Mbit/s over both relays.
+const UPLINK_CLIENTS: u32 = 4;
+
+fn beside_hellos(chain: &Chain, dir: &Path, flags: &Flags) -> Outcome<usize> {
+    for number in 0..UPLINK_CLIENTS {
+        UPLINK.store(dir, number)?;
+    }
+    println!(
+        "\n{} half-open hellos before one relay; {UPLINK_CLIENTS} transfers at {} MB/s each over both.\n",
+        flags.hellos,
+        UPLINK.rate / 1_000_000
+    );
+    println!(
+        "| hellos | seconds | that relay's CPU, s | median s | median CPU, s |\n| --- | --- | --- | --- | --- |"
+    );
+    let mut errors = 0;
+    let places =
+        [("none", None), ("all let in (`--max-hellos 100000`)", Some(1)), ("the default bound", Some(2))];
+    let mut times = [const { Vec::new() }; 3];
+    for _ in 0..flags.rounds.max(1) {
+        for (index, (_, relay)) in places.iter().enumerate() {
+            let flood = relay.map(|relay| Flood::start(chain.roles[relay].1.address, flags.hellos as usize));
+            // Until the crowd is complete.
+            thread::sleep(Duration::from_secs(2));
+            let watched = &chain.roles[relay.unwrap_or(1)].1.process;
+            let (began, cpu) = (Instant::now(), watched.cpu_ns()?);
+            errors += UPLINK.start(chain.address(), UPLINK_CLIENTS, 1000).finish().len();
+            times[index].push((began.elapsed().as_secs_f64(), (watched.cpu_ns()? - cpu) as f64 / 1e9));
+            if let Some(flood) = flood {
+                flood.stop()?;
+            }
+        }
+    }
+    let shown =
+        |values: &[f64]| values.iter().map(|value| format!("{value:.2}")).collect::<Vec<_>>().join(", ");
+    let median = |values: &[f64]| {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        sorted[sorted.len() / 2]
+    };
+    for ((name, _), times) in places.iter().zip(times) {
+        let (seconds, cpu): (Vec<_>, Vec<_>) = times.into_iter().unzip();
+        println!(
+            "| {name} | {} | {} | {:.2} | {:.2} |",
+            shown(&seconds),
+            shown(&cpu),
+            median(&seconds),
+            median(&cpu)
+        );
+    }
+    Ok(errors)
 }

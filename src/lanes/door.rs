@@ -2,15 +2,27 @@
 //!
 //! In: accepted connections, and how their handshakes ended. Out: a place for each hello, and log lines with counts. Called
 //! by relay and upstream, one door for all cores of a role. Invariants: at most `hellos_max` hellos are awaited at
-//! once and begin within a second, a quarter of them from one address; however many strangers are refused, the log grows
-//! by a line per kind and ten seconds.
+//! once, a quarter of them from one address, and as many are verified within a second; where all places are taken, who has
+//! said nothing for the longest time makes room for who has just come; however many strangers are refused, the log grows by
+//! a line per kind and ten seconds.
 
-use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::{Future, poll_fn},
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    task::Poll,
+    time::Duration,
+};
+
+use futures_util::task::AtomicWaker;
 
 use super::handshake::HandshakeFailed;
 use crate::{
     exec::{self, Instant},
-    net::{Admission, Seat, Tally, Told},
+    net::{Admission, Crowded, Seat, Tally, Told},
     wire::handshake::HandshakeError,
 };
 
@@ -46,6 +58,7 @@ impl Wrong {
             HandshakeFailed::Refused(HandshakeError::KeyMismatch { .. }) => Self::Key,
             HandshakeFailed::Refused(HandshakeError::NotAuthentic { .. }) => Self::NotAuthentic,
             HandshakeFailed::Refused(HandshakeError::Route(_)) => Self::Route,
+            HandshakeFailed::Displaced => Self::Crowd,
             _ => Self::NoHello,
         }
     }
@@ -55,14 +68,36 @@ impl Wrong {
 #[derive(Debug)]
 pub struct Door {
     hellos: Arc<Admission>,
+    /// Who is awaited, in order of arrival, among some whose hello has come or will not: those leave when they are the
+    /// first. So there are never more than begin in the time that a hello may take.
+    awaited: Mutex<VecDeque<Weak<Stranger>>>,
     refused: [Tally; Wrong::KINDS],
+}
+
+/// Whose hello is awaited.
+#[derive(Debug)]
+struct Stranger {
+    /// Its place; none once the hello has come, or somebody else has it.
+    seat: Mutex<Option<Seat>>,
+    began: Instant,
+    /// Woken when somebody else has it.
+    displaced: AtomicWaker,
+}
+
+impl Stranger {
+    fn leave_seat(&self) -> Option<Seat> {
+        self.seat.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn is_awaited(&self) -> bool {
+        self.seat.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
 }
 
 /// The place of one hello that is awaited.
 #[derive(Debug)]
 pub struct Knock {
-    seat: Seat,
-    began: Instant,
+    stranger: Arc<Stranger>,
 }
 
 impl Door {
@@ -71,20 +106,58 @@ impl Door {
         let per_address = hellos_max.div_ceil(ADDRESS_PART);
         Arc::new(Self {
             hellos: Admission::new(hellos_max, per_address),
+            awaited: Mutex::default(),
             refused: std::array::from_fn(|_| Tally::new()),
         })
     }
 
+    fn awaited(&self) -> MutexGuard<'_, VecDeque<Weak<Stranger>>> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A place for the hello of `peer`; without one the connection is to be closed.
     pub fn knock(&self, peer: SocketAddr) -> Option<Knock> {
-        match self.hellos.admit(peer.ip()) {
-            Ok(seat) => Some(Knock { seat, began: Instant::now() }),
+        let admitted = match self.hellos.admit(peer.ip()) {
+            // An honest peer speaks within a round trip: whoever has been silent for the longest is the least likely one.
+            Err(Crowded::Total { .. }) if self.displace_oldest() => self.hellos.admit(peer.ip()),
+            admitted => admitted,
+        };
+        match admitted {
+            Ok(seat) => {
+                let stranger = Arc::new(Stranger {
+                    seat: Mutex::new(Some(seat)),
+                    began: Instant::now(),
+                    displaced: AtomicWaker::new(),
+                });
+                let mut awaited = self.awaited();
+                let is_over =
+                    |first: &Weak<Stranger>| first.upgrade().is_none_or(|stranger| !stranger.is_awaited());
+                while awaited.front().is_some_and(is_over) {
+                    awaited.pop_front();
+                }
+                awaited.push_back(Arc::downgrade(&stranger));
+                Some(Knock { stranger })
+            }
             Err(crowded) => {
                 let error = format_args!("too many hellos at once: {crowded} (raise --max-hellos?)");
                 self.refused(Some(peer), Wrong::Crowd, &error);
                 None
             }
         }
+    }
+
+    /// Frees the place of who has been awaited for the longest time; false if nobody is.
+    fn displace_oldest(&self) -> bool {
+        let mut awaited = self.awaited();
+        while let Some(oldest) = awaited.pop_front() {
+            if let Some(stranger) = oldest.upgrade()
+                && stranger.leave_seat().is_some()
+            {
+                stranger.displaced.wake();
+                return true;
+            }
+        }
+        false
     }
 
     /// The handshake with `peer` failed.
@@ -102,14 +175,59 @@ impl Door {
 }
 
 impl Knock {
-    /// The hello has come, or will not.
-    pub fn answered(self) {
-        let left = PLACE_TIME_MIN.saturating_sub(self.began.elapsed());
-        if !left.is_zero() {
+    /// Waits for `hello`, unless the place is needed for others meanwhile. It is pinned by the caller: a stranger has no room
+    /// for two copies of it.
+    ///
+    /// # Errors
+    /// Those of `hello`, or [`HandshakeFailed::Displaced`].
+    pub async fn hear<T>(
+        self,
+        mut hello: Pin<&mut impl Future<Output = Result<T, HandshakeFailed>>>,
+    ) -> Result<T, HandshakeFailed> {
+        let heard = poll_fn(|cx| {
+            if let Poll::Ready(heard) = hello.as_mut().poll(cx) {
+                return Poll::Ready(heard);
+            }
+            self.stranger.displaced.register(cx.waker());
+            if self.stranger.is_awaited() {
+                Poll::Pending
+            } else {
+                Poll::Ready(Err(HandshakeFailed::Displaced))
+            }
+        })
+        .await;
+        let left = PLACE_TIME_MIN.saturating_sub(self.stranger.began.elapsed());
+        if let Some(seat) = self.stranger.leave_seat().filter(|_| !left.is_zero()) {
             exec::spawn(async move {
                 exec::sleep(left).await;
-                drop(self.seat);
+                drop(seat);
             });
+        }
+        heard
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_silent_for_the_longest_makes_room() {
+        let door = Door::new(4);
+        let peer = |host: u8| SocketAddr::from(([192, 0, 2, host], 1));
+        let knocks: Vec<_> = (1..5).map(|host| door.knock(peer(host)).unwrap()).collect();
+        assert!(door.knock(peer(4)).is_none(), "an address keeps to its part, however full it is");
+        // The first one's hello has come: its place is not free before its time.
+        let answered = knocks[0].stranger.leave_seat().unwrap();
+        let fifth = door.knock(peer(5)).unwrap();
+        let is_awaited = |knock: &Knock| knock.stranger.is_awaited();
+        assert_eq!(knocks.iter().map(is_awaited).collect::<Vec<_>>(), [false, false, true, true]);
+        assert!(is_awaited(&fifth));
+        drop(answered);
+        assert!(door.knock(peer(6)).is_some());
+        assert!(is_awaited(&knocks[2]), "there was room");
+        for host in 10..100 {
+            assert!(door.knock(peer(host)).is_some());
         }
     }
 }

@@ -4,7 +4,7 @@
 //! behind the handshake is taken from the socket; the whole has a deadline; an unauthenticated peer costs the
 //! listening side one bounded buffer.
 
-use std::{io, time::Duration};
+use std::{io, pin::pin, time::Duration};
 
 use crate::{
     exec,
@@ -37,6 +37,9 @@ pub enum HandshakeFailed {
         /// The bound.
         deadline: Duration,
     },
+    /// It had said nothing yet when all places were taken and somebody else came.
+    #[error("too many hellos at once: one that was awaited made room for another (raise --max-hellos?)")]
+    Displaced,
     /// The kernel has no randomness.
     #[error("no randomness for the handshake: {0}")]
     Random(#[from] getrandom::Error),
@@ -99,7 +102,8 @@ pub async fn open(
 /// [`HandshakeFailed`]; a hint was sent to the peer where that helps a person, and the socket is of no more use.
 pub async fn receive(socket: &Socket, keys: &KeyRing) -> Result<VerifiedHello, HandshakeFailed> {
     let (nonce, keys) = (nonce()?, keys.keys());
-    let talk = async {
+    // Pinned here: by value the timer would hold it two times more, and a stranger has no room for that.
+    let talk = pin!(async {
         let (mut server, challenge) = ServerHandshake::new(&keys, nonce);
         socket.send_all(&challenge, false).await?;
         let mut more = Vec::new();
@@ -119,7 +123,7 @@ pub async fn receive(socket: &Socket, keys: &KeyRing) -> Result<VerifiedHello, H
                 }
             }
         }
-    };
+    });
     exec::timeout(HELLO_DEADLINE, talk)
         .await
         .unwrap_or(Err(HandshakeFailed::Deadline { deadline: HELLO_DEADLINE }))

@@ -61,16 +61,16 @@ impl Admission {
     /// A seat for a connection from `address`.
     ///
     /// # Errors
-    /// The bound that is reached.
+    /// The bound that is reached; its own address's first.
     pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Seat, Crowded> {
         let address = one_client(address);
         let mut seats = self.seats();
-        if seats.total >= self.total_max {
-            return Err(Crowded::Total { max: self.total_max });
-        }
         let taken = seats.per_address.get(&address).copied().unwrap_or(0);
         if taken >= self.per_address_max {
             return Err(Crowded::Address { max: self.per_address_max });
+        }
+        if seats.total >= self.total_max {
+            return Err(Crowded::Total { max: self.total_max });
         }
         seats.total += 1;
         seats.per_address.insert(address, taken + 1);
@@ -117,7 +117,7 @@ mod tests {
         assert_eq!(admission.admit(ip("192.0.2.3")).unwrap_err(), Crowded::Total { max: 3 });
         drop(first);
         let again = admission.admit(ip("192.0.2.1")).unwrap();
-        assert_eq!(admission.admit(ip("192.0.2.1")).unwrap_err(), Crowded::Total { max: 3 });
+        assert_eq!(admission.admit(ip("192.0.2.1")).unwrap_err(), Crowded::Address { max: 2 });
         drop(again);
         assert!(admission.admit(ip("192.0.2.3")).is_ok());
         assert_eq!(admission.seats().per_address.len(), 2, "the last one is gone already");

@@ -7,6 +7,7 @@ use std::{
     cell::Cell,
     fmt, io,
     net::{IpAddr, SocketAddr},
+    pin::pin,
     rc::Rc,
     str::FromStr,
     sync::Arc,
@@ -191,9 +192,7 @@ async fn forward(
     shutdown: &mut watch::Receiver<bool>,
 ) -> Result<(), RelayError> {
     near.set_congestion(&relay.legs.lane, peer.ip());
-    let hello = handshake::receive(&near, &relay.keys).await;
-    knock.answered();
-    let hello = hello.map_err(RelayError::Hello)?;
+    let hello = knock.hear(pin!(handshake::receive(&near, &relay.keys))).await.map_err(RelayError::Hello)?;
     // In boxes: for a stranger there is no room for what comes behind.
     let mut connected = Box::pin(connect_next(relay, hello.route())).await;
     if matches!(&connected, Err(RelayError::NextHop { source, .. }) if source.is_worth_another_try()) {

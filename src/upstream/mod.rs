@@ -18,7 +18,9 @@ mod transfer;
 #[cfg(test)]
 mod tests;
 
-use std::{cell::Cell, io, net::SocketAddr, os::fd::OwnedFd, path::Path, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::Cell, io, net::SocketAddr, os::fd::OwnedFd, path::Path, pin::pin, rc::Rc, sync::Arc, time::Duration,
+};
 
 use tokio::sync::watch;
 
@@ -209,9 +211,7 @@ async fn authenticate_and_run(
     knock: Knock,
     shutdown: &mut watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
-    let hello = handshake::receive(socket, &upstream.keys).await;
-    knock.answered();
-    let hello = hello?;
+    let hello = knock.hear(pin!(handshake::receive(socket, &upstream.keys))).await?;
     if let Some((next, _)) = hello.route().split_first() {
         let error = ServeError::RouteGoesOn { next: next.clone() };
         let refusal = hello.refuse(Refusal::NotAllowed, &Reason::new(&error.to_string()));
