@@ -6,6 +6,7 @@
 
 mod ahead;
 mod edge;
+mod pass;
 mod sending;
 mod stored;
 
@@ -37,6 +38,7 @@ use crate::{
 };
 
 use edge::Edge;
+use pass::Passage;
 
 /// Lanes that bring nothing for this long are given up: more than the 30 s that the upstream gives the root, whose
 /// word comes first then.
@@ -60,6 +62,7 @@ pub async fn serve(
     stopping: watch::Receiver<bool>,
 ) {
     let answering = manager.clone();
+    let passage = Passage::new(manager.clone(), cache.clone());
     let edge = cache.map(|cache| Edge { manager: manager.clone(), cache, ahead: Default::default() });
     let answer = async move |connection: &mut HttpConnection, request: RequestHead| match &edge {
         _ if cors::is_preflight(&request) => {
@@ -67,10 +70,11 @@ pub async fn serve(
             connection.finish_response();
             Ok(())
         }
+        _ if !request.is_plain() => passage.answer(connection, &request).await,
         Some(edge) => edge.answer(connection, &request).await,
         None => answer(&answering, connection, &request).await,
     };
-    accept::serve(listener, legs, limits, Side::Downstream, stopping, answer).await;
+    accept::serve(listener, legs, limits.passing_bodies(), Side::Downstream, stopping, answer).await;
     manager.close().await;
 }
 

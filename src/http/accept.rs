@@ -35,13 +35,21 @@ pub struct Limits {
     deadlines: Deadlines,
     admission: Arc<Admission>,
     turned_away: Arc<Tally>,
+    passes_bodies: bool,
 }
 
 impl Limits {
     /// At most `total_max` connections, and `per_address_max` of one address, over all cores.
     pub fn new(total_max: usize, per_address_max: usize, deadlines: Deadlines) -> Self {
         let admission = Admission::new(total_max, per_address_max);
-        Self { deadlines, admission, turned_away: Arc::default() }
+        Self { deadlines, admission, turned_away: Arc::default(), passes_bodies: false }
+    }
+
+    /// The same where every method is answered, and bodies of all but GET and HEAD go on to a root; see
+    /// [`HttpConnection::passing_bodies`].
+    pub fn passing_bodies(mut self) -> Self {
+        self.passes_bodies = true;
+        self
     }
 
     /// A seat for the client at the other end of `socket`, which is gone if it has no address any more.
@@ -86,6 +94,9 @@ pub async fn serve<A>(
             socket.set_congestion(&legs.client, peer.ip());
         }
         let mut connection = HttpConnection::new(socket, limits.deadlines, stopping.clone());
+        if limits.passes_bodies {
+            connection = connection.passing_bodies();
+        }
         let running = running.clone();
         match admitted {
             Ok(seat) => {

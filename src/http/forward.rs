@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use super::head::{Version, list_elements};
 use super::problem::{Problem, Side};
-use super::request::{RequestError, RequestHead};
+use super::request::{BodyLen, RequestError, RequestHead};
 use super::response::{Framing, ResponseHead};
 
 /// Name of the chain in `Via`.
@@ -71,13 +71,41 @@ pub fn request_to_root(
     request: &RequestHead,
     host: Option<&HeaderValue>,
 ) -> Result<RequestHead, ForwardError> {
+    towards_root(request, host, false)
+}
+
+/// The same for a request whose body goes on: it is announced as the client has announced it.
+///
+/// # Errors
+/// As [`request_to_root`].
+pub fn request_to_root_with_body(
+    request: &RequestHead,
+    host: Option<&HeaderValue>,
+) -> Result<RequestHead, ForwardError> {
+    towards_root(request, host, true)
+}
+
+fn towards_root(
+    request: &RequestHead,
+    host: Option<&HeaderValue>,
+    with_body: bool,
+) -> Result<RequestHead, ForwardError> {
     let mut headers = request.headers.clone();
     if own_passages(&headers) >= MAX_VIA {
         return Err(ForwardError::Loop);
     }
     strip_hop_by_hop(&mut headers);
-    for about_the_body in [CONTENT_LENGTH, EXPECT] {
-        headers.remove(about_the_body);
+    let says_length = headers.remove(CONTENT_LENGTH).is_some();
+    headers.remove(EXPECT);
+    match request.body_len() {
+        _ if !with_body => {}
+        BodyLen::Fixed(length) => drop(headers.insert(CONTENT_LENGTH, HeaderValue::from(length))),
+        BodyLen::Chunked => {
+            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        // RFC 9110 section 8.6: where a method gives a body a meaning, the length 0 says that there is none.
+        BodyLen::None if says_length => drop(headers.insert(CONTENT_LENGTH, HeaderValue::from(0))),
+        BodyLen::None => {}
     }
     if let Some(host) = host {
         headers.insert(HOST, host.clone());

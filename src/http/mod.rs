@@ -9,6 +9,7 @@
 //! parser as the same head, with the same body length (no request smuggling, no header injection).
 
 pub mod accept;
+pub mod body;
 pub mod chunked;
 pub mod conditional;
 pub mod continuation;

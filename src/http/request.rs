@@ -208,6 +208,28 @@ impl RequestHead {
         }
     }
 
+    /// Whether it is a GET or HEAD: what can be asked again and again, over many lanes at once, and has no body.
+    pub fn is_plain(&self) -> bool {
+        matches!(self.method, Method::GET | Method::HEAD)
+    }
+
+    /// Whether its success changes nothing at the root (RFC 9110 §9.2.1).
+    pub fn is_safe(&self) -> bool {
+        self.method.is_safe()
+    }
+
+    /// Lets every method pass that a root may be asked: all but CONNECT, which no head has, and TRACE, which would show
+    /// scripts what their browsers keep from them.
+    ///
+    /// # Errors
+    /// 405.
+    pub fn may_go_on(&self) -> Result<(), RequestError> {
+        if self.method == Method::TRACE {
+            return Err(RequestError::MethodNotAllowed(self.method.clone()));
+        }
+        Ok(())
+    }
+
     /// Appends the head as bytes, `Host` first as RFC 9110 §7.2 asks.
     pub fn write_head(&self, out: &mut Vec<u8>) {
         for part in [self.method.as_str(), " ", &self.target, " HTTP/", self.version.number(), "\r\n"] {

@@ -21,13 +21,17 @@ use futures_util::{FutureExt, pin_mut, select_biased};
 use tokio::sync::watch;
 
 use super::{
+    body::{BodyReader, RequestBodyError},
     cors::is_preflight,
     head::{MAX_HEAD_BYTES, Version},
     problem::{Problem, Side},
     request::{BodyLen, Parsed, RequestHead, parse_request},
     response::ResponseHead,
 };
-use crate::{exec, net::Socket};
+use crate::{
+    exec::{self, Interest},
+    net::Socket,
+};
 
 /// The largest head with the empty line that may stand before it.
 const HEAD_BYTES_MAX: usize = MAX_HEAD_BYTES + 2;
@@ -88,6 +92,10 @@ pub struct HttpConnection {
     client_stays: bool,
     /// It has brought a request.
     is_used: bool,
+    /// See [`HttpConnection::passing_bodies`].
+    passes_bodies: bool,
+    /// The body of the request that was given out is still to be read.
+    has_body: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,7 +145,35 @@ impl HttpConnection {
             version: Version::Http11,
             client_stays: true,
             is_used: false,
+            passes_bodies: false,
+            has_body: false,
         }
+    }
+
+    /// Gives out requests with any method, and leaves the bodies of those that are no GET or HEAD to whoever answers:
+    /// [`HttpConnection::body`].
+    pub fn passing_bodies(mut self) -> Self {
+        self.passes_bodies = true;
+        self
+    }
+
+    /// The body of the request that was given out. A client that waits for the word to send it is given that.
+    ///
+    /// # Errors
+    /// The body is too long, or the client is gone.
+    pub async fn body(&mut self, head: &RequestHead) -> Result<BodyReader, RequestBodyError> {
+        let body = BodyReader::new(self.socket.clone(), head.body_len(), self.deadlines.request)?;
+        // RFC 9110 section 10.1.1: a server "MAY omit sending a 100 (Continue) response if it has already received some or
+        // all of the content"; nobody knows here whether the root will refuse the request.
+        if self.has_body && expects_continue(head) {
+            self.send(b"HTTP/1.1 100 Continue\r\n\r\n", false).await?;
+        }
+        Ok(body)
+    }
+
+    /// All of the body was read: the connection may be used again.
+    pub fn body_was_read(&mut self) {
+        self.has_body = false;
     }
 
     /// The next request that can be answered, or none when the connection is over. Requests that cannot are answered
@@ -190,7 +226,7 @@ impl HttpConnection {
 
     /// Whether the connection can last after the answer that is owed now.
     pub fn lasts(&self) -> bool {
-        self.client_stays && !is_stopping(&self.stopping)
+        self.client_stays && !self.has_body && !is_stopping(&self.stopping)
     }
 
     /// Sends the head of the answer; `more` says that a body follows at once, so that they share a segment. The
@@ -269,9 +305,10 @@ impl HttpConnection {
 
     async fn receive_request(&mut self) -> Result<RequestHead, NoRequest> {
         (self.is_head, self.version, self.client_stays) = (false, Version::Http11, true);
-        self.first_byte().await?;
+        self.has_body = false;
+        let begun = self.first_bytes().await?;
         let request_deadline = self.deadlines.request;
-        let head = match exec::timeout(request_deadline, self.receive_head()).await {
+        let head = match exec::timeout(request_deadline, self.receive_head(begun)).await {
             Ok(head) => head?,
             Err(exec::Elapsed) => return Err(NoRequest::last_words(too_slow(request_deadline))),
         };
@@ -286,47 +323,50 @@ impl HttpConnection {
         Ok(head)
     }
 
-    /// Waits until a request begins. An idle connection holds no buffer.
-    async fn first_byte(&mut self) -> Result<(), NoRequest> {
-        let mut byte = [0];
-        let begins = exec::timeout(self.deadlines.idle, self.socket.peek(&mut byte)).fuse();
-        let (stopping, is_used) = (&mut self.stopping, self.is_used);
-        let stops = async {
-            stopped(stopping).await;
-            if !is_used {
-                exec::sleep(FIRST_REQUEST).await;
-            }
-        }
-        .fuse();
-        pin_mut!(begins, stops);
-        select_biased! {
+    /// Waits until a request begins, and looks at what has come of it. An idle connection holds no buffer.
+    async fn first_bytes(&mut self) -> Result<Vec<u8>, NoRequest> {
+        loop {
+            let mut begun = vec![0; RECEIVE_BYTES];
             // A request that is there already is answered even if the server stops.
-            begun = begins => match begun {
-                Ok(Ok(1..)) => {
+            match self.socket.try_peek(&mut begun) {
+                Ok(0) => return Err(NoRequest::Gone),
+                Ok(came) => {
                     self.is_used = true;
-                    Ok(())
+                    begun.truncate(came);
+                    return Ok(begun);
                 }
-                Ok(Err(error)) => Err(error.into()),
-                Ok(Ok(0)) | Err(exec::Elapsed) => Err(NoRequest::Gone),
-            },
-            () = stops => Err(NoRequest::Gone),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => drop(begun),
+                Err(error) => return Err(error.into()),
+            }
+            let readable = exec::timeout(self.deadlines.idle, self.socket.ready(Interest::Read)).fuse();
+            let (stopping, is_used) = (&mut self.stopping, self.is_used);
+            let stops = async {
+                stopped(stopping).await;
+                if !is_used {
+                    exec::sleep(FIRST_REQUEST).await;
+                }
+            }
+            .fuse();
+            pin_mut!(readable, stops);
+            select_biased! {
+                readable = readable => match readable {
+                    Ok(readable) => readable?,
+                    Err(exec::Elapsed) => return Err(NoRequest::Gone),
+                },
+                () = stops => return Err(NoRequest::Gone),
+            }
         }
     }
 
-    /// Receives a head and takes exactly its bytes off the socket.
-    async fn receive_head(&mut self) -> Result<RequestHead, NoRequest> {
-        let mut head = Vec::new();
+    /// Receives a head, of which `head` is there, and takes exactly its bytes off the socket.
+    async fn receive_head(&mut self, mut head: Vec<u8>) -> Result<RequestHead, NoRequest> {
+        // What was looked at before, and taken.
+        let mut known = 0;
         // The parser starts over at each call. So that a head which comes byte by byte costs no more than twice its
         // length, it is called when the head may have ended or has doubled.
         let mut parse_at = 1;
         loop {
-            let known = head.len();
-            head.resize(known + RECEIVE_BYTES.min(HEAD_BYTES_MAX - known), 0);
-            let came = self.socket.peek(&mut head[known..]).await?;
-            if came == 0 {
-                return Err(NoRequest::Gone);
-            }
-            head.truncate(known + came);
+            let came = head.len() - known;
             let may_end = has_empty_line(&head[known.saturating_sub(2)..]);
             let parsed = if may_end || head.len() >= parse_at || head.len() == HEAD_BYTES_MAX {
                 parse_at = 2 * head.len();
@@ -345,11 +385,22 @@ impl HttpConnection {
                     return Err(NoRequest::last_words(error.problem()));
                 }
             }
+            known = head.len();
+            head.resize(known + RECEIVE_BYTES.min(HEAD_BYTES_MAX - known), 0);
+            let came = self.socket.peek(&mut head[known..]).await?;
+            if came == 0 {
+                return Err(NoRequest::Gone);
+            }
+            head.truncate(known + came);
         }
     }
 
-    /// Throws the body of a request away, or refuses the request.
+    /// Throws the body of a request away, or refuses the request; one that goes on to the root stays.
     async fn skip_body(&mut self, head: &RequestHead) -> Result<(), NoRequest> {
+        if self.passes_bodies && !head.is_plain() && head.may_go_on().is_ok() && !is_preflight(head) {
+            self.has_body = head.body_len() != BodyLen::None;
+            return Ok(());
+        }
         let refusal =
             head.method_allowed().err().filter(|_| !is_preflight(head)).map(|error| error.problem());
         let len = match body_length(head) {

@@ -24,9 +24,10 @@ use tokio::sync::{Barrier, watch};
 
 use super::{
     consumer::Consumer,
-    crew::{Crew, LaneCounts, Place},
+    crew::{Crew, LaneCounts, Place, Places},
     queue::{self, MpQueue},
     transfer::{Transfer, WINDOW_FRAMES},
+    upload::RequestBody,
     upstreams,
 };
 use crate::{
@@ -330,6 +331,46 @@ impl Manager {
         Err(FetchError::Busy)
     }
 
+    /// Opens a transfer for a request that must not be sent twice, with `body` behind it, and waits for the response's head. It
+    /// has one lane, of the quickest path that has one, and is not opened again once that lane has been given the request:
+    /// nobody knows what has become of it then.
+    ///
+    /// # Errors
+    /// [`FetchError`]; nothing was given to the client yet.
+    pub async fn fetch_once(
+        self: &Rc<Self>,
+        request: Bytes,
+        mut body: Option<RequestBody>,
+    ) -> Result<Incoming, FetchError> {
+        let mut paths: Vec<_> = self.pools.borrow().iter().map(|pool| pool.path().clone()).collect();
+        paths.sort_by_key(|path| (path.live_instance().is_none(), path.round_trip()));
+        let mut refused = FetchError::NoLane { reason: "no path is configured".into() };
+        for path in paths {
+            let (crew, mut consumer) = self.man(request.clone(), vec![Place::new(path, 1)], None)?;
+            let busy = self.load.enter(exec::core());
+            let transfer = crew.transfer.clone();
+            if let Some(body) = body.take() {
+                transfer.set_body(body);
+            }
+            crew.board(None);
+            let mut sent = 0;
+            let outcome = loop {
+                match exec::timeout(HEAD_DEADLINE, consumer.head()).await {
+                    Ok(outcome) => break outcome,
+                    // A body takes its time; whoever reads it watches the client.
+                    Err(exec::Elapsed) if transfer.body_frames() > sent => sent = transfer.body_frames(),
+                    Err(exec::Elapsed) => break Err(FetchError::Deadline),
+                }
+            };
+            match outcome {
+                Ok(head) => return Ok(Incoming { head, consumer, _busy: busy }),
+                Err(error) if transfer.was_opened() => return Err(error),
+                Err(error) => (refused, body) = (error, transfer.take_body()),
+            }
+        }
+        Err(refused)
+    }
+
     fn choose_upstream(&self, avoided: Option<u64>) -> Option<u64> {
         let pools = self.pools.borrow();
         let live = pools.iter().filter_map(|pool| {
@@ -347,27 +388,12 @@ impl Manager {
         suspect_before: Option<Instant>,
         preferred: Option<u64>,
     ) -> Result<Incoming, Unopened> {
-        let mut id = [0; 8];
-        exec::fill_random(&mut id)?;
-        let transfer = Transfer::new(TransferId(u64::from_be_bytes(id)), request);
-        let (ring, parcels) = MpQueue::new(WINDOW_FRAMES)?;
-        let taps = Rc::new(RefCell::new(Vec::new()));
-        let here = exec::core();
-        let cores = self.load.place(self.config.placement, here, CORE_SATURATED.get());
-        let busy = self.load.enter(here);
+        let busy = self.load.enter(exec::core());
         let place = |pool: &Rc<Pool>| Place::new(pool.path().clone(), self.counts.wanted(pool.path()));
         let places = self.pools.borrow().iter().map(place).collect();
-        let crew = Crew {
-            manager: self.clone(),
-            transfer: transfer.clone(),
-            ring,
-            taps: taps.clone(),
-            places,
-            cores,
-            preferred,
-        };
+        let (crew, mut consumer) = self.man(request, places, preferred)?;
+        let transfer = crew.transfer.clone();
         crew.board(suspect_before);
-        let mut consumer = Consumer::new(transfer.clone(), parcels, taps);
         let outcome = {
             let (head, silence) = (pin!(consumer.head()), pin!(crew.silence()));
             match exec::timeout(HEAD_DEADLINE, select(head, silence)).await {
@@ -379,6 +405,23 @@ impl Manager {
         let head = outcome.map_err(|error| Unopened { error, instance: transfer.instance() })?;
         crew.start();
         Ok(Incoming { head, consumer, _busy: busy })
+    }
+
+    /// The two ends of a new transfer over `places`, whose lanes are not seated yet.
+    fn man(
+        self: &Rc<Self>,
+        request: Bytes,
+        places: Places,
+        preferred: Option<u64>,
+    ) -> Result<(Crew, Consumer), FetchError> {
+        let mut id = [0; 8];
+        exec::fill_random(&mut id)?;
+        let transfer = Transfer::new(TransferId(u64::from_be_bytes(id)), request);
+        let (ring, parcels) = MpQueue::new(WINDOW_FRAMES)?;
+        let taps = Rc::new(RefCell::new(Vec::new()));
+        let cores = self.load.place(self.config.placement, exec::core(), CORE_SATURATED.get());
+        let consumer = Consumer::new(transfer.clone(), parcels, taps.clone());
+        Ok((Crew { manager: self.clone(), transfer, ring, taps, places, cores, preferred }, consumer))
     }
 }
 

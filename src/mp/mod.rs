@@ -16,6 +16,7 @@ mod share;
 pub mod stripe;
 mod tap;
 pub mod transfer;
+pub mod upload;
 mod upstreams;
 mod window;
 

@@ -8,7 +8,7 @@
 //! while the other copy is incomplete; whatever happens, `lane_done` is told once.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::{Future, poll_fn},
     io,
     pin::pin,
@@ -27,6 +27,7 @@ use super::{
     queue::{Producer as Ring, Publish},
     tap::Tap,
     transfer::{End, HandedFrame, Parcel, Transfer},
+    upload::{self, RequestBody},
 };
 use crate::{
     exec::{self, Budget, Instant},
@@ -73,6 +74,8 @@ pub(super) struct Producer {
     delivery: Delivery,
     check: FrameCheck,
     opened: bool,
+    /// The request's body is being sent on the lane: nothing else may be.
+    uploads: Rc<Cell<bool>>,
     /// DATA frames that have left the socket.
     frames: u64,
     /// Frames, limit and whether it rests, as this lane has told the upstream.
@@ -128,6 +131,7 @@ impl Producer {
             delivery,
             check,
             opened: false,
+            uploads: Rc::default(),
             frames: 0,
             told,
             unread: 0,
@@ -148,6 +152,8 @@ impl Producer {
             tap.close();
         }
         match outcome {
+            // It answered before it had all of the request.
+            Ok(()) if self.uploads.get() => transfer.lane_done(None),
             Ok(()) => {
                 self.lane.give_back();
                 transfer.lane_done(None);
@@ -181,7 +187,8 @@ impl Producer {
             };
         let complete = self.transfer.is_over() && !self.transfer.is_cancelled();
         // A lane that cannot take the word is dropped, which closes it.
-        if !self.opened || self.lane.abandon(self.transfer.id(), unread, complete) {
+        let may_speak = !self.uploads.get();
+        if !self.opened || (may_speak && self.lane.abandon(self.transfer.id(), unread, complete)) {
             self.lane.give_back();
         }
     }
@@ -190,6 +197,7 @@ impl Producer {
         if self.transfer.is_over() {
             return Err(Stop::Over);
         }
+        self.transfer.set_opened();
         {
             let open = self.lane.open(self.transfer.id(), self.transfer.request());
             let deadline =
@@ -197,6 +205,9 @@ impl Producer {
             exec::timeout(OPEN_DEADLINE, open).await.map_err(|exec::Elapsed| deadline)??;
         }
         self.opened = true;
+        if let Some(body) = self.transfer.take_body() {
+            self.upload(body);
+        }
         loop {
             let frame = self.next_frame().await?;
             self.budget.spend().await;
@@ -225,6 +236,23 @@ impl Producer {
                 }
             }
         }
+    }
+
+    /// Starts to send the request's body.
+    fn upload(&self, mut body: RequestBody) {
+        let (socket, transfer) = (self.lane.socket().clone(), self.transfer.clone());
+        let uploads = self.uploads.clone();
+        uploads.set(true);
+        exec::spawn(async move {
+            let sending = pin!(upload::send(&socket, &transfer, &mut body));
+            let over = pin!(transfer.over());
+            match select(sending, over).await {
+                Either::Left((Ok(()), _)) => uploads.set(false),
+                // Whoever reads the lane finds out.
+                Either::Left((Err(_), _)) => socket.abort(),
+                Either::Right(_) => {}
+            }
+        });
     }
 
     /// The next frame, unless nobody waits for it any more. The upstream hears what has arrived before this waits, and of
@@ -271,7 +299,7 @@ impl Producer {
     /// Tells the upstream what it does not know. `paused`: this lane is left unread for the client's sake.
     fn tell(&mut self, paused: bool) {
         let news @ (frames, limit, rests) = (self.frames, self.transfer.credit(), self.slot.rests());
-        if !paused && news == self.told {
+        if self.uploads.get() || (!paused && news == self.told) {
             return;
         }
         let reading = match (paused, rests) {

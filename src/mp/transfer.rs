@@ -19,6 +19,7 @@ use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
 
+use super::upload::RequestBody;
 use crate::{
     net::Conduit,
     wire::{
@@ -97,6 +98,12 @@ struct State {
 pub struct Transfer {
     id: TransferId,
     request: Bytes,
+    /// The request's body, until a lane takes it.
+    body: Mutex<Option<RequestBody>>,
+    /// Frames of it that were sent.
+    body_frames: AtomicU64,
+    /// An OPEN was sent, or begun.
+    opened: AtomicBool,
     state: Mutex<State>,
     /// Counts changes of `state` and `live`, so that the consumer looks only when there is something new.
     changes: AtomicU32,
@@ -139,6 +146,9 @@ impl Transfer {
         Arc::new(Self {
             id,
             request,
+            body: Mutex::default(),
+            body_frames: AtomicU64::new(0),
+            opened: AtomicBool::new(false),
             state: Mutex::default(),
             changes: AtomicU32::new(1),
             consumer: AtomicWaker::new(),
@@ -172,6 +182,36 @@ impl Transfer {
     /// The request's head, as every lane sends it.
     pub fn request(&self) -> &Bytes {
         &self.request
+    }
+
+    /// The body that the one lane of this transfer is to bring behind its OPEN.
+    pub(super) fn set_body(&self, body: RequestBody) {
+        *self.body.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
+    }
+
+    /// The body, for the lane that brings it; or back, if none did.
+    pub(super) fn take_body(&self) -> Option<RequestBody> {
+        self.body.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// A frame of the request's body was sent.
+    pub(super) fn body_moved(&self) {
+        self.body_frames.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Frames of the request's body that were sent.
+    pub(super) fn body_frames(&self) -> u64 {
+        self.body_frames.load(Ordering::Relaxed)
+    }
+
+    /// A lane sends the OPEN: from now on the upstream may have it.
+    pub(super) fn set_opened(&self) {
+        self.opened.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the upstream may have the OPEN.
+    pub(super) fn was_opened(&self) -> bool {
+        self.opened.load(Ordering::SeqCst)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -12,7 +12,7 @@ use std::{
 
 use ::http::{
     HeaderValue, Method, StatusCode,
-    header::{CONNECTION, HOST},
+    header::{CONNECTION, HOST, TRANSFER_ENCODING},
 };
 use bytes::Bytes;
 use futures_util::{FutureExt, pin_mut, select_biased};
@@ -21,6 +21,8 @@ use super::{
     RootOrigin, Upstream, directory,
     source::{Chunks, ROOT_SILENT_MAX, Remaining, RootBody, Source},
     transfer::{FileBody, Transfer},
+    upload::{Cut, Upload},
+    with_body,
 };
 use crate::{
     exec,
@@ -57,7 +59,7 @@ impl Answer {
 
 /// Why there is no response of the root's.
 #[derive(Debug, thiserror::Error)]
-enum RootError {
+pub(super) enum RootError {
     #[error("its address is unknown: {0}")]
     Resolve(#[from] ResolveError),
     #[error("{0} (is it running?)")]
@@ -68,6 +70,8 @@ enum RootError {
     Response(#[from] ResponseError),
     #[error("{root} closed the connection without a whole answer")]
     Closed { root: Arc<str>, received: usize },
+    #[error(transparent)]
+    Cut(#[from] Cut),
     #[error("{root} lost the connection before its answer: {source}")]
     Lost { root: Arc<str>, received: usize, source: io::Error },
 }
@@ -80,6 +84,7 @@ impl RootError {
                 (StatusCode::GATEWAY_TIMEOUT, Side::Upstream)
             }
             RootError::Resolve(_) => (StatusCode::BAD_GATEWAY, Side::Upstream),
+            RootError::Cut(_) => (StatusCode::BAD_REQUEST, Side::Downstream),
             RootError::Connect(ConnectError::Deadline { .. }) | RootError::Silent { .. } => {
                 (StatusCode::GATEWAY_TIMEOUT, Side::Root)
             }
@@ -89,10 +94,10 @@ impl RootError {
     }
 }
 
-/// Gives `transfer` its head and body; `open` is the request head from the lane.
-pub(super) async fn fetch(upstream: Arc<Upstream>, transfer: Arc<Transfer>, open: Vec<u8>) {
+/// Gives `transfer` its head and body; `open` is the request's head from the lane, `body` what follows it there.
+pub(super) async fn fetch(upstream: Arc<Upstream>, transfer: Arc<Transfer>, open: Vec<u8>, body: Upload) {
     let answer = {
-        let (answer, ended) = (answer(&upstream, &open).fuse(), transfer.ended().fuse());
+        let (answer, ended) = (answer(&upstream, &open, body).fuse(), transfer.ended().fuse());
         pin_mut!(answer, ended);
         select_biased! {
             answer = answer => answer,
@@ -105,7 +110,7 @@ pub(super) async fn fetch(upstream: Arc<Upstream>, transfer: Arc<Transfer>, open
     }
 }
 
-async fn answer(upstream: &Upstream, open: &[u8]) -> Answer {
+async fn answer(upstream: &Upstream, open: &[u8], body: Upload) -> Answer {
     let request = match read_request(open) {
         Ok(request) => request,
         Err(problem) => {
@@ -115,10 +120,15 @@ async fn answer(upstream: &Upstream, open: &[u8]) -> Answer {
         }
     };
     let root = match &upstream.root {
-        RootOrigin::Dir(directory) => return directory::answer(directory, request).await,
+        RootOrigin::Dir(directory) => {
+            return match request.method_allowed() {
+                Ok(()) => directory::answer(directory, request).await,
+                Err(error) => Answer::problem(&error.problem(), &request.method),
+            };
+        }
         RootOrigin::Http(root) => root,
     };
-    match ask(upstream, root, &request).await {
+    match ask(upstream, root, &request, body).await {
         Ok((head, body)) => Answer::Stream(head, Source::Root(body)),
         Err(error) => {
             let problem = error.problem();
@@ -136,10 +146,11 @@ fn read_request(open: &[u8]) -> Result<RequestHead, Problem> {
         Parsed::Complete { .. } => return Err(bad("bytes follow the head of a request on a lane")),
         Parsed::Partial => return Err(bad("the head of a request on a lane is cut off")),
     };
-    request.method_allowed().map_err(|error| error.problem())?;
+    request.may_go_on().map_err(|error| error.problem())?;
     match request.body_len() {
         BodyLen::None => Ok(request),
-        BodyLen::Fixed(_) | BodyLen::Chunked => Err(bad("a request with a body came on a lane")),
+        _ if !request.is_plain() => Ok(request),
+        BodyLen::Fixed(_) | BodyLen::Chunked => Err(bad("a GET or HEAD with a body came on a lane")),
     }
 }
 
@@ -147,6 +158,7 @@ async fn ask(
     upstream: &Upstream,
     root: &Arc<str>,
     request: &RequestHead,
+    body: Upload,
 ) -> Result<(Vec<u8>, RootBody), RootError> {
     let mut to_root = request.clone();
     strip_hop_by_hop(&mut to_root.headers);
@@ -156,8 +168,23 @@ async fn ask(
         to_root.headers.entry(HOST).or_insert(host);
     }
     to_root.version = Version::Http11;
+    if request.body_len() == BodyLen::Chunked {
+        // RFC 9112 section 6.1: "If any transfer coding is applied to a request's content, the sender MUST apply chunked".
+        to_root.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     let mut bytes = Vec::new();
     to_root.write_head(&mut bytes);
+    if !request.is_plain() {
+        // RFC 9110 section 9.2.2: what is not idempotent is not repeated "unless it has some means to know that the request
+        // semantics are actually idempotent", so that a connection which the root may be closing is of no use.
+        let fresh = connect(upstream, root).await?;
+        if request.body_len() == BodyLen::None {
+            return exchange(root, &fresh, &bytes, &request.method).await;
+        }
+        let body = (request.body_len(), body);
+        let (head, is_sent) = with_body::exchange(root, &fresh, bytes, body).await?;
+        return begun(root, &fresh, head, &request.method, is_sent);
+    }
     if let Some(kept) = upstream.pool.take() {
         match exchange(root, &kept, &bytes, &request.method).await {
             // The root had given the connection up when the request arrived; GET and HEAD may be repeated (RFC 9110
@@ -193,11 +220,23 @@ async fn exchange(
         connection.send_all(request, false).await.map_err(lost)?;
         read_head(root, connection).await
     };
-    let mut head = exec::timeout(ROOT_SILENT_MAX, talk)
+    let head = exec::timeout(ROOT_SILENT_MAX, talk)
         .await
         .unwrap_or_else(|exec::Elapsed| Err(RootError::Silent { root: root.clone() }))?;
+    begun(root, connection, head, method, true)
+}
+
+/// The head for the lanes, and the body that follows it on `connection`, which is of use afterwards only if the root has
+/// taken all of the request.
+fn begun(
+    root: &Arc<str>,
+    connection: &Socket,
+    mut head: ResponseHead,
+    method: &Method,
+    is_sent: bool,
+) -> Result<(Vec<u8>, RootBody), RootError> {
     let framing = head.framing(method)?;
-    let keep_alive = head.keep_alive(framing);
+    let keep_alive = is_sent && head.keep_alive(framing);
     let remaining = match framing {
         Framing::None => Remaining::Fixed(0),
         Framing::Fixed(bytes) => Remaining::Fixed(bytes),
@@ -221,7 +260,7 @@ pub(super) fn head_bytes(head: &ResponseHead) -> Vec<u8> {
 }
 
 /// Takes the final head and what is before it off the connection, and nothing behind it.
-async fn read_head(root: &Arc<str>, connection: &Socket) -> Result<ResponseHead, RootError> {
+pub(super) async fn read_head(root: &Arc<str>, connection: &Socket) -> Result<ResponseHead, RootError> {
     let mut bytes = vec![0; HEAD_BYTES_FIRST];
     let mut received = 0;
     loop {

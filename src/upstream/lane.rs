@@ -15,6 +15,7 @@ use super::{
     registry::Opened,
     source::View,
     transfer::{Ending, Payload, Transfer},
+    upload::{Inlet, PIECE_BYTES_MAX, upload},
 };
 use crate::{
     exec::{self, Budget, Instant},
@@ -23,7 +24,7 @@ use crate::{
     wire::{
         frame::{Frame, FrameError, HEADER_BYTES, Kind, Outcome},
         reason::Reason,
-        units::{FrameLen, TransferId},
+        units::{FrameLen, Offset, TransferId},
     },
 };
 
@@ -73,11 +74,20 @@ pub(super) enum LaneError {
 struct Headers {
     bytes: [u8; HEADER_BYTES],
     received: usize,
+    /// Payload of a BODY frame that is still in the socket.
+    payload: usize,
 }
 
 impl Headers {
-    /// The next header; `None` when the downstream closed the lane between two frames.
+    /// The next header, behind what was not taken of the payload before it; `None` when the downstream closed the lane
+    /// between two frames.
     async fn next(&mut self, socket: &Socket) -> Result<Option<Frame>, LaneError> {
+        while self.payload > 0 {
+            match socket.discard(self.payload).await? {
+                0 => return Err(LaneError::Closed),
+                n => self.payload -= n,
+            }
+        }
         while self.received < HEADER_BYTES {
             match socket.recv_some(&mut self.bytes[self.received..]).await? {
                 0 if self.received == 0 => return Ok(None),
@@ -86,7 +96,24 @@ impl Headers {
             }
         }
         self.received = 0;
-        Ok(Some(Frame::decode(&self.bytes)?))
+        let frame = Frame::decode(&self.bytes)?;
+        if let Frame::Body { len, .. } = frame {
+            self.payload = len.as_usize();
+        }
+        Ok(Some(frame))
+    }
+
+    /// Some of the payload of a BODY frame, of which there must be some.
+    async fn piece(&mut self, socket: &Socket) -> Result<Vec<u8>, LaneError> {
+        let mut piece = vec![0; self.payload.min(PIECE_BYTES_MAX)];
+        match socket.recv_some(&mut piece).await? {
+            0 => Err(LaneError::Closed),
+            n => {
+                self.payload -= n;
+                piece.truncate(n);
+                Ok(piece)
+            }
+        }
     }
 }
 
@@ -131,7 +158,7 @@ pub(super) async fn run(
             }
             Some(Frame::Ping { token }) => send(socket, &Frame::Pong { token }.encode(), false).await?,
             // It crossed the END.
-            Some(Frame::Cancel { .. } | Frame::Credit { .. }) => {}
+            Some(Frame::Cancel { .. } | Frame::Credit { .. } | Frame::Body { .. }) => {}
             Some(other) => return Err(LaneError::Protocol { kind: other.kind(), state: "is idle" }),
         }
     }
@@ -161,6 +188,8 @@ async fn open(
     id: TransferId,
     head: Vec<u8>,
 ) -> Result<(), LaneError> {
+    // The lane that starts a transfer is the one that brings the request's body, if there is one.
+    let mut inlet = None;
     let transfer = match upstream.registry.open(id, &upstream.pool) {
         Opened::Ended(ending) => return send_end(socket, id, &ending).await,
         Opened::Busy => {
@@ -170,7 +199,9 @@ async fn open(
         }
         Opened::Started(transfer) => {
             tracing::debug!(transfer = %id, "a transfer begins");
-            exec::spawn(fetch(upstream.clone(), transfer.clone(), head));
+            let (lane_end, root_end) = upload();
+            inlet = Some(lane_end);
+            exec::spawn(fetch(upstream.clone(), transfer.clone(), head, root_end));
             let guarded = transfer.clone();
             exec::spawn(async move { guarded.guard().await });
             transfer
@@ -180,7 +211,7 @@ async fn open(
     let lane = transfer.join(model.clone());
     let membership = Membership { upstream, transfer: &transfer, lane, model };
     let (listener, writer) = (
-        listen(socket, headers, &transfer, membership.lane).fuse(),
+        listen(socket, headers, &transfer, membership.lane, inlet).fuse(),
         write(socket, sizer, &transfer, membership.lane).fuse(),
     );
     pin_mut!(listener, writer);
@@ -206,7 +237,13 @@ impl Drop for Membership<'_> {
 }
 
 /// What the downstream says while a transfer is on the lane; returns when the lane is lost.
-async fn listen(socket: &Socket, headers: &mut Headers, transfer: &Transfer, lane: LaneId) -> LaneError {
+async fn listen(
+    socket: &Socket,
+    headers: &mut Headers,
+    transfer: &Transfer,
+    lane: LaneId,
+    mut inlet: Option<Inlet>,
+) -> LaneError {
     let mut budget = Budget::default();
     loop {
         budget.spend().await;
@@ -221,8 +258,13 @@ async fn listen(socket: &Socket, headers: &mut Headers, transfer: &Transfer, lan
                     return error.into();
                 }
             }
+            Ok(Some(Frame::Body { transfer: id, offset, last, .. })) if id == transfer.id() => {
+                if let Err(error) = take_body(socket, headers, &mut inlet, offset, last).await {
+                    return error;
+                }
+            }
             // Of a transfer before this one.
-            Ok(Some(Frame::Cancel { .. } | Frame::Credit { .. })) => {}
+            Ok(Some(Frame::Cancel { .. } | Frame::Credit { .. } | Frame::Body { .. })) => {}
             Ok(Some(other)) => {
                 return LaneError::Protocol { kind: other.kind(), state: "carries a transfer" };
             }
@@ -230,6 +272,31 @@ async fn listen(socket: &Socket, headers: &mut Headers, transfer: &Transfer, lan
             Err(error) => return error,
         }
     }
+}
+
+/// Hands the payload of a BODY frame on to the root, as fast as that takes it.
+async fn take_body(
+    socket: &Socket,
+    headers: &mut Headers,
+    inlet: &mut Option<Inlet>,
+    offset: Offset,
+    last: bool,
+) -> Result<(), LaneError> {
+    let wrong = |state| Err(LaneError::Protocol { kind: Kind::Body, state });
+    match inlet {
+        None => return wrong("brings no body, or has brought all of it"),
+        Some(inlet) if !inlet.goes_on_at(offset) => return wrong("is elsewhere in the request's body"),
+        Some(inlet) => {
+            while headers.payload > 0 {
+                let piece = headers.piece(socket).await?;
+                inlet.give(piece).await;
+            }
+        }
+    }
+    if last && let Some(inlet) = inlet.take() {
+        inlet.finish().await;
+    }
+    Ok(())
 }
 
 /// Sends head, frames and end.

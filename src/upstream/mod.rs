@@ -14,6 +14,8 @@ mod registry;
 mod root_pool;
 mod source;
 mod transfer;
+mod upload;
+mod with_body;
 
 #[cfg(test)]
 mod tests;

@@ -190,9 +190,9 @@ fn without_an_answer_of_the_root_the_client_is_told_who_failed() {
                 5,
                 "GET / HTTP/1.1\r\nHost: video\r\nContent-Length: 4\r\n\r\n",
                 400,
-                "downstream: a request with",
+                "downstream: a GET or HEAD with",
             ),
-            (6, "POST / HTTP/1.1\r\nHost: video\r\n\r\n", 405, "client: method POST is not allowed"),
+            (6, "TRACE / HTTP/1.1\r\nHost: video\r\n\r\n", 405, "client: method TRACE is not allowed"),
             (7, "GET / HTTP/1.1\r\n\r\n", 400, "client: the Host header is missing"),
         ] {
             let answer = lane.ask(transfer, request);

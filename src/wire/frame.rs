@@ -10,11 +10,11 @@
 //! | --- | --- | --- |
 //! | 0 | magic `P` | all |
 //! | 1 | kind | all |
-//! | 2 | flags | END: the outcome; DATA: 1 if sent again; CREDIT: how the lane is read |
+//! | 2 | flags | END: the outcome; DATA: 1 if sent again; CREDIT: how the lane is read; BODY: 1 if the last |
 //! | 3 | reserved, 0 | |
-//! | 4..8 | len: payload bytes behind the header | OPEN, HEAD, DATA, END |
+//! | 4..8 | len: payload bytes behind the header | OPEN, BODY, HEAD, DATA, END |
 //! | 8..16 | seq | DATA; TOTAL, END: frames in total; CREDIT: frames received; PING, PONG: the token |
-//! | 16..24 | offset | DATA; TOTAL, END: bytes in total; CREDIT: the limit |
+//! | 16..24 | offset | DATA, BODY; TOTAL, END: bytes in total; CREDIT: the limit |
 //! | 24..32 | transfer | all but PING, PONG |
 //!
 //! A field that a kind does not use is 0.
@@ -34,6 +34,9 @@ pub const MAX_HEAD_BYTES: u32 = 64 * 1024;
 
 /// 8 MiB: a 1 MiB pipe's 256 slots may each hold a fragment of 32 KiB, so one splice into it can move this much.
 pub const MAX_FRAME_BYTES: u32 = 8 * 1024 * 1024;
+
+/// 64 KiB of a request's body in one frame: a path's bandwidth is used well with less, and one may be held per lane.
+pub const MAX_REQUEST_BODY_FRAME_BYTES: u32 = 64 * 1024;
 
 /// 4 MiB may be on their way before the client has taken a byte: what 100 clients that never take one leave in the sockets
 /// of a chain stays below 1 GiB, and slow start has not used it up before the first credit arrives.
@@ -55,6 +58,8 @@ pub enum Kind {
     Ping = 0x03,
     /// So much has arrived, and so much may be sent.
     Credit = 0x04,
+    /// A piece of the request's body.
+    Body = 0x05,
     /// The root's response head.
     Head = 0x81,
     /// A piece of the body.
@@ -133,6 +138,18 @@ pub enum Frame {
         reading: Reading,
         /// At most [`MAX_BODY_BYTES`].
         limit: Offset,
+    },
+    /// The payload is a piece of the request's body. The pieces follow the OPEN, in order and without gap, on its lane,
+    /// which is then the transfer's only one.
+    Body {
+        /// Whose request.
+        transfer: TransferId,
+        /// The place of its first byte in the request's body.
+        offset: Offset,
+        /// 0 to [`MAX_REQUEST_BODY_FRAME_BYTES`], 0 only in the last one.
+        len: FrameLen,
+        /// The body is complete.
+        last: bool,
     },
     /// Ask for a [`Frame::Pong`] with the same token.
     Ping {
@@ -252,7 +269,7 @@ pub enum FrameError {
         /// Bytes allowed.
         max: u32,
     },
-    /// OPEN, HEAD and DATA carry at least one byte: an empty one would only burn a sequence number.
+    /// OPEN, HEAD, DATA and all BODY but the last carry at least one byte: an empty one would only burn a sequence number.
     #[error("a {kind} frame announces no payload")]
     Empty {
         /// The frame's kind.
@@ -303,6 +320,7 @@ impl Frame {
             Self::Open { .. } => Kind::Open,
             Self::Cancel { .. } => Kind::Cancel,
             Self::Credit { .. } => Kind::Credit,
+            Self::Body { .. } => Kind::Body,
             Self::Ping { .. } => Kind::Ping,
             Self::Head { .. } => Kind::Head,
             Self::Data { .. } => Kind::Data,
@@ -323,6 +341,7 @@ impl Frame {
             Self::Open { transfer, .. }
             | Self::Cancel { transfer }
             | Self::Credit { transfer, .. }
+            | Self::Body { transfer, .. }
             | Self::Head { transfer, .. }
             | Self::Data { transfer, .. }
             | Self::Total { transfer, .. }
@@ -335,7 +354,7 @@ impl Frame {
     pub fn payload_len(&self) -> FrameLen {
         match *self {
             Self::Open { head_len, .. } | Self::Head { head_len, .. } => head_len,
-            Self::Data { len, .. } => len,
+            Self::Data { len, .. } | Self::Body { len, .. } => len,
             Self::End { reason_len, .. } => reason_len,
             Self::Cancel { .. }
             | Self::Credit { .. }
@@ -351,6 +370,7 @@ impl Frame {
         let (flags, seq, offset) = match *self {
             Self::Open { .. } | Self::Cancel { .. } | Self::Head { .. } => (0, 0, 0),
             Self::Credit { frames, limit, reading, .. } => (reading as u8, frames, limit.0),
+            Self::Body { offset, last, .. } => (u8::from(last), 0, offset.0),
             Self::Ping { token } | Self::Pong { token } => (0, token, 0),
             Self::Data { seq, offset, again, .. } => (u8::from(again), seq.0, offset.0),
             Self::Total { frames, bytes, .. } => (0, frames, bytes),
@@ -396,6 +416,16 @@ impl Frame {
                 fields.require_place(FrameLen(0))?;
                 let reading = Reading::from_wire(flags).ok_or_else(|| fields.unknown_flags())?;
                 Ok(Self::Credit { transfer, frames: seq.0, reading, limit: offset })
+            }
+            Kind::Body => {
+                fields.require_unused(&[Field::Seq])?;
+                let last = fields.flag()?;
+                if !last {
+                    fields.require_payload(MAX_REQUEST_BODY_FRAME_BYTES)?;
+                }
+                fields.require_len_at_most(MAX_REQUEST_BODY_FRAME_BYTES)?;
+                fields.require_place(len)?;
+                Ok(Self::Body { transfer, offset, len, last })
             }
             Kind::Ping => {
                 fields.require_unused(&[Field::Flags, Field::Len, Field::Offset, Field::Transfer])?;
@@ -529,11 +559,12 @@ fn read_u64(header: &[u8; HEADER_BYTES], at: usize) -> u64 {
 
 impl Kind {
     fn from_wire(kind: u8) -> Result<Self, FrameError> {
-        const ALL: [Kind; 9] = [
+        const ALL: [Kind; 10] = [
             Kind::Open,
             Kind::Cancel,
             Kind::Ping,
             Kind::Credit,
+            Kind::Body,
             Kind::Head,
             Kind::Data,
             Kind::End,
@@ -564,6 +595,7 @@ impl fmt::Display for Kind {
             Self::Cancel => "CANCEL",
             Self::Ping => "PING",
             Self::Credit => "CREDIT",
+            Self::Body => "BODY",
             Self::Head => "HEAD",
             Self::Data => "DATA",
             Self::End => "END",

@@ -186,6 +186,7 @@ impl FrameCheck {
             Frame::Open { .. }
             | Frame::Cancel { .. }
             | Frame::Credit { .. }
+            | Frame::Body { .. }
             | Frame::Ping { .. }
             | Frame::Pong { .. } => {}
         }

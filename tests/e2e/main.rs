@@ -17,6 +17,7 @@ mod load;
 mod media;
 mod mptcp;
 mod operate;
+mod passing;
 mod process;
 mod reload;
 mod roots;

@@ -23,6 +23,11 @@ use crate::{
 /// kernel chose. The socket listens already, so that there is nothing to wait for. With `master_process off`, nginx 1.22
 /// crashes on such a socket.
 pub fn nginx(ground: &Ground) -> (Process, SocketAddr) {
+    nginx_with(ground, "")
+}
+
+/// The same with `more` directives for its server.
+pub fn nginx_with(ground: &Ground, more: &str) -> (Process, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let dir = ground.scratch("nginx");
@@ -39,7 +44,7 @@ pub fn nginx(ground: &Ground) -> (Process, SocketAddr) {
             types {{ video/mp4 mp4; video/mp2t ts; application/vnd.apple.mpegurl m3u8; }}
             client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi;
             uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;
-            server {{ listen {address}; root {files}; }}
+            server {{ listen {address}; root {files}; {more} }}
         }}"
     );
     let configuration_file = format!("{dir}/nginx.conf");

@@ -224,7 +224,7 @@ fn wrong_requests_are_told_so() {
         ("BREW /f.mp4 HTTP/1.1\r\nHost: a\r\n\r\n".into(), 501),
         (get("Host: a\r\nTransfer-Encoding: gzip\r\n"), 501),
         ("GET /f.mp4 HTTP/2.5\r\nHost: a\r\n\r\n".into(), 505),
-        (format!("POST /f.mp4 HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", 1_u64 << 40), 405),
+        (format!("POST /f.mp4 HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", 1_u64 << 40), 413),
         (get(&format!("Host: a\r\nContent-Length: {}\r\n", 1_u64 << 40)), 413),
     ];
     for (request, status) in rows {

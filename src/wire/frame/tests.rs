@@ -10,7 +10,7 @@ pub(in crate::wire) fn frame_in_bounds((kind, transfer, len, seq, offset): Draw)
     let transfer = TransferId(transfer);
     let head_len = FrameLen(1 + len % MAX_HEAD_BYTES);
     let flag = kind & 0x80 != 0;
-    match kind % 11 {
+    match kind % 12 {
         0 => Frame::Open { transfer, head_len },
         1 => Frame::Cancel { transfer },
         2 => Frame::Ping { token: seq },
@@ -20,6 +20,12 @@ pub(in crate::wire) fn frame_in_bounds((kind, transfer, len, seq, offset): Draw)
             let len = 1 + len % MAX_FRAME_BYTES;
             let offset = Offset(offset % (MAX_BODY_BYTES - u64::from(len) + 1));
             Frame::Data { transfer, seq: Seq(seq % (MAX_SEQ + 1)), offset, len: FrameLen(len), again: flag }
+        }
+        11 => {
+            let least = u32::from(!flag);
+            let len = least + len % (MAX_REQUEST_BODY_FRAME_BYTES - least + 1);
+            let offset = Offset(offset % (MAX_BODY_BYTES - u64::from(len) + 1));
+            Frame::Body { transfer, offset, len: FrameLen(len), last: flag }
         }
         9 => Frame::Credit {
             transfer,
@@ -174,6 +180,34 @@ fn a_head_out_of_bounds_is_refused() {
             Err(FrameError::TooLong { kind, len, max: MAX_HEAD_BYTES })
         );
     }
+}
+
+#[test]
+fn a_piece_of_a_request_out_of_bounds_is_refused() {
+    let (transfer, kind) = (TransferId(9), Kind::Body);
+    let piece = |last, len| Frame::Body { transfer, offset: Offset(7), len: FrameLen(len), last }.encode();
+    assert_eq!(Frame::decode(&with(piece(false, 1), 4, &[0; 4])), Err(FrameError::Empty { kind }));
+    assert!(Frame::decode(&with(piece(true, 1), 4, &[0; 4])).is_ok());
+    let max = MAX_REQUEST_BODY_FRAME_BYTES;
+    for last in [false, true] {
+        assert_eq!(
+            Frame::decode(&with(piece(last, max), 4, &(max + 1).to_be_bytes())),
+            Err(FrameError::TooLong { kind, len: FrameLen(max + 1), max })
+        );
+        let offset = Offset(MAX_BODY_BYTES);
+        assert_eq!(
+            Frame::decode(&with(piece(last, 1), 16, &offset.0.to_be_bytes())),
+            Err(FrameError::OffsetOutOfRange { kind, offset, len: FrameLen(1) })
+        );
+    }
+    assert_eq!(
+        Frame::decode(&with(piece(false, 1), 2, &[2])),
+        Err(FrameError::UnusedField { kind, field: Field::Flags, value: 2 })
+    );
+    assert_eq!(
+        Frame::decode(&with(piece(false, 1), 15, &[1])),
+        Err(FrameError::UnusedField { kind, field: Field::Seq, value: 1 })
+    );
 }
 
 #[test]

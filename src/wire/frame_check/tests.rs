@@ -157,7 +157,11 @@ fn oracle(history: &[Frame], frame: &Frame, next_wanted: u64) -> bool {
         Frame::End { transfer, outcome, frames, bytes, .. } => {
             transfer == ID && !ended && (outcome != Outcome::Complete || place_fits(frames, bytes))
         }
-        Frame::Open { .. } | Frame::Cancel { .. } | Frame::Credit { .. } | Frame::Ping { .. } => false,
+        Frame::Open { .. }
+        | Frame::Cancel { .. }
+        | Frame::Credit { .. }
+        | Frame::Body { .. }
+        | Frame::Ping { .. } => false,
     }
 }
 
