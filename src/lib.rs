@@ -13,6 +13,7 @@ pub mod lab;
 pub mod lanes;
 pub mod mp;
 pub mod net;
+pub mod observe;
 pub mod relay;
 pub mod root;
 #[cfg(test)]

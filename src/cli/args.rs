@@ -5,7 +5,12 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 use clap::{Args, Parser, Subcommand, value_parser};
 
 use crate::{
-    exec::Backend, mp::manager::Placement, relay::AllowRule, tuning::Profile, wire::route::PathSpec,
+    exec::Backend,
+    mp::manager::Placement,
+    observe::{AdminAddress, logs::LogFormat},
+    relay::AllowRule,
+    tuning::Profile,
+    wire::route::PathSpec,
 };
 
 /// Carries video and big files over many parallel paths.
@@ -43,6 +48,13 @@ pub struct Global {
     /// What is logged to standard error: error, warn, info, debug, trace, or a list of module=level
     #[arg(long, global = true, default_value = "info", value_name = "FILTER", env = "PLAIT_LOG", value_parser = log_filter)]
     pub log: String,
+    /// How the log is written
+    #[arg(long, global = true, value_enum, default_value_t, env = "PLAIT_LOG_FORMAT")]
+    pub log_format: LogFormat,
+    /// Where a role answers for metrics and the dashboard: a port of 127.0.0.1, or ADDR:PORT, where everybody who can reach
+    /// it sees who asks for what
+    #[arg(long, global = true, value_name = "ADDR", env = "PLAIT_ADMIN")]
+    pub admin: Option<AdminAddress>,
 }
 
 /// The commands.

@@ -3,6 +3,7 @@
 //! In: arguments. Out: a running role, or one clear line on standard error and a non-zero exit. Names and meaning are
 //! a contract: scripts depend on them.
 
+mod admin;
 mod args;
 mod cache;
 mod get;
@@ -19,12 +20,14 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use crate::observe::logs;
+
 pub use args::{Arguments, Command, Global};
 
 /// Parses the arguments of the process and runs the command.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    start_log(&arguments.global.log);
+    logs::start(&arguments.global.log, arguments.global.log_format);
     match roles::run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -32,16 +35,4 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn start_log(filter: &str) {
-    use std::io::IsTerminal;
-    // The filter was checked when the arguments were parsed.
-    let filter = tracing_subscriber::EnvFilter::new(filter);
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
 }

@@ -19,6 +19,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::sync::watch;
 
 use super::{
+    admin::Admin,
     args::{self, Arguments, Clients, Command, CpuList, Get, Global, Keygen, Listen, Paths, Strangers},
     cache::{self, CacheOrderError},
     get::{self, GetError},
@@ -41,6 +42,7 @@ use crate::{
         stripe::LANES_MAX,
     },
     net::{self, BoundSocket, InheritError, Legs, Listener},
+    observe::Sources,
     relay,
     root::{self, Root},
     upstream::{self, Upstream},
@@ -59,6 +61,14 @@ pub enum RunError {
     #[error("cannot listen on {address}: {source} (change --listen)")]
     Listen {
         /// What --listen says.
+        address: SocketAddr,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// The address of the admin endpoint cannot be listened on.
+    #[error("cannot listen on {address}: {source} (change --admin)")]
+    Admin {
+        /// What --admin says.
         address: SocketAddr,
         /// What the kernel says.
         source: io::Error,
@@ -139,7 +149,9 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
                 local: port.1.ip().is_loopback(),
             });
             let reload: Reload = Box::new(move || reload_keys(&keys, &args.key));
-            serve(&global, port, reload, move |_, listener, shutdown| {
+            let doors = vec![("relay", relay.door.clone())];
+            let sources = Sources { role: "relay", doors, ..Sources::default() };
+            serve(&global, port, reload, sources, move |_, listener, shutdown| {
                 relay::serve(relay.clone(), listener, shutdown)
             })
         }
@@ -148,7 +160,9 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
             let root = Arc::new(open_root(&args.dir, limits)?);
             let legs = legs(&global);
             let port = Listeners::open(&args.listen, &global, Transport::Tcp)?;
-            serve(&global, port, nothing_to_reload(), move |_, listener, stopped| {
+            let clients = vec![("root", root.limits().clone())];
+            let sources = Sources { role: "root", clients, clients_at: Some(port.1), ..Sources::default() };
+            serve(&global, port, nothing_to_reload(), sources, move |_, listener, stopped| {
                 root::serve(root.clone(), listener, legs.clone(), stopped)
             })
         }
@@ -157,7 +171,10 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
             let upstream = open_upstream(&args, keys.clone(), legs(&global))?;
             let reload: Reload = Box::new(move || reload_keys(&keys, &args.key));
             let port = Listeners::open(&args.listen, &global, Transport::Mptcp)?;
-            serve(&global, port, reload, move |_, listener, stopped| {
+            let doors = vec![("upstream", upstream.door().clone())];
+            let sources =
+                Sources { role: "upstream", doors, upstream: Some(upstream.clone()), ..Sources::default() };
+            serve(&global, port, reload, sources, move |_, listener, stopped| {
                 upstream::serve(upstream.clone(), listener, stopped)
             })
         }
@@ -179,7 +196,15 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
                 console::serve(&cache, &dir, port.1)
                     .map_err(|source| CacheError::Directory { path: dir.clone(), source })?;
             }
-            serve(&global, port, reload, move |_, listener, stopped| {
+            let sources = Sources {
+                role: "downstream",
+                paths: Some(fabric.watch()),
+                clients: vec![("downstream", limits.clone())],
+                cache: cache.clone(),
+                clients_at: Some(port.1),
+                ..Sources::default()
+            };
+            serve(&global, port, reload, sources, move |_, listener, stopped| {
                 downstream::serve(
                     fabric.manager(),
                     cache.clone(),
@@ -298,6 +323,11 @@ impl Fabric {
     /// The paths as they are now.
     pub(super) fn paths(&self) -> PathSet {
         self.paths.borrow().clone()
+    }
+
+    /// The paths as they change.
+    pub(super) fn watch(&self) -> watch::Receiver<PathSet> {
+        self.paths.subscribe()
     }
 
     /// The manager of this core, with its pools.
@@ -451,7 +481,7 @@ impl Listeners {
         Ok((Self::of(sockets), address))
     }
 
-    fn of(sockets: Vec<BoundSocket>) -> Self {
+    pub(super) fn of(sockets: Vec<BoundSocket>) -> Self {
         Self(Arc::new(Mutex::new(sockets.into_iter().map(Some).collect())))
     }
 
@@ -470,6 +500,7 @@ fn serve<F, Fut>(
     global: &Global,
     (listeners, address): (Listeners, SocketAddr),
     reload: Reload,
+    sources: Sources,
     role: F,
 ) -> Result<(), RunError>
 where
@@ -479,12 +510,15 @@ where
     let config = exec_config(global);
     raise_descriptor_limit();
     net::payload_move();
+    let admin = Admin::open(global, sources)?;
     let stopped = stop_signal(Some(reload))?;
     println!("listening on {address}");
+    admin.iter().for_each(Admin::announce);
     tracing::info!(executor = %config.backend, cpus = ?config.cpus, "started");
     let service = Service::new(config.cpus.len());
     exec::run(&config, move |core| {
         service.started(core);
+        admin.iter().for_each(|admin| admin.start(core, &stopped));
         let serving = listeners.take(core).map(|listener| role(core, listener, stopped.clone()));
         async move {
             if let Some(serving) = serving {

@@ -16,6 +16,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tokio::sync::watch;
 
 use super::{
+    admin::Admin,
     args::{Global, HELLOS_MAX, KEPT_BYTES_MAX, Up},
     roles::{Fabric, Lanes, Listeners, RunError, exec_config, legs, open_root, raise_descriptor_limit},
     sample,
@@ -27,6 +28,7 @@ use crate::{
     http::{accept::Limits, server::Deadlines},
     lanes::{PathStatus, door::Door},
     net,
+    observe::Sources,
     relay::{self, Relay},
     root,
     upstream::{self, RootOrigin, Upstream},
@@ -75,7 +77,9 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
         .collect();
     let lanes = Lanes { per_path: None, max: LANES_MAX };
     let fabric = Fabric::of(specs, keys.clone(), lanes, global);
-    let root = Arc::new(open_root(&dir, limits.clone())?);
+    // Counted apart, though on this machine they are the same clients.
+    let root_limits = Limits::new(clients_max, clients_max, Deadlines::default());
+    let root = Arc::new(open_root(&dir, root_limits)?);
     let legs = legs(global);
     let upstream = Arc::new(Upstream::new(
         RootOrigin::Http(root_at.to_string().into()),
@@ -92,7 +96,20 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
         local: true,
     });
 
+    let sources = Sources {
+        role: "up",
+        paths: Some(fabric.watch()),
+        clients: vec![("downstream", limits.clone()), ("root", root.limits().clone())],
+        doors: vec![("upstream", upstream.door().clone()), ("relay", relay.door.clone())],
+        upstream: Some(upstream.clone()),
+        clients_at: Some(front),
+        library: shown_files(&dir),
+        ..Sources::default()
+    };
+    let admin = Admin::open(global, sources)?;
+
     println!("listening on {front}");
+    admin.iter().for_each(Admin::announce);
     println!("root {root_at} ← upstream {upstream_at} ← {} relays ← downstream {front}", relays.len());
     println!("serving {}; open in a player or a browser:", dir.display());
     for file in shown_files(&dir) {
@@ -102,6 +119,7 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
 
     let relays: Vec<_> = relays.into_iter().map(|(listeners, _)| listeners).collect();
     exec::run(&config, move |core| {
+        admin.iter().for_each(|admin| admin.start(core, &stopped));
         let (fabric, stopped) = (fabric.clone(), stopped.clone());
         let roles = (root.clone(), upstream.clone(), relay.clone(), legs.clone(), limits.clone());
         let ports = (roots.take(core), upstreams.take(core), clients.take(core));

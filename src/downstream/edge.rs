@@ -286,6 +286,7 @@ impl<'a> Quest<'a> {
 
     async fn pass_on(&self, connection: &mut HttpConnection, answer: RootAnswer, way: Way) -> io::Result<()> {
         let header = (CACHE_STATUS, stored::cache_status(way, None));
+        connection.account().set_cache(way.cache_use());
         relay(&self.edge.manager, connection, (self.request, &self.onward), answer, Some(header)).await
     }
 
@@ -302,6 +303,7 @@ impl<'a> Quest<'a> {
         let ranges = validator.is_some() || object.is_whole();
         let ranged = stored::plan(self.request, &meta, object.len(), ranges, now);
         let status = stored::cache_status(way, Some((&meta, now)));
+        connection.account().set_cache(way.cache_use());
         let (edge, onward) = (self.edge, &self.onward);
         let outcome = match ranged {
             Answer::Send(head, span) if self.request.method == Method::GET => {

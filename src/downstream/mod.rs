@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use crate::{
     cache::Cache,
-    exec::{self, Interest},
+    exec::{self, Instant, Interest},
     http::{
         accept::{self, Limits},
         continuation::Continuation,
@@ -31,7 +31,7 @@ use crate::{
         server::HttpConnection,
     },
     mp::{
-        consumer::{Consumer, Progress, Sink, TransferError},
+        consumer::{Progress, Sink, TransferError},
         manager::{FetchError, Incoming, Manager},
     },
     net::{Legs, Listener},
@@ -107,7 +107,10 @@ async fn ask_root(
     connection: &HttpConnection,
     request: &RequestHead,
 ) -> io::Result<Result<RootAnswer, Problem>> {
-    unless_gone(connection, fetch(manager, request)).await
+    let began = Instant::now();
+    let outcome = unless_gone(connection, fetch(manager, request)).await;
+    connection.account().waited_for_root(began.elapsed());
+    outcome
 }
 
 /// `work`'s output; whoever closed will not read the answer.
@@ -168,10 +171,12 @@ async fn relay(
             rest.carry_on(incoming).await
         }
         None => {
-            let carried = carry(&mut incoming.consumer, connection, body).await;
+            let carried = carry(&mut incoming, connection, body).await;
             carried.map_err(|error| (error, incoming.consumer.given()))
         }
     };
+    let (Ok(sent) | Err((_, sent))) = &carried;
+    connection.account().add_body_bytes(*sent);
     match carried {
         Ok(_) => {
             connection.finish_response();
@@ -216,7 +221,7 @@ impl Rest<'_> {
             let transfer = incoming.consumer.transfer().clone();
             transfer.let_move();
             let body = ClientBody::Fixed(self.continuation.missing(given));
-            let outcome = carry(&mut incoming.consumer, self.connection, body).await;
+            let outcome = carry(&mut incoming, self.connection, body).await;
             given += incoming.consumer.given();
             let error = match outcome {
                 Ok(_) => return Ok(given),
@@ -265,7 +270,7 @@ fn default_host(connection: &HttpConnection, request: &RequestHead) -> Option<He
 
 /// Moves the body to the client, unless it goes away or nothing moves for too long.
 async fn carry(
-    consumer: &mut Consumer,
+    incoming: &mut Incoming,
     connection: &HttpConnection,
     body: ClientBody,
 ) -> Result<u64, TransferError> {
@@ -276,16 +281,20 @@ async fn carry(
         ClientBody::Chunked => (Sink::Chunked(client), None),
         ClientBody::UntilClose => (Sink::Plain(client), None),
     };
-    let progress = consumer.progress();
-    let moved = consumer.run(sink, announced).fuse();
-    let gone = client.ready(Interest::HangUp).fuse();
-    let stalled = stalled(&progress, connection.deadlines().stall).fuse();
-    pin_mut!(moved, gone, stalled);
-    select_biased! {
-        outcome = moved => outcome,
-        _ = gone => Err(TransferError::Client(io::ErrorKind::ConnectionAborted.into())),
-        error = stalled => Err(error),
-    }
+    let (figures, progress) = (incoming.figures(), incoming.consumer.progress());
+    let outcome = {
+        let moved = incoming.consumer.run(sink, announced).fuse();
+        let gone = client.ready(Interest::HangUp).fuse();
+        let stalled = stalled(&progress, connection.deadlines().stall).fuse();
+        pin_mut!(moved, gone, stalled);
+        select_biased! {
+            outcome = moved => outcome,
+            _ = gone => Err(TransferError::Client(io::ErrorKind::ConnectionAborted.into())),
+            error = stalled => Err(error),
+        }
+    };
+    connection.account().add_carried(figures.carried());
+    outcome
 }
 
 /// Resolves when nothing has moved for longer than the side that is waited for may take.

@@ -98,6 +98,7 @@ impl<'a> Sending<'a> {
         let Some((mut head, _)) = self.head.take() else { return Ok(()) };
         let status = stored::cache_status(way, Some((&self.object.meta(), SystemTime::now())));
         head.headers.append(CACHE_STATUS, status);
+        connection.account().set_cache(way.cache_use());
         connection.send_head(head, true, true).await
     }
 
@@ -146,6 +147,7 @@ impl<'a> Sending<'a> {
         let offset = BODY_OFFSET + span.start;
         let sent = sendfile(connection.socket(), file, offset, length, stall_max).await?;
         self.position += sent;
+        connection.account().add_body_bytes(sent);
         self.fruitless = 0;
         if sent < length {
             // Somebody has cut the file off.
@@ -212,6 +214,7 @@ impl<'a> Sending<'a> {
         let span = self.position..self.end.min(lead.span.end);
         let attachment = Attachment::new(connection.shared_socket(), span, &lead);
         let _let_go = LetGo(attachment.clone());
+        let figures = incoming.figures();
         self.edge.start(Begun { incoming, lead }, Some(attachment.clone()), self.joins);
         let _waits = self.edge.cache.client_waits();
         let outcome = {
@@ -228,6 +231,8 @@ impl<'a> Sending<'a> {
         if attachment.position() > self.position {
             self.fruitless = 0;
         }
+        connection.account().add_body_bytes(attachment.position() - self.position);
+        connection.account().add_carried(figures.carried());
         self.position = attachment.position();
         outcome
     }

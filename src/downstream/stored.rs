@@ -16,6 +16,7 @@ use http::{
 use crate::{
     cache::{freshness, record::Meta},
     http::{
+        account::CacheUse,
         conditional::{Decision, EntityTag, Validators, evaluate},
         cors,
         date::parse_date,
@@ -49,6 +50,19 @@ pub(super) enum Way {
     Collapsed,
     /// Some bytes are missing: `fwd=partial`.
     Partial,
+}
+
+impl Way {
+    /// As the access log says it.
+    pub(super) fn cache_use(self) -> CacheUse {
+        match self {
+            Self::Hit => CacheUse::Hit,
+            Self::Forwarded("bypass" | "method", _) => CacheUse::Bypass,
+            Self::Forwarded(..) => CacheUse::Miss,
+            Self::Collapsed => CacheUse::Collapsed,
+            Self::Partial => CacheUse::Partial,
+        }
+    }
 }
 
 /// The value of `Cache-Status`.

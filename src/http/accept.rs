@@ -14,6 +14,7 @@ use super::{
     problem::{Problem, Side},
     request::RequestHead,
     server::{Deadlines, HttpConnection, stopped},
+    traffic::Traffic,
 };
 use crate::{
     exec,
@@ -36,13 +37,20 @@ pub struct Limits {
     admission: Arc<Admission>,
     turned_away: Arc<Tally>,
     passes_bodies: bool,
+    traffic: Arc<Traffic>,
 }
 
 impl Limits {
     /// At most `total_max` connections, and `per_address_max` of one address, over all cores.
     pub fn new(total_max: usize, per_address_max: usize, deadlines: Deadlines) -> Self {
         let admission = Admission::new(total_max, per_address_max);
-        Self { deadlines, admission, turned_away: Arc::default(), passes_bodies: false }
+        Self {
+            deadlines,
+            admission,
+            turned_away: Arc::default(),
+            passes_bodies: false,
+            traffic: Arc::default(),
+        }
     }
 
     /// The same where every method is answered, and bodies of all but GET and HEAD go on to a root; see
@@ -50,6 +58,22 @@ impl Limits {
     pub fn passing_bodies(mut self) -> Self {
         self.passes_bodies = true;
         self
+    }
+
+    /// The same, but requests are not logged: for clients who only look at the process.
+    pub fn without_log(self) -> Self {
+        Self { traffic: Arc::new(Traffic::silent()), ..self }
+    }
+
+    /// What the clients of the role have asked for and got.
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
+    /// Connections now, how many there may be, and how many were turned away since the start.
+    pub fn connections(&self) -> (usize, usize, u64) {
+        let (taken, max) = self.admission.taken();
+        (taken, max, self.turned_away.total())
     }
 
     /// A seat for the client at the other end of `socket`, which is gone if it has no address any more.
@@ -93,7 +117,8 @@ pub async fn serve<A>(
         if let Ok(peer) = socket.peer() {
             socket.set_congestion(&legs.client, peer.ip());
         }
-        let mut connection = HttpConnection::new(socket, limits.deadlines, stopping.clone());
+        let mut connection = HttpConnection::new(socket, limits.deadlines, stopping.clone())
+            .counted_in(limits.traffic.clone());
         if limits.passes_bodies {
             connection = connection.passing_bodies();
         }
@@ -159,7 +184,10 @@ where
 {
     let mut turn = 0;
     while let Some(request) = connection.next_request().await {
-        if let Err(error) = answer(connection, request).await {
+        let (method, target) = (request.method.clone(), request.target().to_owned());
+        let answered = answer(connection, request).await;
+        connection.close_account(&method, &target, answered.is_ok());
+        if let Err(error) = answered {
             tracing::debug!(%error, "an answer was not completed");
             connection.abort();
             return;

@@ -9,6 +9,7 @@
 //! parser as the same head, with the same body length (no request smuggling, no header injection).
 
 pub mod accept;
+pub mod account;
 pub mod body;
 pub mod chunked;
 pub mod conditional;
@@ -26,3 +27,4 @@ pub mod request;
 pub mod response;
 pub mod server;
 pub mod target;
+pub mod traffic;

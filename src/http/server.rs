@@ -8,8 +8,11 @@
 //! looks complete.
 
 use std::{
+    cell::{RefCell, RefMut},
     io,
+    net::SocketAddr,
     rc::Rc,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -21,12 +24,14 @@ use futures_util::{FutureExt, pin_mut, select_biased};
 use tokio::sync::watch;
 
 use super::{
+    account::Account,
     body::{BodyReader, RequestBodyError},
     cors::is_preflight,
     head::{MAX_HEAD_BYTES, Version},
     problem::{Problem, Side},
     request::{BodyLen, Parsed, RequestHead, parse_request},
     response::ResponseHead,
+    traffic::Traffic,
 };
 use crate::{
     exec::{self, Interest},
@@ -96,6 +101,10 @@ pub struct HttpConnection {
     passes_bodies: bool,
     /// The body of the request that was given out is still to be read.
     has_body: bool,
+    /// Of the request that is answered now.
+    account: RefCell<Account>,
+    /// Where accounts go that are closed here, and whose they are.
+    traffic: Option<(Arc<Traffic>, Option<SocketAddr>)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +156,28 @@ impl HttpConnection {
             is_used: false,
             passes_bodies: false,
             has_body: false,
+            account: RefCell::default(),
+            traffic: None,
+        }
+    }
+
+    /// Tells `traffic` of every request from now on.
+    pub fn counted_in(mut self, traffic: Arc<Traffic>) -> Self {
+        let peer = self.socket.peer().ok();
+        self.traffic = Some((traffic, peer));
+        self
+    }
+
+    /// What is known of the request that is answered now.
+    pub fn account(&self) -> RefMut<'_, Account> {
+        self.account.borrow_mut()
+    }
+
+    /// The answer to the request has ended; `complete` says that all of it was sent.
+    pub(super) fn close_account(&mut self, method: &Method, target: &str, complete: bool) {
+        let outcome = self.account.take().close();
+        if let Some((traffic, client)) = &self.traffic {
+            traffic.ended(*client, method, target, outcome, complete);
         }
     }
 
@@ -201,7 +232,10 @@ impl HttpConnection {
                 }
                 Err(NoRequest::Refused { problem, lasts }) => {
                     self.client_stays &= lasts;
-                    if self.respond_problem(&problem).await.is_err() {
+                    let told = self.respond_problem(&problem).await;
+                    // What it was has not become known as a whole.
+                    self.close_account(&Method::GET, "-", told.is_ok());
+                    if told.is_err() {
                         self.abort();
                     }
                 }
@@ -237,6 +271,11 @@ impl HttpConnection {
     pub async fn send_head(&mut self, mut head: ResponseHead, lasts: bool, more: bool) -> io::Result<()> {
         let lasts = lasts && self.lasts();
         self.state = State::Answering { lasts };
+        self.account().head_goes(head.status);
+        let timing = self.account().server_timing();
+        if let Some(timing) = timing {
+            head.headers.append("server-timing", timing);
+        }
         head.headers.remove(CONNECTION);
         if !lasts {
             head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -274,6 +313,7 @@ impl HttpConnection {
         let body = if self.is_head { String::new() } else { problem.body() };
         self.send_head(problem.head(), true, !body.is_empty()).await?;
         self.send(body.as_bytes(), false).await?;
+        self.account().add_body_bytes(body.len() as u64);
         self.finish_response();
         Ok(())
     }
@@ -312,6 +352,7 @@ impl HttpConnection {
             Ok(head) => head?,
             Err(exec::Elapsed) => return Err(NoRequest::last_words(too_slow(request_deadline))),
         };
+        self.account.replace(Account::new());
         self.is_head = head.method == Method::HEAD;
         self.version = head.version;
         self.client_stays = head.keep_alive();

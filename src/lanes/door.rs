@@ -52,6 +52,22 @@ pub enum Wrong {
 impl Wrong {
     const KINDS: usize = 6;
 
+    /// In the order of their numbers.
+    const ALL: [Self; Self::KINDS] =
+        [Self::Crowd, Self::NoHello, Self::Version, Self::Key, Self::NotAuthentic, Self::Route];
+
+    /// As metrics name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Crowd => "crowd",
+            Self::NoHello => "no-hello",
+            Self::Version => "version",
+            Self::Key => "key",
+            Self::NotAuthentic => "not-authentic",
+            Self::Route => "route",
+        }
+    }
+
     fn of(error: &HandshakeFailed) -> Self {
         match error {
             HandshakeFailed::Refused(HandshakeError::Version { .. }) => Self::Version,
@@ -113,6 +129,16 @@ impl Door {
 
     fn awaited(&self) -> MutexGuard<'_, VecDeque<Weak<Stranger>>> {
         self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hellos that are awaited, and how many may be.
+    pub fn hellos(&self) -> (usize, usize) {
+        self.hellos.taken()
+    }
+
+    /// How many were refused for what since the start.
+    pub fn refusals(&self) -> impl Iterator<Item = (Wrong, u64)> {
+        Wrong::ALL.into_iter().map(|wrong| (wrong, self.refused[wrong as usize].total()))
     }
 
     /// A place for the hello of `peer`; without one the connection is to be closed.

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use super::PathStatus;
+use super::{
+    PathStatus,
+    census::{Counted, End},
+};
 use crate::{
     exec::{self, Budget, Instant},
     net::Socket,
@@ -70,6 +73,7 @@ pub(super) const STALE_MAX: usize = 16;
 pub struct Lane {
     socket: Rc<Socket>,
     path: Arc<PathStatus>,
+    counted: Counted,
     /// Of the upstream process at the far end; lanes of one transfer share it.
     instance: u64,
     /// A leg behind the first hop was to be MPTCP and is plain TCP.
@@ -95,6 +99,7 @@ impl Lane {
         let Accepted { instance, fell_back } = accepted;
         path.lane_opened(instance);
         let lane = Self {
+            counted: Counted::new(End::Downstream, path.name().to_owned(), &socket),
             socket: Rc::new(socket),
             path,
             instance,
@@ -152,6 +157,18 @@ impl Lane {
     pub(super) fn touch(&self) {
         self.look_at_mptcp();
         self.quiet_since.set(Instant::now());
+    }
+
+    /// It is leased.
+    pub(super) fn lease_began(&self) {
+        self.path.lease_began();
+        self.counted.in_use.set(true);
+    }
+
+    /// It is leased no more.
+    pub(super) fn lease_ended(&self) {
+        self.path.lease_ended();
+        self.counted.in_use.set(false);
     }
 
     /// A transfer was on it.

@@ -5,6 +5,7 @@
 //!
 //! Invariant: a lane in a pool is silent and in step: every OPEN sent on it has been answered by its END.
 
+pub mod census;
 pub mod door;
 pub mod handshake;
 mod lane;

@@ -25,6 +25,10 @@ pub struct PathStatus {
     spec: PathSpec,
     bytes: AtomicU64,
     frames: AtomicU64,
+    frames_again: AtomicU64,
+    parked_bytes: AtomicU64,
+    lanes_opened: AtomicU64,
+    dials_failed: AtomicU64,
     lanes: AtomicUsize,
     leased: AtomicUsize,
     /// Of the upstream process that the newest lane has reached; 0 before the first.
@@ -48,6 +52,14 @@ pub struct PathReport {
     pub bytes: u64,
     /// DATA frames received over it since the start.
     pub frames: u64,
+    /// Of these, those that another lane had carried before.
+    pub frames_again: u64,
+    /// Of the payload bytes, those that were parked because an earlier frame was missing.
+    pub parked_bytes: u64,
+    /// Lanes that have come up since the start.
+    pub lanes_opened: u64,
+    /// Dials that have failed since the start.
+    pub dials_failed: u64,
     /// Lanes that stand now.
     pub lanes: usize,
     /// Lanes that carry a transfer now.
@@ -82,6 +94,10 @@ impl PathStatus {
             spec,
             bytes: AtomicU64::new(0),
             frames: AtomicU64::new(0),
+            frames_again: AtomicU64::new(0),
+            parked_bytes: AtomicU64::new(0),
+            lanes_opened: AtomicU64::new(0),
+            dials_failed: AtomicU64::new(0),
             lanes: AtomicUsize::new(0),
             leased: AtomicUsize::new(0),
             instance: AtomicU64::new(0),
@@ -143,9 +159,17 @@ impl PathStatus {
         self.bytes.fetch_add(bytes as u64, Relaxed);
     }
 
-    /// Counts a frame that arrived.
-    pub fn frame(&self) {
+    /// Counts a frame that arrives; `again` says that another lane has carried it before.
+    pub fn frame(&self, again: bool) {
         self.frames.fetch_add(1, Relaxed);
+        if again {
+            self.frames_again.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Counts payload that was parked.
+    pub fn parked(&self, bytes: usize) {
+        self.parked_bytes.fetch_add(bytes as u64, Relaxed);
     }
 
     /// Learns from one ping. A busy core makes pings late, never early: the shortest one is the path's, and it is
@@ -198,6 +222,7 @@ impl PathStatus {
     pub(super) fn lane_opened(&self, instance: u64) {
         self.instance.store(instance, Relaxed);
         self.lanes.fetch_add(1, Relaxed);
+        self.lanes_opened.fetch_add(1, Relaxed);
         self.down.store(false, Relaxed);
     }
 
@@ -215,6 +240,7 @@ impl PathStatus {
 
     /// Notes that a dial failed; true if the path was up before, so that the failure is worth a warning.
     pub(super) fn failed(&self) -> bool {
+        self.dials_failed.fetch_add(1, Relaxed);
         self.lanes.load(Relaxed) == 0 && !self.down.swap(true, Relaxed)
     }
 
@@ -224,6 +250,10 @@ impl PathStatus {
             name: self.name.clone(),
             bytes: self.bytes.load(Relaxed),
             frames: self.frames.load(Relaxed),
+            frames_again: self.frames_again.load(Relaxed),
+            parked_bytes: self.parked_bytes.load(Relaxed),
+            lanes_opened: self.lanes_opened.load(Relaxed),
+            dials_failed: self.dials_failed.load(Relaxed),
             lanes: self.lanes.load(Relaxed),
             leased: self.leased.load(Relaxed),
             round_trip: self.round_trip(),

@@ -161,7 +161,7 @@ impl Pool {
     }
 
     fn lease(&self, lane: Rc<Lane>) -> Lease {
-        lane.path().lease_began();
+        lane.lease_began();
         Lease::new(lane, self.this.clone())
     }
 
@@ -348,6 +348,14 @@ impl Pool {
             drop(lane);
             pool.lane_gone();
         });
+    }
+
+    /// Has the keeper look at the idle lanes now if the other side has closed one of them, which it would find when the
+    /// next ping is due.
+    pub fn look(&self) {
+        if self.idle.borrow().iter().any(|lane| !lane.is_quiet()) {
+            self.disturbed.notify_one();
+        }
     }
 
     fn lane_gone(&self) {

@@ -15,6 +15,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::Poll,
+    time::Duration,
 };
 
 use super::{
@@ -119,11 +120,25 @@ pub enum Sink<'a> {
 pub struct Progress {
     moved_at: Cell<Instant>,
     on_client: Cell<bool>,
+    longest_stall: Cell<Duration>,
 }
 
 impl Progress {
-    fn moved(&self) {
+    fn begins(&self) {
         self.moved_at.set(Instant::now());
+    }
+
+    fn moved(&self) {
+        let now = Instant::now();
+        let pause = now.saturating_duration_since(self.moved_at.replace(now));
+        if !self.on_client.get() && pause > self.longest_stall.get() {
+            self.longest_stall.set(pause);
+        }
+    }
+
+    /// Longest time in which the lanes were waited for and brought nothing.
+    pub fn longest_stall(&self) -> Duration {
+        self.longest_stall.get()
     }
 
     /// When the last byte moved.
@@ -186,7 +201,11 @@ impl Consumer {
         ring: queue::Consumer<Parcel>,
         taps: Rc<RefCell<Vec<Rc<Tap>>>>,
     ) -> Self {
-        let progress = Rc::new(Progress { moved_at: Cell::new(Instant::now()), on_client: Cell::new(false) });
+        let progress = Rc::new(Progress {
+            moved_at: Cell::new(Instant::now()),
+            on_client: Cell::new(false),
+            longest_stall: Cell::default(),
+        });
         Self {
             transfer,
             ring,
@@ -224,7 +243,7 @@ impl Consumer {
     /// # Errors
     /// [`TransferError`] when the body could not be completed.
     pub async fn run(&mut self, mut sink: Sink<'_>, announced: Option<u64>) -> Result<u64, TransferError> {
-        self.progress.moved();
+        self.progress.begins();
         self.announced = announced;
         loop {
             match self.next_parcel().await? {

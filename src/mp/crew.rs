@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     exec::{self, Core, Instant},
+    http::account::PathShare,
     lanes::{DialError, Lease, PathStatus, Pool},
 };
 
@@ -161,6 +162,11 @@ impl Place {
 
     fn is_starved(&self) -> bool {
         self.starved.load(Ordering::Relaxed) > 1
+    }
+
+    /// What has come over the path.
+    pub(super) fn share(&self) -> PathShare {
+        PathShare { path: self.path.name().to_owned(), bytes: self.bytes.load(Ordering::Relaxed) }
     }
 
     /// Payload has come over the path.

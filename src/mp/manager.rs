@@ -23,7 +23,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{Barrier, watch};
 
 use super::{
-    consumer::Consumer,
+    consumer::{Consumer, Progress},
     crew::{Crew, LaneCounts, Place, Places},
     queue::{self, MpQueue},
     transfer::{Transfer, WINDOW_FRAMES},
@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     exec::{self, Core, Instant},
+    http::account::Carried,
     lanes::{PathStatus, Pool, PoolConfig},
     wire::{
         frame::{MAX_HEAD_BYTES, Outcome},
@@ -104,7 +105,37 @@ pub struct Incoming {
     pub head: Bytes,
     /// Its body. Dropping it cancels the transfer.
     pub consumer: Consumer,
+    places: Places,
     _busy: Busy,
+}
+
+impl Incoming {
+    /// For whoever wants to know afterwards what the lanes did for it.
+    pub fn figures(&self) -> Figures {
+        Figures {
+            transfer: self.consumer.transfer().clone(),
+            places: self.places.clone(),
+            progress: self.consumer.progress(),
+        }
+    }
+}
+
+/// What is measured of a transfer; it may go on meanwhile.
+pub struct Figures {
+    transfer: Arc<Transfer>,
+    places: Places,
+    progress: Rc<Progress>,
+}
+
+impl Figures {
+    /// The figures now.
+    pub fn carried(&self) -> Carried {
+        Carried {
+            shares: self.places.iter().map(|place| place.share()).collect(),
+            reorder_depth: self.transfer.reorder_depth(),
+            longest_stall: self.progress.longest_stall(),
+        }
+    }
 }
 
 /// What the managers of all cores share: transfers running on each core, for [`Placement::Auto`], whose turn it is among
@@ -267,6 +298,13 @@ impl Manager {
         self.pools.borrow().iter().find(|pool| Arc::ptr_eq(pool.path(), path)).cloned()
     }
 
+    /// Has the pools of this core look at their idle lanes; see [`Pool::look`].
+    pub fn look() {
+        if let Some(manager) = Self::here() {
+            manager.pools.borrow().iter().for_each(|pool| pool.look());
+        }
+    }
+
     /// Whether lanes stand that lead to another upstream process than `instance`.
     pub(super) fn has_other_upstream(&self, instance: u64) -> bool {
         self.pools.borrow().iter().any(|pool| pool.path().leads_elsewhere(instance))
@@ -363,7 +401,7 @@ impl Manager {
                 }
             };
             match outcome {
-                Ok(head) => return Ok(Incoming { head, consumer, _busy: busy }),
+                Ok(head) => return Ok(Incoming { head, consumer, places: crew.places, _busy: busy }),
                 Err(error) if transfer.was_opened() => return Err(error),
                 Err(error) => (refused, body) = (error, transfer.take_body()),
             }
@@ -390,8 +428,8 @@ impl Manager {
     ) -> Result<Incoming, Unopened> {
         let busy = self.load.enter(exec::core());
         let place = |pool: &Rc<Pool>| Place::new(pool.path().clone(), self.counts.wanted(pool.path()));
-        let places = self.pools.borrow().iter().map(place).collect();
-        let (crew, mut consumer) = self.man(request, places, preferred)?;
+        let places: Places = self.pools.borrow().iter().map(place).collect();
+        let (crew, mut consumer) = self.man(request, places.clone(), preferred)?;
         let transfer = crew.transfer.clone();
         crew.board(suspect_before);
         let outcome = {
@@ -404,7 +442,7 @@ impl Manager {
         };
         let head = outcome.map_err(|error| Unopened { error, instance: transfer.instance() })?;
         crew.start();
-        Ok(Incoming { head, consumer, _busy: busy })
+        Ok(Incoming { head, consumer, places, _busy: busy })
     }
 
     /// The two ends of a new transfer over `places`, whose lanes are not seated yet.

@@ -219,8 +219,9 @@ impl Producer {
                     let head = self.payload(head_len).await?;
                     self.transfer.set_head(Bytes::from(head));
                 }
-                Frame::Data { seq, offset, len, .. } => {
-                    self.lane.path().frame();
+                Frame::Data { seq, offset, len, again, .. } => {
+                    self.lane.path().frame(again);
+                    self.transfer.ahead(seq.0);
                     self.deliver(seq.0, offset.0, len.as_usize()).await?;
                     self.frames += 1;
                     self.batch.frame(len.as_usize(), self.lane.path().round_trip(), Instant::now());
@@ -442,6 +443,7 @@ impl Producer {
             }
             if let Some(bytes) = tap.park().map_err(|error| self.lane.lost(error))? {
                 self.transfer.park(bytes);
+                self.lane.path().parked(bytes);
             }
         }
         Ok(())

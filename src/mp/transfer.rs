@@ -120,6 +120,8 @@ pub struct Transfer {
     next: AtomicU64,
     client_blocked: AtomicBool,
     parked: AtomicUsize,
+    /// Most frames that one was ahead of the one waited for.
+    depth: AtomicU64,
     /// The body's bytes below this may be sent; every lane tells the upstream.
     credit: AtomicU64,
     credited: Notify,
@@ -161,6 +163,7 @@ impl Transfer {
             next: AtomicU64::new(0),
             client_blocked: AtomicBool::new(false),
             parked: AtomicUsize::new(0),
+            depth: AtomicU64::new(0),
             credit: AtomicU64::new(FIRST_CREDIT_BYTES),
             credited: Notify::new(),
             round_trip_us: AtomicU64::new(0),
@@ -336,6 +339,19 @@ impl Transfer {
     /// The sequence number the consumer waits for.
     pub fn next(&self) -> u64 {
         self.next.load(Ordering::Relaxed)
+    }
+
+    /// Frame `seq` arrives.
+    pub(super) fn ahead(&self, seq: u64) {
+        let ahead = seq.saturating_sub(self.next());
+        if ahead > self.depth.load(Ordering::Relaxed) {
+            self.depth.fetch_max(ahead, Ordering::Relaxed);
+        }
+    }
+
+    /// How many frames ahead of the one waited for a frame has come at most.
+    pub fn reorder_depth(&self) -> u64 {
+        self.depth.load(Ordering::Relaxed)
     }
 
     /// A frame went into conduits.

@@ -58,6 +58,11 @@ impl Admission {
         self.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Seats that are taken now, and how many there are.
+    pub fn taken(&self) -> (usize, usize) {
+        (self.seats().total, self.total_max)
+    }
+
     /// A seat for a connection from `address`.
     ///
     /// # Errors

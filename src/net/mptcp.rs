@@ -188,6 +188,8 @@ pub(super) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
         } else {
             samples().map(|sample| sample.acknowledged_bytes).sum()
         },
+        received_bytes: samples().map(|sample| sample.received_bytes).sum(),
+        sent_bytes: samples().map(|sample| sample.sent_bytes).sum(),
     })
 }
 

@@ -7,7 +7,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         OnceLock,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -44,6 +44,33 @@ struct Stores {
     buffers: ArrayQueue<BytesMut>,
     pipes_open: AtomicUsize,
     pipes_open_max: AtomicUsize,
+    /// Demands for a pipe that got a buffer instead.
+    pipes_refused: AtomicU64,
+}
+
+/// The pools at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolReport {
+    /// Pipes that exist, and how many may.
+    pub pipes: (usize, usize),
+    /// Of these, those that nobody uses.
+    pub pipes_idle: usize,
+    /// Buffers that nobody uses.
+    pub buffers_idle: usize,
+    /// Demands for a pipe since the start that got a buffer instead.
+    pub pipes_refused: u64,
+}
+
+/// The pools now.
+pub fn pool_report() -> PoolReport {
+    let stores = stores();
+    let open_max = stores.pipes_open_max.load(Ordering::Relaxed);
+    PoolReport {
+        pipes: (stores.pipes_open.load(Ordering::Relaxed), open_max),
+        pipes_idle: stores.pipes.len(),
+        buffers_idle: stores.buffers.len(),
+        pipes_refused: stores.pipes_refused.load(Ordering::Relaxed),
+    }
 }
 
 /// Pipes open at once until [`set_descriptor_budget`] is called: 2 of 1024 descriptors each, a quarter of the usual limit.
@@ -56,6 +83,7 @@ fn stores() -> &'static Stores {
         buffers: ArrayQueue::new(BUFFERS_IDLE_MAX),
         pipes_open: AtomicUsize::new(0),
         pipes_open_max: AtomicUsize::new(PIPES_OPEN_MAX_DEFAULT),
+        pipes_refused: AtomicU64::new(0),
     })
 }
 
@@ -68,9 +96,16 @@ pub fn set_descriptor_budget(descriptors: usize) {
 /// An empty pipe, or none when the budget, the process's descriptors or the user's pipe pages are used up.
 pub(super) fn take_pipe() -> Option<Pipe> {
     let stores = stores();
-    if let Some(pipe) = stores.pipes.pop() {
-        return Some(pipe);
-    }
+    stores.pipes.pop().or_else(|| {
+        let pipe = make_pipe(stores);
+        if pipe.is_none() {
+            stores.pipes_refused.fetch_add(1, Ordering::Relaxed);
+        }
+        pipe
+    })
+}
+
+fn make_pipe(stores: &Stores) -> Option<Pipe> {
     if stores.pipes_open.fetch_add(1, Ordering::Relaxed) >= stores.pipes_open_max.load(Ordering::Relaxed) {
         stores.pipes_open.fetch_sub(1, Ordering::Relaxed);
         return None;

@@ -4,17 +4,36 @@
 //! another core. Invariant: the connection is closed in order when its last handle goes, whatever core holds it.
 
 use std::{
+    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
 use rustix::net::Shutdown;
+use socket2::SockRef;
 
+use super::{TcpInfo, mptcp};
 use crate::wire::route::Transport;
 
 /// A handle of a connection; clones share it. Who may read or write when is the holders' agreement.
 #[derive(Clone, Debug)]
 pub struct Shared(Arc<Connection>);
+
+/// A connection to look at, which it does not keep open.
+#[derive(Clone, Debug)]
+pub struct Glimpse(Weak<Connection>);
+
+impl Glimpse {
+    /// What the kernel has measured of it, and the name of its congestion control; `None` once it is closed.
+    ///
+    /// To be called on the core that has the connection: there, nobody can close it meanwhile.
+    pub fn look(&self) -> Option<(TcpInfo, String)> {
+        let shared = Shared(self.0.upgrade()?);
+        let congestion = SockRef::from(&shared).tcp_congestion().unwrap_or_default();
+        let name = String::from_utf8_lossy(&congestion);
+        Some((shared.tcp_info().ok()?, name.trim_end_matches('\0').to_owned()))
+    }
+}
 
 #[derive(Debug)]
 struct Connection {
@@ -43,6 +62,19 @@ impl Shared {
 
     pub(super) fn transport(&self) -> Transport {
         self.0.transport
+    }
+
+    /// A sample of the connection; of all subflows together if it is MPTCP.
+    pub(super) fn tcp_info(&self) -> io::Result<TcpInfo> {
+        match self.transport() {
+            Transport::Tcp => TcpInfo::of(self.as_fd()),
+            Transport::Mptcp => mptcp::tcp_info(self.as_fd()),
+        }
+    }
+
+    /// A handle that does not keep the connection open.
+    pub fn glimpse(&self) -> Glimpse {
+        Glimpse(Arc::downgrade(&self.0))
     }
 
     pub(super) fn splices(&self) -> bool {

@@ -215,10 +215,7 @@ impl Socket {
         if let Some(info) = super::simulated::tcp_info(self.fd.as_fd()) {
             return Ok(info);
         }
-        match self.fd.transport() {
-            Transport::Tcp => TcpInfo::of(self.fd.as_fd()),
-            Transport::Mptcp => mptcp::tcp_info(self.fd.as_fd()),
-        }
+        self.fd.tcp_info()
     }
 
     /// How an MPTCP connection stands; `None` for plain TCP.

@@ -43,6 +43,11 @@ impl Tally {
         self.count_at(Instant::now())
     }
 
+    /// Events since the start.
+    pub fn total(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).total
+    }
+
     fn count_at(&self, now: Instant) -> Option<Told> {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         counts.total += 1;

@@ -81,6 +81,10 @@ pub struct TcpInfo {
     pub not_sent_bytes: u32,
     /// Bytes the peer has acknowledged since the connection began.
     pub acknowledged_bytes: u64,
+    /// Bytes received in order since the connection began.
+    pub received_bytes: u64,
+    /// Bytes sent since the connection began, those sent again included.
+    pub sent_bytes: u64,
 }
 
 impl TcpInfo {
@@ -120,6 +124,8 @@ impl From<&RawTcpInfo> for TcpInfo {
             retransmitted: raw.total_retrans,
             not_sent_bytes: raw.notsent_bytes,
             acknowledged_bytes: raw.bytes_acked,
+            received_bytes: raw.bytes_received,
+            sent_bytes: raw.bytes_sent,
         }
     }
 }

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use crate::{
     exec,
     lanes::{
+        census::{Counted, End},
         door::{Door, Knock, Wrong},
         handshake,
     },
@@ -193,6 +194,7 @@ async fn forward(
 ) -> Result<(), RelayError> {
     near.set_congestion(&relay.legs.lane, peer.ip());
     let hello = knock.hear(pin!(handshake::receive(&near, &relay.keys))).await.map_err(RelayError::Hello)?;
+    let hop = hello.route().hops().first().map(HopAddr::to_string).unwrap_or_default();
     // In boxes: for a stranger there is no room for what comes behind.
     let mut connected = Box::pin(connect_next(relay, hello.route())).await;
     if matches!(&connected, Err(RelayError::NextHop { source, .. }) if source.is_worth_another_try()) {
@@ -212,7 +214,11 @@ async fn forward(
         }
     };
     tracing::debug!(%peer, near = ?near.mptcp(), far = ?far.mptcp(), "a lane stands");
-    Box::pin(carry(&near, far, shutdown)).await
+    let ends = (
+        Counted::new(End::RelayNear, peer.ip().to_canonical().to_string(), &near),
+        Counted::new(End::RelayFar, hop, &far),
+    );
+    Box::pin(carry(&near, far, &ends, shutdown)).await
 }
 
 async fn connect_next(relay: &Relay, route: &Route) -> Result<(Socket, Accepted), RelayError> {
@@ -260,11 +266,16 @@ fn is_own(address: &SocketAddr) -> bool {
 }
 
 /// Forwards both ways until one side ends. A lane has no half-closed state: the end of one direction is its end.
-async fn carry(near: &Socket, far: Socket, shutdown: &mut watch::Receiver<bool>) -> Result<(), RelayError> {
-    let (up, down) = (Cell::new(0), Cell::new(0));
+async fn carry(
+    near: &Socket,
+    far: Socket,
+    (counted, _far): &(Counted, Counted),
+    shutdown: &mut watch::Receiver<bool>,
+) -> Result<(), RelayError> {
+    let (up, down) = (&counted.up, &counted.down);
     let ended = {
-        let (upward, downward) = (pump(near, &far, &up), pump(&far, near, &down));
-        let idle_at_shutdown = drained(&up, &down, shutdown);
+        let (upward, downward) = (pump(near, &far, up), pump(&far, near, down));
+        let idle_at_shutdown = drained(up, down, shutdown);
         pin_mut!(upward, downward, idle_at_shutdown);
         let lane = select(upward, downward).map(|either| either.factor_first().0);
         pin_mut!(lane);

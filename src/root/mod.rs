@@ -64,6 +64,11 @@ pub async fn serve(root: Arc<Root>, listener: Listener, legs: Legs, stopping: wa
 }
 
 impl Root {
+    /// What clients may take, and what they took.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     async fn answer(&self, connection: &mut HttpConnection, request: &RequestHead) -> io::Result<()> {
         // Questions of browsers about other origins are the downstream's to answer.
         if let Err(error) = request.method_allowed() {
@@ -108,6 +113,7 @@ async fn send_file(
             connection.send_head(response.head, true, len > 0).await?;
             let stall_max = connection.deadlines().stall;
             let sent = sendfile(connection.socket(), file.fd.as_fd(), offset, len, stall_max).await?;
+            connection.account().add_body_bytes(sent);
             if sent < len {
                 let missing = len - sent;
                 tracing::warn!(path = %path.display(), missing, "a file became shorter while it was sent");

@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
 
@@ -25,7 +25,7 @@ use super::{
     with_body,
 };
 use crate::{
-    exec,
+    exec::{self, Instant},
     http::{
         forward::strip_hop_by_hop,
         problem::{Problem, Side},
@@ -128,9 +128,15 @@ async fn answer(upstream: &Upstream, open: &[u8], body: Upload) -> Answer {
         }
         RootOrigin::Http(root) => root,
     };
+    let began = Instant::now();
+    upstream.figures.requests.fetch_add(1, Ordering::Relaxed);
     match ask(upstream, root, &request, body).await {
-        Ok((head, body)) => Answer::Stream(head, Source::Root(body)),
+        Ok((head, body)) => {
+            upstream.figures.first_byte.observe(began.elapsed().as_secs_f64());
+            Answer::Stream(head, Source::Root(body))
+        }
         Err(error) => {
+            upstream.figures.failures.fetch_add(1, Ordering::Relaxed);
             let problem = error.problem();
             tracing::info!("{problem}");
             Answer::problem(&problem, &request.method)

@@ -46,8 +46,12 @@ impl Keep {
         Arc::new(Self { max, used: AtomicUsize::new(0) })
     }
 
+    /// Bytes that may be kept.
+    pub(super) fn max(&self) -> usize {
+        self.max
+    }
+
     /// Bytes kept now.
-    #[cfg(test)]
     pub(super) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     exec::{self, Budget, Instant},
+    lanes::census::Counted,
     mp::stripe::{FrameSizer, LaneId, LaneModel, Overcount, Piece, Turn},
     net::{Drained, Socket, sendfile},
     wire::{
@@ -124,6 +125,7 @@ impl Headers {
 pub(super) async fn run(
     upstream: &Arc<Upstream>,
     socket: &Socket,
+    counted: &Counted,
     shutdown: &mut watch::Receiver<bool>,
 ) -> Result<(), LaneError> {
     let mut headers = Headers::default();
@@ -154,7 +156,10 @@ pub(super) async fn run(
                     .await
                     .map_err(|exec::Elapsed| LaneError::OpenDeadline)??;
                 has_carried = true;
-                open(upstream, socket, &mut headers, (&mut sizer, &mut model), transfer, head).await?;
+                counted.in_use.set(true);
+                open(upstream, (socket, counted), &mut headers, (&mut sizer, &mut model), transfer, head)
+                    .await?;
+                counted.in_use.set(false);
             }
             Some(Frame::Ping { token }) => send(socket, &Frame::Pong { token }.encode(), false).await?,
             // It crossed the END.
@@ -182,7 +187,7 @@ async fn stopped(shutdown: &mut watch::Receiver<bool>) {
 /// Answers one OPEN. `sizer` and `model` are what the lane learned so far.
 async fn open(
     upstream: &Arc<Upstream>,
-    socket: &Socket,
+    (socket, counted): (&Socket, &Counted),
     headers: &mut Headers,
     (sizer, model): (&mut FrameSizer, &mut LaneModel),
     id: TransferId,
@@ -212,7 +217,7 @@ async fn open(
     let membership = Membership { upstream, transfer: &transfer, lane, model };
     let (listener, writer) = (
         listen(socket, headers, &transfer, membership.lane, inlet).fuse(),
-        write(socket, sizer, &transfer, membership.lane).fuse(),
+        write((socket, counted), sizer, &transfer, membership.lane).fuse(),
     );
     pin_mut!(listener, writer);
     select_biased! {
@@ -301,7 +306,7 @@ async fn take_body(
 
 /// Sends head, frames and end.
 async fn write(
-    socket: &Socket,
+    (socket, counted): (&Socket, &Counted),
     sizer: &mut FrameSizer,
     transfer: &Transfer,
     lane: LaneId,
@@ -362,8 +367,12 @@ async fn write(
             continue;
         };
         let since = Instant::now();
-        let len = next.piece.len;
+        let (len, again) = (next.piece.len, next.again);
         send_piece(socket, transfer, next).await?;
+        counted.down.set(counted.down.get() + u64::from(len.0));
+        if again {
+            counted.resent.set(counted.resent.get() + u64::from(len.0));
+        }
         carried = Some((len.as_usize(), since));
         turn_bytes += u64::from(len.0);
     }

@@ -21,7 +21,18 @@ mod with_body;
 mod tests;
 
 use std::{
-    cell::Cell, io, net::SocketAddr, os::fd::OwnedFd, path::Path, pin::pin, rc::Rc, sync::Arc, time::Duration,
+    cell::Cell,
+    io,
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    path::Path,
+    pin::pin,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use tokio::sync::watch;
@@ -29,7 +40,9 @@ use tokio::sync::watch;
 use self::{keep::Keep, lane::LaneError, registry::Registry, root_pool::RootPool};
 use crate::{
     exec,
+    http::traffic::{Histogram, HistogramReport, TIME_BOUNDS_S},
     lanes::{
+        census::{Counted, End},
         door::{Door, Knock, Wrong},
         handshake::{self, HandshakeFailed},
     },
@@ -110,6 +123,7 @@ pub struct Upstream {
     instance: u64,
     registry: Arc<Registry>,
     pool: Arc<RootPool>,
+    figures: RootFigures,
 }
 
 /// Why a connection is no lane, or no longer one.
@@ -148,7 +162,12 @@ impl Upstream {
         exec::fill_random(&mut instance)?;
         let registry = Arc::new(Registry::new(Keep::new(kept_bytes_max)));
         let instance = u64::from_be_bytes(instance);
-        Ok(Self { root, keys, legs, door, instance, registry, pool: Arc::default() })
+        let figures = RootFigures {
+            requests: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            first_byte: Histogram::new(TIME_BOUNDS_S),
+        };
+        Ok(Self { root, keys, legs, door, instance, registry, pool: Arc::default(), figures })
     }
 }
 
@@ -156,7 +175,53 @@ impl Upstream {
 impl Upstream {
     /// Transfers that run, and bytes of frames that are kept.
     pub(crate) fn load(&self) -> (usize, usize) {
-        self.registry.load()
+        let (transfers, kept, _) = self.registry.load();
+        (transfers, kept)
+    }
+}
+
+/// What an upstream does, at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct UpstreamReport {
+    /// Transfers that run.
+    pub transfers: usize,
+    /// Bytes of frames that nobody has acknowledged.
+    pub kept_bytes: usize,
+    /// How many there may be.
+    pub kept_bytes_max: usize,
+    /// Requests to the root since the start.
+    pub root_requests: u64,
+    /// Of those, the ones without an answer of use.
+    pub root_failures: u64,
+    /// From the request to the head of the root's answer, seconds.
+    pub root_first_byte: HistogramReport,
+}
+
+/// How the root answers, since the start.
+#[derive(Debug)]
+struct RootFigures {
+    requests: AtomicU64,
+    failures: AtomicU64,
+    first_byte: Histogram,
+}
+
+impl Upstream {
+    /// Who asks to be let in.
+    pub fn door(&self) -> &Arc<Door> {
+        &self.door
+    }
+
+    /// What it does now.
+    pub fn report(&self) -> UpstreamReport {
+        let (transfers, kept_bytes, kept_bytes_max) = self.registry.load();
+        UpstreamReport {
+            transfers,
+            kept_bytes,
+            kept_bytes_max,
+            root_requests: self.figures.requests.load(Ordering::Relaxed),
+            root_failures: self.figures.failures.load(Ordering::Relaxed),
+            root_first_byte: self.figures.first_byte.report(),
+        }
     }
 }
 
@@ -197,7 +262,7 @@ pub(crate) async fn serve_lane(
     mut shutdown: watch::Receiver<bool>,
 ) {
     socket.set_congestion(&upstream.legs.lane, peer.ip());
-    match authenticate_and_run(&upstream, &socket, knock, &mut shutdown).await {
+    match authenticate_and_run(&upstream, &socket, peer, knock, &mut shutdown).await {
         Ok(()) => {}
         Err(ServeError::Hello(error)) => upstream.door.failed(Some(peer), &error),
         Err(error @ ServeError::RouteGoesOn { .. }) => {
@@ -210,6 +275,7 @@ pub(crate) async fn serve_lane(
 async fn authenticate_and_run(
     upstream: &Arc<Upstream>,
     socket: &Socket,
+    peer: SocketAddr,
     knock: Knock,
     shutdown: &mut watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
@@ -223,6 +289,7 @@ async fn authenticate_and_run(
     }
     socket.send_all(&hello.accept(upstream.instance), false).await?;
     tracing::debug!(mptcp = ?socket.mptcp(), "a lane stands");
+    let counted = Counted::new(End::Upstream, peer.ip().to_canonical().to_string(), socket);
     // In a box: a stranger costs no room for it.
-    Ok(Box::pin(lane::run(upstream, socket, shutdown)).await?)
+    Ok(Box::pin(lane::run(upstream, socket, &counted, shutdown)).await?)
 }

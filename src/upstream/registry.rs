@@ -101,10 +101,9 @@ impl Registry {
         lists.ended_in_order.push_back(id);
     }
 
-    /// Transfers that run, and bytes that all transfers keep.
-    #[cfg(test)]
-    pub(super) fn load(&self) -> (usize, usize) {
-        (self.lists().running.len(), self.keep.used())
+    /// Transfers that run, bytes that all transfers keep, and how many they may.
+    pub(super) fn load(&self) -> (usize, usize, usize) {
+        (self.lists().running.len(), self.keep.used(), self.keep.max())
     }
 
     /// A lane has left `transfer`; returns whether it was the last.

@@ -16,6 +16,7 @@ mod limits;
 mod load;
 mod media;
 mod mptcp;
+mod observe;
 mod operate;
 mod passing;
 mod process;

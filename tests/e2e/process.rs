@@ -123,6 +123,15 @@ impl Process {
         (process, address)
     }
 
+    /// Where its admin endpoint is.
+    pub fn admin(&self) -> SocketAddr {
+        let address = self.out.wait(|text| {
+            let line = text.lines().find_map(|line| line.strip_prefix("dashboard and metrics on http://"))?;
+            line.strip_suffix('/')?.parse().ok()
+        });
+        address.unwrap_or_else(|| panic!("{} has no admin endpoint; it says:\n{}", self.name, self.log()))
+    }
+
     /// Waits until the process has logged something with `text` in it.
     pub fn wait_for_log(&self, text: &str) {
         let found = self.log.wait(|log| log.contains(text).then_some(()));
@@ -242,6 +251,10 @@ pub struct Settings {
     pub no_splice: bool,
     /// Descriptors that each process may open (`ulimit -n`), if not as many as this one.
     pub descriptors: Option<u32>,
+    /// Each has an admin endpoint, on a port of the kernel's choice.
+    pub admin: bool,
+    /// `--log-format`.
+    pub log_format: &'static str,
 }
 
 impl Default for Settings {
@@ -253,6 +266,8 @@ impl Default for Settings {
             log: "info",
             no_splice: false,
             descriptors: None,
+            admin: false,
+            log_format: "text",
         }
     }
 }
@@ -278,6 +293,10 @@ impl Settings {
             .env("PLAIT_EXECUTOR", self.executor)
             .env("PLAIT_LOG", self.log)
             .env("PLAIT_CORES", &self.cores);
+        command.env("PLAIT_LOG_FORMAT", self.log_format);
+        if self.admin {
+            command.env("PLAIT_ADMIN", "0");
+        }
         if self.no_splice {
             command.env("PLAIT_NO_SPLICE", "1");
         }

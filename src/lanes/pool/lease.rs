@@ -38,7 +38,7 @@ impl Lease {
         if let Some(pool) = self.pool.upgrade()
             && let Some(lane) = self.lane.take()
         {
-            lane.path().lease_ended();
+            lane.lease_ended();
             lane.has_carried();
             pool.shelve(lane);
         }
@@ -69,7 +69,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.set_slow(false);
         if let Some(lane) = self.lane.take() {
-            lane.path().lease_ended();
+            lane.lease_ended();
             drop(lane);
             if let Some(pool) = self.pool.upgrade() {
                 pool.lane_gone();

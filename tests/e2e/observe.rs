@@ -1,0 +1,184 @@
+//! What a chain says of itself: metrics, state, access log.
+
+use std::{collections::BTreeMap, net::SocketAddr, thread, time::Duration, time::Instant};
+
+use plait::observe::Snapshot;
+
+use crate::{
+    chain::{Chain, Plan},
+    client::{Answer, Client, ask},
+    content::content,
+    process::{DEADLINE, Settings},
+};
+
+const LENGTH: usize = 20_000_000;
+
+fn watched_chain() -> Chain {
+    let settings = Settings { admin: true, ..Settings::default() };
+    Plan { settings, ..Plan::default() }.start(|ground| ground.store("f.mp4", &content(LENGTH)))
+}
+
+fn admin(address: SocketAddr, target: &str, host: &str) -> Answer {
+    let mut client = Client::connect(address);
+    client.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+    client.answer("GET").unwrap()
+}
+
+fn state(address: SocketAddr) -> Snapshot {
+    serde_json::from_slice(&admin(address, "/state.json", "localhost").body).unwrap()
+}
+
+/// Values by name and labels, as they are written.
+struct Scrape(BTreeMap<String, f64>);
+
+impl Scrape {
+    fn of(address: SocketAddr) -> Self {
+        let answer = admin(address, "/metrics", "localhost");
+        assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+        let text = answer.text();
+        let samples = text.lines().filter(|line| !line.starts_with('#')).map(|line| {
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            (series.to_owned(), value.parse().unwrap())
+        });
+        Self(samples.collect())
+    }
+
+    /// Sum over all series of this name that have `label` somewhere.
+    fn sum(&self, name: &str, label: &str) -> f64 {
+        let of_name = |series: &str| series.split('{').next() == Some(name) && series.contains(label);
+        let found: Vec<_> = self.0.iter().filter(|(series, _)| of_name(series)).collect();
+        assert!(!found.is_empty(), "no {name} with {label}");
+        found.into_iter().map(|(_, value)| value).sum()
+    }
+}
+
+fn eventually<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < until, "{what} does not happen");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn metrics_move_during_a_transfer_and_agree_with_what_was_sent() {
+    let chain = watched_chain();
+    let (downstream, upstream) = (chain.downstream.admin(), chain.upstream.admin());
+    let relays: Vec<_> = chain.relays.iter().flatten().map(|relay| relay.admin()).collect();
+    let mut client = Client::connect(chain.address);
+    client.request("GET", "/f.mp4", "");
+    let head = client.head().unwrap();
+    let mut got = client.some(1_000_000).unwrap();
+
+    // In the middle of it: the client takes no more, and not all of it fits into buffers.
+    let during = Scrape::of(downstream);
+    assert!(during.sum("plait_path_received_bytes_total", "path=") >= 1e6);
+    assert!(during.sum("plait_path_lanes_leased", "path=") >= 1.0);
+    assert!(during.sum("plait_lane_in_use", "end=\"downstream\"") >= 1.0);
+    assert_eq!(during.sum("plait_client_connections", "role=\"downstream\""), 1.0);
+    assert_eq!(during.sum("plait_requests_total", "role=\"downstream\",status=\"2xx\""), 0.0);
+    assert_eq!(Scrape::of(upstream).sum("plait_transfers_running", ""), 1.0);
+
+    let rest = head.header("content-length").unwrap().parse::<usize>().unwrap() - got.len();
+    got.extend(client.some(rest).unwrap());
+    assert!(got == content(LENGTH));
+    let length = LENGTH as f64;
+    let after = eventually("the request's end", || {
+        let scrape = Scrape::of(downstream);
+        (scrape.sum("plait_requests_total", "role=\"downstream\",status=\"2xx\"") == 1.0).then_some(scrape)
+    });
+    assert_eq!(after.sum("plait_body_bytes_total", "role=\"downstream\""), length);
+    assert_eq!(after.sum("plait_first_byte_seconds_count", "role=\"downstream\""), 1.0);
+    assert_eq!(after.sum("plait_reorder_depth_frames_count", "role=\"downstream\""), 1.0);
+    assert!(after.sum("plait_path_received_bytes_total", "path=") >= length);
+    assert!(after.sum("plait_lane_round_trip_seconds", "end=\"downstream\"") > 0.0);
+    let sent = Scrape::of(upstream);
+    let resent = sent.sum("plait_upstream_resent_bytes_total", "");
+    assert_eq!(sent.sum("plait_upstream_payload_bytes_total", "") - resent, length);
+    assert_eq!(sent.sum("plait_root_requests_total", ""), 1.0);
+    assert_eq!(sent.sum("plait_refused_total", "reason=\"key\""), 0.0);
+    let relayed = relays.iter().map(|&relay| Scrape::of(relay).sum("plait_relay_bytes_total", "down"));
+    assert!(relayed.sum::<f64>() >= length, "frames carry headers, too");
+    let root = chain.root.as_ref().unwrap().admin();
+    eventually("the root's end", || {
+        (Scrape::of(root).sum("plait_body_bytes_total", "role=\"root\"") == length).then_some(())
+    });
+
+    // Cores add up, and all of it is documented.
+    assert!(after.sum("plait_core_busy_seconds_total", "core=") > 0.0);
+    let documented = include_str!("../../docs/metrics.md");
+    let all = [downstream, upstream, root].into_iter().chain(relays);
+    for series in all.flat_map(|address| Scrape::of(address).0.into_keys()) {
+        let name = series.split('{').next().unwrap();
+        let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+        let is_known = |name: &str| documented.contains(&format!("| `{name}` |"));
+        assert!(is_known(name) || base.is_some_and(is_known), "{series} is not documented");
+    }
+}
+
+#[test]
+fn a_killed_relay_shows_without_a_transfer() {
+    let mut chain = watched_chain();
+    let admin = chain.downstream.admin();
+    let paths_down = |snapshot: &Snapshot| snapshot.paths.iter().map(|path| path.down).collect::<Vec<_>>();
+    eventually("both paths up", || {
+        state(admin).paths.iter().all(|path| path.lanes > 0 && path.rtt_s > 0.0).then_some(())
+    });
+    chain.relays[0][0].kill();
+    eventually("the first path down", || (paths_down(&state(admin)) == [true, false]).then_some(()));
+    assert!(Scrape::of(admin).sum("plait_path_up", &chain.paths[0]) == 0.0);
+    let answer = ask(chain.address, "GET", "/f.mp4", "");
+    assert_eq!(answer.body.len(), LENGTH);
+    let snapshot = eventually("the request's end", || {
+        let snapshot = state(admin);
+        (!snapshot.clients["downstream"].traffic.recent.is_empty()).then_some(snapshot)
+    });
+    let recent = &snapshot.clients["downstream"].traffic.recent[0];
+    assert_eq!((recent.target.as_str(), recent.status, recent.complete), ("/f.mp4", 200, true));
+    let share = |path: &str| recent.shares.iter().find(|share| share.path == path).map_or(0, |s| s.bytes);
+    assert_eq!(share(&chain.paths[0]), 0);
+    assert!(share(&chain.paths[1]) >= LENGTH as u64);
+}
+
+#[test]
+fn the_endpoint_is_for_this_host_and_changes_nothing() {
+    let chain = watched_chain();
+    let address = chain.upstream.admin();
+    assert_eq!(admin(address, "/metrics", "evil.example").status(), 403);
+    assert_eq!(admin(address, "/nothing", "localhost").status(), 404);
+    assert_eq!(admin(address, "/state.json?x", &address.to_string()).status(), 200);
+    let mut client = Client::connect(address);
+    client.send("POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n");
+    assert_eq!(client.answer("POST").unwrap().status(), 405);
+    assert!(!chain.upstream.log().contains("/metrics"), "scrapes are not logged");
+}
+
+#[test]
+fn each_request_is_a_line_of_the_log() {
+    for log_format in ["text", "json"] {
+        let settings = Settings { log_format, ..Settings::default() };
+        let chain =
+            Plan { settings, ..Plan::default() }.start(|ground| ground.store("f.mp4", &content(LENGTH)));
+        let answer = ask(chain.address, "GET", "/f.mp4?\u{1b}", "");
+        assert_eq!(answer.status(), 400, "no control characters");
+        let answer = ask(chain.address, "GET", "/f.mp4", "");
+        assert!(answer.header("server-timing").unwrap().starts_with("root;dur="), "{:?}", answer.head);
+        chain.downstream.wait_for_log("GET /f.mp4");
+        let log = chain.downstream.log();
+        let line = log.lines().find(|line| line.contains("GET /f.mp4")).unwrap();
+        if log_format == "json" {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert_eq!((&line["level"], &line["target"]), (&"INFO".into(), &"access".into()));
+            assert_eq!((&line["status"], &line["bytes"]), (&200.into(), &LENGTH.into()));
+            assert!(line["paths"].as_str().unwrap().contains(&chain.paths[0]), "{line}");
+            assert!(line["first_byte_ms"].as_f64().unwrap() > 0.0, "{line}");
+        } else {
+            for part in ["status=200", &format!("bytes={LENGTH}"), "stall_ms=", "paths=", &chain.paths[0]] {
+                assert!(line.contains(part), "'{part}' is missing: {line}");
+            }
+        }
+    }
+}
