@@ -5,7 +5,7 @@
 use std::{fs, time::SystemTime};
 
 use rustix::{
-    param::{clock_ticks_per_second, page_size},
+    param::page_size,
     process::{Resource, getrlimit},
 };
 
@@ -31,20 +31,19 @@ pub(super) fn cores() -> Vec<CoreReport> {
     let mut cores: Vec<_> = tasks
         .flatten()
         .filter_map(|task| {
-            let stat = fs::read_to_string(task.path().join("stat")).ok()?;
-            core_of_stat(&stat, clock_ticks_per_second() as f64)
+            let read = |name| fs::read_to_string(task.path().join(name)).ok();
+            core_of_thread(&read("comm")?, &read("schedstat")?)
         })
         .collect();
     cores.sort_by_key(|report| report.core);
     cores
 }
 
-/// proc_pid_stat(5): the name stands in parentheses, utime and stime are the 12th and 13th fields behind it.
-fn core_of_stat(stat: &str, ticks_per_second: f64) -> Option<CoreReport> {
-    let (before, fields) = stat.rsplit_once(')')?;
-    let core = before.split_once("(plait-core-")?.1.parse().ok()?;
-    let ticks: u64 = fields.split_whitespace().skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
-    Some(CoreReport { core, busy_s: ticks as f64 / ticks_per_second })
+/// The first number of schedstat is the time on a CPU, in nanoseconds.
+fn core_of_thread(comm: &str, schedstat: &str) -> Option<CoreReport> {
+    let core = comm.trim_end().strip_prefix("plait-core-")?.parse().ok()?;
+    let busy_ns: u64 = schedstat.split_whitespace().next()?.parse().ok()?;
+    Some(CoreReport { core, busy_s: busy_ns as f64 * 1e-9 })
 }
 
 /// When this process began, as near as it matters: when it is asked for first.
@@ -59,10 +58,10 @@ mod tests {
 
     #[test]
     fn a_threads_time_is_read_by_its_name() {
-        let stat = "7 (plait-core-3) S 1 7 7 0 -1 4194368 100 0 0 0 250 50 0 0 20 0 2 0 100 1 2";
-        assert_eq!(core_of_stat(stat, 100.0), Some(CoreReport { core: 3, busy_s: 3.0 }));
-        assert_eq!(core_of_stat("7 (plait) S 1 7 7", 100.0), None);
-        assert_eq!(core_of_stat("nonsense", 100.0), None);
+        let report = core_of_thread("plait-core-3\n", "2500000000 17 4\n");
+        assert_eq!(report, Some(CoreReport { core: 3, busy_s: 2.5 }));
+        assert_eq!(core_of_thread("plait\n", "1 2 3\n"), None);
+        assert_eq!(core_of_thread("plait-core-0\n", ""), None);
     }
 
     #[test]
