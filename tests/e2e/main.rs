@@ -19,6 +19,7 @@ mod mptcp;
 mod observe;
 mod operate;
 mod passing;
+mod players;
 mod process;
 mod reload;
 mod roots;
