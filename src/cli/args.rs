@@ -55,6 +55,9 @@ pub struct Global {
     /// it sees who asks for what
     #[arg(long, global = true, value_name = "ADDR", env = "PLAIT_ADMIN")]
     pub admin: Option<AdminAddress>,
+    /// TOML file with the names of the command's flags; what flags and environment say wins
+    #[arg(long, global = true, value_name = "FILE", env = "PLAIT_CONFIG")]
+    pub config: Option<PathBuf>,
 }
 
 /// The commands.
@@ -79,6 +82,8 @@ pub enum Command {
     /// Emulated long paths on this machine, and the whole chain on them
     #[command(subcommand)]
     Lab(LabCommand),
+    /// Says what is wrong with the settings of a role, without starting it
+    Check(Check),
     /// Kernel settings for long paths, lossy ones and many clients: compared, applied, taken back
     Tune(super::tune::Tune),
     /// Prints the completion script of a shell
@@ -91,6 +96,30 @@ pub enum Command {
         /// Directory to write them to
         dir: PathBuf,
     },
+}
+
+/// `plait check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Also dial every path to its upstream, and connect to the root
+    #[arg(long)]
+    pub probe: bool,
+    /// The role, with its flags.
+    #[command(subcommand)]
+    pub role: CheckedRole,
+}
+
+/// What `plait check` looks at.
+#[derive(Debug, Subcommand)]
+pub enum CheckedRole {
+    /// The settings of `plait root`
+    Root(Root),
+    /// The settings of `plait upstream`
+    Upstream(Upstream),
+    /// The settings of `plait relay`
+    Relay(Relay),
+    /// The settings of `plait downstream`
+    Downstream(Downstream),
 }
 
 /// `plait lab`.

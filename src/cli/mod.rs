@@ -6,6 +6,8 @@
 mod admin;
 mod args;
 mod cache;
+mod check;
+mod config;
 mod get;
 mod lab;
 mod path_file;
@@ -26,7 +28,13 @@ pub use args::{Arguments, Command, Global};
 
 /// Parses the arguments of the process and runs the command.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match config::arguments(std::env::args_os().collect()) {
+        Ok(arguments) => Arguments::parse_from(arguments),
+        Err(error) => {
+            eprintln!("plait: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     logs::start(&arguments.global.log, arguments.global.log_format);
     match roles::run(arguments) {
         Ok(()) => ExitCode::SUCCESS,

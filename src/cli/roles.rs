@@ -22,6 +22,7 @@ use super::{
     admin::Admin,
     args::{self, Arguments, Clients, Command, CpuList, Get, Global, Keygen, Listen, Paths, Strangers},
     cache::{self, CacheOrderError},
+    check::{self, CheckError},
     get::{self, GetError},
     lab::{self, LabRunError},
     path_file::{self, PathsError},
@@ -117,6 +118,9 @@ pub enum RunError {
     /// The lab has no result.
     #[error(transparent)]
     Lab(#[from] LabRunError),
+    /// Settings of a role are wrong.
+    #[error(transparent)]
+    Check(CheckError),
     /// Kernel settings are not as wanted.
     #[error(transparent)]
     Tune(#[from] TuneError),
@@ -138,6 +142,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
     let Arguments { command, global } = arguments;
     match command {
         Command::Keygen(keygen) => keys(&keygen),
+        Command::Check(args) => Ok(check::run(&global, &args)?),
         Command::Relay(args) => {
             let keys = Arc::new(KeyRing::load(&args.key)?);
             let port = Listeners::open(&args.listen, &global, Transport::Mptcp)?;

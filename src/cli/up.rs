@@ -5,7 +5,7 @@
 
 use std::{
     io::IsTerminal,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -28,7 +28,7 @@ use crate::{
     http::{accept::Limits, server::Deadlines},
     lanes::{PathStatus, door::Door},
     net,
-    observe::Sources,
+    observe::{AdminAddress, Sources},
     relay::{self, Relay},
     root,
     upstream::{self, RootOrigin, Upstream},
@@ -39,6 +39,8 @@ use crate::{
     },
 };
 
+/// Where the dashboard is if that is free, so that a page that stays open finds the next chain again.
+const DASHBOARD: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8081);
 /// How often the live lines are drawn.
 const REDRAW: Duration = Duration::from_secs(1);
 /// Lanes of a path that may stand on a core: the same as `plait downstream`.
@@ -106,7 +108,13 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
         library: shown_files(&dir),
         ..Sources::default()
     };
-    let admin = Admin::open(global, sources)?;
+    let admin = match global.admin {
+        Some(_) => Admin::open(global, sources)?,
+        // A second chain on this machine has its dashboard elsewhere.
+        None => Admin::bind(AdminAddress(DASHBOARD), global, sources.clone())
+            .or_else(|_| Admin::bind(AdminAddress(anywhere), global, sources))
+            .map(Some)?,
+    };
 
     println!("listening on {front}");
     admin.iter().for_each(Admin::announce);

@@ -103,6 +103,15 @@ async fn answer(
             // Numbers, strings and lists are always JSON.
             ("application/json", serde_json::to_vec(&sources.gather().await).unwrap_or_default())
         }
+        "/" => ("text/html; charset=utf-8", include_bytes!("dashboard/index.html").into()),
+        "/dashboard.css" => ("text/css; charset=utf-8", include_bytes!("dashboard/dashboard.css").into()),
+        "/dashboard.js" => {
+            ("text/javascript; charset=utf-8", include_bytes!("dashboard/dashboard.js").into())
+        }
+        // As npm has it; its licence stands beside it.
+        "/hls.js" => {
+            ("text/javascript; charset=utf-8", include_bytes!("../../assets/hls.js/hls.light.min.js").into())
+        }
         _ => {
             let text = "there is /, /metrics and /state.json";
             return connection

@@ -27,6 +27,7 @@ mod roots;
 #[path = "../../src/lanes/tests/scripted.rs"]
 mod scripted;
 mod semantics;
+mod settings;
 mod smuggling;
 mod survive;
 

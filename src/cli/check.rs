@@ -1,0 +1,220 @@
+//! `plait check`: everything that a start would find wrong with its settings, and all of it at once.
+//!
+//! In: a role with its flags. Out: a line for each thing that was looked at, what to change where something is wrong, and a
+//! status other than 0 then. Called by the command line. Invariant: nothing is changed, and no client is served; ports are
+//! bound for an instant.
+
+use std::{
+    fmt::Display,
+    net::{SocketAddr, TcpStream, ToSocketAddrs},
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use rustix::fs::{Access, access};
+
+use super::{
+    args::{self, Check, CheckedRole, Global, Listen},
+    path_file,
+    roles::{RunError, exec_config, legs, raise_descriptor_limit},
+};
+use crate::{
+    cache::Cache,
+    exec::{self, Core},
+    lanes::{PathStatus, Pool, PoolConfig},
+    net::Listener,
+    root::files::open_directory,
+    upstream::RootOrigin,
+    wire::{
+        key_ring::KeyRing,
+        route::{PathSpec, Transport},
+    },
+};
+
+/// Reaching a root, and dialling a path over all its hops: what a request waits for its first lane.
+const PROBE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Some settings are wrong.
+#[derive(Debug, thiserror::Error)]
+#[error("{wrong} of {looked_at} things are wrong: the role would not start, or not serve")]
+pub struct CheckError {
+    wrong: usize,
+    looked_at: usize,
+}
+
+/// What was found so far.
+#[derive(Default)]
+struct Findings {
+    wrong: usize,
+    looked_at: usize,
+}
+
+impl Findings {
+    /// Says what came of looking at `what`.
+    fn note<T>(&mut self, what: impl Display, outcome: Result<T, impl Display>) -> Option<T> {
+        self.looked_at += 1;
+        match outcome {
+            Ok(found) => {
+                println!("ok     {what}");
+                Some(found)
+            }
+            Err(error) => {
+                self.wrong += 1;
+                println!("WRONG  {what}: {error}");
+                None
+            }
+        }
+    }
+}
+
+/// Looks at all of it.
+pub(super) fn run(global: &Global, check: &Check) -> Result<(), CheckError> {
+    let mut findings = Findings::default();
+    let config = exec_config(global);
+    let known = exec::available_cpus();
+    let strange: Vec<_> = config.cpus.iter().filter(|cpu| !known.contains(cpu)).collect();
+    let there = if strange.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("this process may not use {strange:?} (change --cores)"))
+    };
+    findings.note(format_args!("cores {:?}", config.cpus), there);
+    congestion(&mut findings, global);
+    if let Some(admin) = global.admin {
+        port(&mut findings, "admin endpoint", Some(admin.0), false, "--admin");
+    }
+    match &check.role {
+        CheckedRole::Root(args) => {
+            listens(&mut findings, &args.listen);
+            clients(&mut findings, args.clients.max_connections);
+            findings.note(format_args!("directory {}", args.dir.display()), open_directory(&args.dir));
+        }
+        CheckedRole::Upstream(args) => {
+            listens(&mut findings, &args.listen);
+            key(&mut findings, &args.key);
+            let root = findings.note(format_args!("root {}", args.root), args.root.parse::<RootOrigin>());
+            if let Some(RootOrigin::Http(root)) = root.filter(|_| check.probe) {
+                findings.note(format_args!("root {root} answers"), reach(&root));
+            }
+        }
+        CheckedRole::Relay(args) => {
+            listens(&mut findings, &args.listen);
+            key(&mut findings, &args.key);
+        }
+        CheckedRole::Downstream(args) => downstream(&mut findings, global, args, check.probe),
+    }
+    match findings {
+        Findings { wrong: 0, .. } => Ok(()),
+        Findings { wrong, looked_at } => Err(CheckError { wrong, looked_at }),
+    }
+}
+
+fn downstream(findings: &mut Findings, global: &Global, args: &args::Downstream, probe: bool) {
+    listens(findings, &args.listen);
+    clients(findings, args.clients.max_connections);
+    let keys = key(findings, &args.paths.key);
+    let specs = findings.note("paths", path_file::read(&args.paths));
+    if let Some(dir) = &args.cache {
+        findings.note(format_args!("cache {}", dir.display()), cache(dir, args.cache_size.0));
+    }
+    if let (true, Some(keys), Some(specs)) = (probe, keys, specs) {
+        let keys = Arc::new(keys);
+        for spec in specs {
+            findings.note(format_args!("path {spec} leads to an upstream"), dial(global, &keys, &spec));
+        }
+    }
+}
+
+fn listens(findings: &mut Findings, listen: &Listen) {
+    port(findings, "listens on", listen.listen, listen.take_over, "--listen");
+}
+
+fn port(findings: &mut Findings, what: &str, address: Option<SocketAddr>, take_over: bool, flag: &str) {
+    let Some(address) = address else {
+        println!("note   {what}: a socket that systemd passes (there is no {flag})");
+        return;
+    };
+    let bind = if take_over { Listener::join } else { Listener::bind };
+    let bound = bind(address, 1, Transport::Tcp)
+        .map_err(|error| format!("{error} (change {flag}, unless it is this very role that runs there)"));
+    findings.note(format_args!("{what} {address}"), bound);
+}
+
+fn key(findings: &mut Findings, path: &Path) -> Option<KeyRing> {
+    findings.note(format_args!("key {}", path.display()), KeyRing::load(path))
+}
+
+/// A start makes do with fewer.
+fn clients(findings: &mut Findings, wanted: u32) {
+    let possible = raise_descriptor_limit() / 2;
+    if possible < wanted as usize {
+        println!("note   {possible} connections of clients instead of {wanted}: `ulimit -n` allows no more");
+    } else {
+        findings.note(format_args!("{wanted} connections of clients"), Ok::<_, CheckError>(()));
+    }
+}
+
+/// A name that the kernel does not take falls back at a start, with a warning.
+fn congestion(findings: &mut Findings, global: &Global) {
+    for (flag, name) in [("--lane-cc", &global.lane_cc), ("--client-cc", &global.client_cc)] {
+        if name != "auto" {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+            let set = socket.and_then(|socket| socket.set_tcp_congestion(name.as_bytes()));
+            let remedy = |error| format!("{error} (`modprobe tcp_{name}`, or change {flag})");
+            findings.note(format_args!("congestion control {name}"), set.map_err(remedy));
+        }
+    }
+}
+
+/// One that is there is opened; of one that is not, whether it could be made.
+fn cache(dir: &Path, bytes_max: u64) -> Result<(), String> {
+    if dir.exists() {
+        return Cache::open(dir, bytes_max).map(drop).map_err(|error| error.to_string());
+    }
+    let parent = dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("."));
+    let remedy = |error| format!("cannot be made in {}: {error} (change --cache)", parent.display());
+    access(parent, Access::WRITE_OK | Access::EXEC_OK).map_err(remedy)
+}
+
+fn reach(root: &str) -> Result<(), String> {
+    let addresses = root.to_socket_addrs().map_err(|error| format!("{error} (change --root)"))?;
+    let mut outcome = Err("its name has no address (change --root)".to_owned());
+    for address in addresses {
+        match TcpStream::connect_timeout(&address, PROBE_DEADLINE) {
+            Ok(_) => return Ok(()),
+            Err(error) => outcome = Err(format!("{error} (is it running?)")),
+        }
+    }
+    outcome
+}
+
+/// One lane over `spec`, on a core of its own; what the last hop says.
+fn dial(global: &Global, keys: &Arc<KeyRing>, spec: &PathSpec) -> Result<(), String> {
+    let config =
+        PoolConfig { keys: keys.clone(), congestion: legs(global).lane, lanes_warm: 0, lanes_max: 1 };
+    let outcome = Arc::new(Mutex::new(None));
+    let (told, spec) = (outcome.clone(), spec.clone());
+    let mut cores = exec_config(global);
+    cores.cpus.truncate(1);
+    let ran = exec::run(&cores, move |_: Core| {
+        let (told, config, spec) = (told.clone(), config.clone(), spec.clone());
+        async move {
+            let pool = Pool::new(Arc::new(PathStatus::new(spec)), config);
+            let leased = match exec::timeout(PROBE_DEADLINE, pool.lease_next(|| true)).await {
+                Ok(leased) => leased.map(drop).map_err(|error| error.to_string()),
+                Err(exec::Elapsed) => Err(format!("no answer within {} s", PROBE_DEADLINE.as_secs())),
+            };
+            *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(leased);
+        }
+    });
+    ran.map_err(|error| error.to_string())?;
+    let outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
+    outcome.unwrap_or_else(|| Err("the dial was cut off".into()))
+}
+
+impl From<CheckError> for RunError {
+    fn from(error: CheckError) -> Self {
+        Self::Check(error)
+    }
+}
