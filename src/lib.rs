@@ -18,6 +18,6 @@ pub mod relay;
 pub mod root;
 #[cfg(test)]
 mod simulation;
-pub mod tuning;
+pub mod tune;
 pub mod upstream;
 pub mod wire;

@@ -9,7 +9,7 @@ use crate::{
     mp::manager::Placement,
     observe::{AdminAddress, logs::LogFormat},
     relay::AllowRule,
-    tuning::Profile,
+    tune::Profile,
     wire::route::PathSpec,
 };
 

@@ -60,7 +60,7 @@ pub enum LabRunError {
     NoFile(PathBuf),
     /// A profile of this binary is broken.
     #[error("profile {0}: {1}")]
-    Profile(&'static str, #[source] crate::tuning::profile::SyntaxError),
+    Profile(&'static str, #[source] crate::tune::profile::SyntaxError),
     /// Results on this machine would not count.
     #[error("the emulator is not good enough on this machine now: stop what else runs, or use more cores")]
     Calibration,

@@ -5,7 +5,7 @@ use std::{io::Write, path::PathBuf};
 use clap::{Args, Subcommand};
 
 use super::args::CpuList;
-use crate::tuning::{
+use crate::tune::{
     Kernel, Profile, Setting, advice,
     kernel::Found,
     profile::PROFILES,
@@ -74,7 +74,7 @@ pub enum TuneError {
     Saved(#[from] SavedError),
     /// A profile of this binary is broken.
     #[error("profile {0}: {1}")]
-    Profile(&'static str, #[source] crate::tuning::profile::SyntaxError),
+    Profile(&'static str, #[source] crate::tune::profile::SyntaxError),
 }
 
 /// Runs one command. `cores` is what `--cores` says.

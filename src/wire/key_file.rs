@@ -4,6 +4,7 @@
 //! keygen`. Invariants: a key that others could have read or replaced is not used; an existing file is never overwritten,
 //! but for a rotation, which replaces it as a whole and keeps the key that is in use.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -18,6 +19,16 @@ const MAX_KEY_FILE_BYTES: u64 = 4096;
 
 /// Read or write permission for group or others (chmod(1)).
 const SHARED_ACCESS: u32 = 0o066;
+/// The same for a credential that the service manager has handed over (systemd.exec(5), LoadCredential=): what looks like a
+/// group's permission to read is the mask of an access list that names one user.
+const SHARED_ACCESS_CREDENTIAL: u32 = 0o026;
+
+/// What would let others read or change the file, in the directory that the service manager made, or elsewhere.
+fn shared_access(path: &Path, credentials: Option<&OsStr>) -> u32 {
+    let is_credential =
+        credentials.is_some_and(|dir| !dir.is_empty() && path.parent() == Some(Path::new(dir)));
+    if is_credential { SHARED_ACCESS_CREDENTIAL } else { SHARED_ACCESS }
+}
 
 /// A key that cannot be used or made. All are settings for a person to mend: name the file, the cause and the remedy.
 #[derive(Debug, Error)]
@@ -102,7 +113,8 @@ impl Key {
             return Err(KeyFileError::NotRegular { path: path.to_owned() });
         }
         let mode = metadata.mode() & 0o7777;
-        if mode & SHARED_ACCESS != 0 {
+        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
+        if mode & shared_access(path, credentials.as_deref()) != 0 {
             return Err(KeyFileError::Shared { path: path.to_owned(), mode });
         }
         let mut text = Vec::new();

@@ -2,6 +2,7 @@
 
 mod chain;
 mod flamegraph;
+mod package;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -31,13 +32,20 @@ enum Task {
         #[arg(long, default_value = "target/release/plait")]
         binary: PathBuf,
     },
+    /// Builds a Debian package into target/debian/ (cargo install cargo-deb)
+    Deb,
 }
 
 fn main() -> ExitCode {
-    let Task::Flamegraph { names, seconds, output, binary } = Arguments::parse().task;
-    match flamegraph::draw(&names, seconds, &output, &binary) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+    let failed: Option<String> = match Arguments::parse().task {
+        Task::Flamegraph { names, seconds, output, binary } => {
+            flamegraph::draw(&names, seconds, &output, &binary).err().map(|error| error.to_string())
+        }
+        Task::Deb => package::deb().err().map(|error| error.to_string()),
+    };
+    match failed {
+        None => ExitCode::SUCCESS,
+        Some(error) => {
             eprintln!("cargo xtask: {error}");
             ExitCode::FAILURE
         }
