@@ -296,7 +296,7 @@ impl Fabric {
     pub(super) fn of(specs: Vec<PathSpec>, keys: Arc<KeyRing>, lanes: Lanes, global: &Global) -> Self {
         let (least, most) = lanes.per_path.map_or((1, LANES_MAX.min(lanes.max)), |fixed| (fixed, fixed));
         Self {
-            counts: LaneCounts::new(least, most),
+            counts: LaneCounts::new(least, most, least < most && legs(global).lane.is_paced()),
             paths: watch::Sender::new(specs.into_iter().map(PathStatus::new).map(Arc::new).collect()),
             config: PoolConfig {
                 keys,

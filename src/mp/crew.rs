@@ -582,7 +582,7 @@ mod tests {
 
     #[test]
     fn one_transfer_at_a_time_probes() {
-        let counts = LaneCounts::new(1, 32);
+        let counts = LaneCounts::new(1, 32, false);
         let probe = counts.probe().unwrap();
         assert!(counts.probe().is_none());
         drop(probe);

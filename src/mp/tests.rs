@@ -92,7 +92,7 @@ impl Setting {
             lanes_warm: lanes.warm,
             lanes_max: lanes.max,
         };
-        let counts = LaneCounts::new(lanes.per_path, lanes.per_path);
+        let counts = LaneCounts::new(lanes.per_path, lanes.per_path, false);
         let (_paths, paths) = watch::channel(paths);
         let driver = Mutex::new(Some((drive, stop)));
         let outcome = exec::run(&Config { backend: self.backend, cpus }, move |core| {

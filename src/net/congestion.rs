@@ -10,7 +10,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use socket2::Socket;
+use socket2::{Domain, Socket, Type};
 
 /// Which congestion control a leg gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +81,18 @@ impl Congestion {
     }
 }
 
+impl Congestion {
+    /// Whether distant peers get BBR, which paces by what it has measured: see [`LaneCount`](crate::mp::stripe::LaneCount).
+    pub fn is_paced(&self) -> bool {
+        let Ok(socket) = Socket::new(Domain::IPV4, Type::STREAM, None) else { return false };
+        self.apply(&socket, DISTANT);
+        socket.tcp_congestion().is_ok_and(|name| name.starts_with(b"bbr"))
+    }
+}
+
+/// An address of documentation (RFC 5737): nowhere near.
+const DISTANT: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1));
+
 fn warn_once(name: &str, error: &std::io::Error) {
     static WARNED: Mutex<Option<HashSet<String>>> = Mutex::new(None);
     let mut warned = WARNED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -133,5 +145,8 @@ mod tests {
         assert_eq!(socket.tcp_congestion().unwrap(), before);
         Congestion::Named("reno".into()).apply(&socket, Ipv4Addr::LOCALHOST.into());
         assert!(socket.tcp_congestion().unwrap().starts_with(b"reno"));
+        assert!(!Congestion::Named("reno".into()).is_paced());
+        let has_bbr = socket.set_tcp_congestion(b"bbr").is_ok();
+        assert_eq!(Congestion::Auto(Leg::Lane).is_paced(), has_bbr);
     }
 }

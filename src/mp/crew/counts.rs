@@ -13,6 +13,7 @@ use crate::{exec::Instant, lanes::PathStatus, mp::stripe::LaneCount};
 pub struct LaneCounts {
     least: usize,
     most: usize,
+    is_paced: bool,
     counts: Mutex<Counts>,
 }
 
@@ -31,9 +32,9 @@ pub(super) struct Probe {
 }
 
 impl LaneCounts {
-    /// Each path begins at `least` lanes and goes up to `most`; equal numbers are fixed.
-    pub fn new(least: usize, most: usize) -> Arc<Self> {
-        Arc::new(Self { least, most, counts: Mutex::default() })
+    /// Each path begins at `least` lanes and goes up to `most`; equal numbers are fixed. `is_paced`: lanes use BBR.
+    pub fn new(least: usize, most: usize, is_paced: bool) -> Arc<Self> {
+        Arc::new(Self { least, most, is_paced, counts: Mutex::default() })
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
@@ -49,7 +50,7 @@ impl LaneCounts {
     pub(in crate::mp) fn remember(&self, path: &Arc<PathStatus>) {
         let mut counts = self.counts();
         if counts.of(path).is_none() {
-            counts.paths.push((path.clone(), LaneCount::new(self.least, self.most)));
+            counts.paths.push((path.clone(), LaneCount::new(self.least, self.most, self.is_paced)));
         }
     }
 

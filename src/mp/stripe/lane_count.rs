@@ -37,6 +37,13 @@ const SETTLE_ROUND_TRIPS: u32 = 4;
 const FEWER_MEASURES: u32 = 3;
 /// Fewer are tried when the wait after tries of more has grown to this.
 const FEWER_AFTER: Duration = Duration::from_secs(8);
+/// So many paced lanes (BBR) share a path as well as one fills it. They are kept once they stand: each has measured its
+/// share only, and those that would remain grow by no more than a quarter every eight round trips.
+const PACED_LANES: usize = 4;
+/// unless they bring less than this share;
+const PACED_GAIN_MIN: f64 = 0.8;
+/// and more are tried only if they bring this much, as they do where single connections are policed.
+const PACED_LEAP_GAIN_MIN: f64 = 2.5;
 /// The wait after a number was learned.
 const LEARNED_REST: Duration = Duration::from_secs(15);
 /// The wait after a try that brought nothing; doubles each time.
@@ -69,6 +76,8 @@ enum State {
 /// The number of lanes of one path; outlives transfers.
 #[derive(Debug)]
 pub struct LaneCount {
+    /// Lanes use BBR.
+    is_paced: bool,
     least: usize,
     most: usize,
     /// The number that has proved itself.
@@ -88,10 +97,11 @@ pub struct LaneCount {
 }
 
 impl LaneCount {
-    /// Begins with `least` lanes (at least 1) and goes up to `most`, which may be the same.
-    pub fn new(least: usize, most: usize) -> Self {
+    /// Begins with `least` lanes (at least 1) and goes up to `most`, which may be the same. `is_paced`: lanes use BBR.
+    pub fn new(least: usize, most: usize, is_paced: bool) -> Self {
         let least = least.max(1);
         Self {
+            is_paced,
             least,
             most: most.max(least),
             learned: least,
@@ -152,7 +162,7 @@ impl LaneCount {
                 }
                 let tries_fewer = self.tries_fewer;
                 self.tries_fewer |= !may_gain;
-                let may_begin = self.rest_left.is_zero() && (may_gain || self.learned > self.least);
+                let may_begin = self.rest_left.is_zero() && (may_gain || self.learned > self.fewest());
                 if still_grows || !may_begin || !self.begin(rate, now, round_trip) {
                     self.tries_fewer = tries_fewer;
                     self.state = State::Steady(Some(here));
@@ -181,9 +191,9 @@ impl LaneCount {
 
     /// Tries another number, if there is one.
     fn begin(&mut self, before: f64, now: Duration, round_trip: Duration) -> bool {
-        self.tries_fewer = (self.tries_fewer || self.learned >= self.most) && self.learned > self.least;
+        self.tries_fewer = (self.tries_fewer || self.learned >= self.most) && self.learned > self.fewest();
         let other = if self.tries_fewer {
-            (self.learned / 2).max(self.least)
+            (self.learned / 2).max(self.fewest())
         } else {
             (self.learned * LEAP).min(self.most)
         };
@@ -208,12 +218,17 @@ impl LaneCount {
                 1..=2 => GAIN_MIN,
                 _ => LEAP_LEAST,
             };
-        if is_better {
+        let is_first_leap = self.is_paced && !self.tries_fewer && self.wanted <= PACED_LANES;
+        if is_first_leap && gain < PACED_LEAP_GAIN_MIN && gain >= PACED_GAIN_MIN {
+            self.learned = self.wanted;
+            self.rates.clear();
+            (self.rest, self.rest_left) = (REST_MAX, REST_MAX);
+        } else if is_better {
             let is_too_far = !self.tries_fewer && gain < LEAP_GAIN_MIN;
             self.learned = if is_too_far { self.wanted / 2 } else { self.wanted };
             self.rest = REST_MIN;
             self.rates.clear();
-            let is_at_bound = self.learned == if self.tries_fewer { self.least } else { self.most };
+            let is_at_bound = self.learned == if self.tries_fewer { self.fewest() } else { self.most };
             // On in the same direction at once.
             if !is_at_bound && self.begin(rate, now, round_trip) {
                 return;
@@ -222,12 +237,17 @@ impl LaneCount {
         } else if self.tries_fewer {
             self.rest_left = LEARNED_REST.max(self.rest);
         } else {
-            self.rest_left = self.rest;
+            self.rest_left = if self.is_paced { REST_MAX } else { self.rest };
             self.rest = (self.rest * 2).min(REST_MAX);
         }
         self.wanted = self.learned;
-        self.tries_fewer = !self.tries_fewer && self.rest > FEWER_AFTER && self.learned > self.least;
+        self.tries_fewer = !self.tries_fewer && self.rest > FEWER_AFTER && self.learned > self.fewest();
         self.state = State::Steady(None);
+    }
+
+    /// What is never gone below by trying.
+    fn fewest(&self) -> usize {
+        if self.is_paced { self.least.max(PACED_LANES.min(self.most)) } else { self.least }
     }
 
     /// The lower median of the last rates.

@@ -20,10 +20,19 @@ struct Path {
     may_gain: f64,
     /// Others use up to this share of the path for two seconds at a time.
     cross_traffic: f64,
+    /// Lanes use BBR.
+    is_paced: bool,
 }
 
-const CLEAN: Path =
-    Path { lane: 50.0, all: 50.0, noise: 0.05, round_trip: 0.1, may_gain: 0.02, cross_traffic: 0.0 };
+const CLEAN: Path = Path {
+    lane: 50.0,
+    all: 50.0,
+    noise: 0.05,
+    round_trip: 0.1,
+    may_gain: 0.02,
+    cross_traffic: 0.0,
+    is_paced: false,
+};
 const POLICED: Path = Path { lane: 10.0, all: 100.0, may_gain: 0.95, ..CLEAN };
 
 /// What became of a path's lane count.
@@ -32,14 +41,20 @@ struct Story {
     eight_at: f64,
     mean: f64,
     learned: usize,
+    /// The most and how often the number changed.
+    most: usize,
+    changes: usize,
 }
 
 /// Transfers of some seconds, one after the other, for `seconds`.
 fn run(paths: &[Path], seconds: f64, transfer_seconds: f64, seed: u64) -> Vec<Story> {
     let mut random = Random::new(seed);
-    let mut counts: Vec<_> = paths.iter().map(|_| (LaneCount::new(1, LANES_MAX), 1, 1.0, 0.0)).collect();
-    let mut stories: Vec<_> =
-        paths.iter().map(|_| Story { eight_at: f64::INFINITY, mean: 0.0, learned: 1 }).collect();
+    let mut counts: Vec<_> =
+        paths.iter().map(|path| (LaneCount::new(1, LANES_MAX, path.is_paced), 1, 1.0, 0.0)).collect();
+    let mut stories: Vec<_> = paths
+        .iter()
+        .map(|_| Story { eight_at: f64::INFINITY, mean: 0.0, learned: 1, most: 1, changes: 0 })
+        .collect();
     let (mut at, mut began, mut others) = (0.0, 0.0, 0.0);
     while at < seconds {
         if random.chance(SAMPLE_SECONDS / 2.0) {
@@ -59,7 +74,10 @@ fn run(paths: &[Path], seconds: f64, transfer_seconds: f64, seed: u64) -> Vec<St
             let (now, round_trip) =
                 (Duration::from_secs_f64(at - began), Duration::from_secs_f64(path.round_trip));
             let may_gain = random.chance(path.may_gain);
-            *wanted = count.sample(now, *received as u64, true, may_gain, round_trip);
+            let before =
+                std::mem::replace(wanted, count.sample(now, *received as u64, true, may_gain, round_trip));
+            story.changes += usize::from(*wanted != before);
+            story.most = story.most.max(*wanted);
             story.mean += *wanted as f64 * SAMPLE_SECONDS / seconds;
             story.learned = count.learned();
             if *wanted >= 8 {
@@ -138,4 +156,24 @@ fn what_others_do_to_a_path_is_not_taken_for_a_gain_for_long() {
         (percentile(&stories, 50, |story| story.mean), percentile(&stories, 95, |story| story.mean));
     println!("{median:.2} lanes, p95 {most:.2}");
     assert!(median <= 2.5 && most <= 8.0);
+}
+
+#[test]
+fn paced_lanes_that_fill_a_lossy_path_become_four_and_stay() {
+    let path = Path { lane: 47.0, may_gain: 0.95, noise: 0.1, is_paced: true, ..CLEAN };
+    let stories = stories(&[path; 2], 300.0, 60.0);
+    assert!(
+        stories.iter().all(|story| story.most == PACED_LANES && story.changes <= 2),
+        "a number that goes down"
+    );
+    assert!(stories.iter().all(|story| story.learned == PACED_LANES));
+}
+
+#[test]
+fn paced_lanes_that_are_policed_become_many() {
+    for seconds in [2.0, 40.0] {
+        let stories = stories(&[Path { is_paced: true, ..POLICED }; 2], 40.0, seconds);
+        let learned = percentile(&stories, 5, |story| story.learned as f64);
+        assert!(learned >= 8.0, "{learned} after transfers of {seconds} s");
+    }
 }
