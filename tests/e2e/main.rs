@@ -7,6 +7,7 @@ mod cache;
 mod chain;
 mod client;
 mod content;
+mod dashboard;
 mod failures;
 mod gate;
 mod hand_over;

@@ -52,7 +52,8 @@ impl Scrape {
     }
 }
 
-fn eventually<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
+/// Looks again and again until there is something to see.
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let until = Instant::now() + DEADLINE;
     loop {
         if let Some(found) = look() {
