@@ -50,13 +50,15 @@ use eras::Eras;
 use index::Index;
 use object::Object;
 use playlist::{Programme, Segment};
-use record::{BODY_OFFSET, Record, SLOT_BYTES};
+use record::{BODY_OFFSET, Meta, Record, SLOT_BYTES};
 use writer::{Shelf, Writer};
 
 /// How long what was stored may be lost if the machine crashes; the kernel keeps dirty pages as long.
 const SYNC_EVERY: Duration = Duration::from_secs(30);
 /// Objects kept open at most, each one descriptor; an eighth of what the process may have if that is less.
 const OPEN_MAX: u64 = 1024;
+/// Variants of one URL (RFC 9111 section 4.1): what clients may make of `Accept-Encoding` and the like has an end.
+const VARIANTS_MAX: u128 = 8;
 
 /// What an object is stored under: 128 bits of the SHA-256 of its URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,6 +71,11 @@ impl Key {
         let mut bytes = [0; 16];
         bytes.copy_from_slice(&digest[..16]);
         Self(u128::from_be_bytes(bytes))
+    }
+
+    /// Where the variants of the URL with this key may be, this key first.
+    fn variants(self) -> impl Iterator<Item = Self> {
+        (0..VARIANTS_MAX).map(move |number| Self(self.0 ^ number))
     }
 
     fn from_name(name: &str) -> Option<Self> {
@@ -253,8 +260,31 @@ impl Cache {
         self.asking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The object of `url`, fresh or stale.
-    pub fn find(&self, key: Key, url: &str) -> Option<Arc<Object>> {
+    /// The object of `url` that `is_meant`, fresh or stale.
+    pub fn find(&self, key: Key, url: &str, is_meant: impl Fn(&Meta) -> bool) -> Option<Arc<Object>> {
+        // A place that is free ends the row.
+        let mut variants = key.variants().map_while(|variant| self.find_variant(variant, url));
+        variants.find(|object| is_meant(&object.meta()))
+    }
+
+    /// The key under which a response is to be stored that answers the requests which `is_meant` tells: in the place of
+    /// the one that answers them now, in a free one, or else in that of the one that came first.
+    pub fn place(&self, key: Key, url: &str, is_meant: impl Fn(&Meta) -> bool) -> Key {
+        let (mut oldest, mut came_at) = (key, None);
+        for variant in key.variants() {
+            let Some(object) = self.find_variant(variant, url) else { return variant };
+            let meta = object.meta();
+            if is_meant(&meta) {
+                return variant;
+            }
+            if came_at.is_none_or(|came_at| meta.received_at < came_at) {
+                (oldest, came_at) = (variant, Some(meta.received_at));
+            }
+        }
+        oldest
+    }
+
+    fn find_variant(&self, key: Key, url: &str) -> Option<Arc<Object>> {
         let object = match self.shelf.index(|index| index.get(&key)).0 {
             Some(entry) => match entry.object.upgrade() {
                 Some(object) => object,
@@ -329,6 +359,13 @@ impl Cache {
         evicted.push(key);
         self.writer.remove(evicted);
         held
+    }
+
+    /// Forgets all variants of the URL with this key.
+    pub fn forget_url(&self, key: Key) {
+        for variant in key.variants() {
+            self.forget(variant);
+        }
     }
 
     /// Forgets this object, if it is still the one that its key leads to.

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     cache::{
-        Turn,
+        Key, Turn,
         fill::until,
         freshness::{self, Verdict},
         object::{Object, Seat, Step},
@@ -65,9 +65,10 @@ impl Drop for Running {
     }
 }
 
-/// `onward` was answered with a span of `object` that begins at `start`: fetches what comes next, if that is known.
-pub(super) fn follow(edge: &Edge, onward: &RequestHead, object: &Object, start: u64) {
-    let next = edge.cache.next_segments(object.key(), start, SEGMENTS_AHEAD);
+/// `onward`, a request for the URL with `key`, was answered with a span that begins at `start`: fetches what comes next, if
+/// that is known.
+pub(super) fn follow(edge: &Edge, onward: &RequestHead, key: Key, start: u64) {
+    let next = edge.cache.next_segments(key, start, SEGMENTS_AHEAD);
     if next.is_empty() {
         return;
     }

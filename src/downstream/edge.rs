@@ -146,9 +146,12 @@ impl<'a> Quest<'a> {
 
     /// The stored response for this request (RFC 9111 section 4.1), fresh or stale.
     pub(super) fn find(&self) -> Option<Arc<Object>> {
-        let object = self.edge.cache.find(self.key, &self.url)?;
-        let meta = object.meta();
-        freshness::selects(&self.onward.headers, &meta.headers, &meta.selecting).then_some(object)
+        self.edge.cache.find(self.key, &self.url, |meta| self.is_selected(meta))
+    }
+
+    /// Whether a stored response is of the variant that this request asks for.
+    fn is_selected(&self, meta: &Meta) -> bool {
+        freshness::selects(&self.onward.headers, &meta.headers, &meta.selecting)
     }
 
     /// Whether the root's answer may be of use to others, and others' to this request.
@@ -240,7 +243,8 @@ impl<'a> Quest<'a> {
         if !meta.is_storable() {
             return Err(Box::new(answer));
         }
-        let object = Object::new(self.key, len, meta);
+        let place = self.edge.cache.place(self.key, &self.url, |meta| self.is_selected(meta));
+        let object = Object::new(place, len, meta);
         let lead = object.begin(span);
         self.edge.cache.publish(&object);
         Ok((object, Begun { incoming: answer.incoming, lead }))
@@ -311,7 +315,7 @@ impl<'a> Quest<'a> {
                 // What this client waits for itself comes first.
                 let waits = !object.is_whole();
                 if !waits {
-                    ahead::follow(edge, onward, object, start);
+                    ahead::follow(edge, onward, self.key, start);
                 }
                 let mut sending = Sending::new(edge, onward, object, span, head);
                 match begun {
@@ -329,7 +333,7 @@ impl<'a> Quest<'a> {
                     ahead::learn(edge, onward, object);
                 }
                 if outcome.is_ok() && waits {
-                    ahead::follow(edge, onward, object, start);
+                    ahead::follow(edge, onward, self.key, start);
                 }
                 if let Err(Failure::Broken(error)) = &outcome {
                     let (what, sent) = (self.request.target(), sending.position() - start);

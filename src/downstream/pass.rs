@@ -139,7 +139,7 @@ impl Passage {
             return;
         }
         let url = cache::url(onward);
-        cache.forget(Key::of(&url));
+        cache.forget_url(Key::of(&url));
         let host = url.strip_suffix(onward.target()).unwrap_or_default();
         for name in [LOCATION, CONTENT_LOCATION] {
             let Some(place) = head.headers.get(name).and_then(|value| value.to_str().ok()) else { continue };
@@ -148,7 +148,7 @@ impl Passage {
                 None if place.starts_with('/') && !place.starts_with("//") => format!("{host}{place}"),
                 _ => continue,
             };
-            cache.forget(Key::of(&other));
+            cache.forget_url(Key::of(&other));
         }
     }
 }

@@ -541,3 +541,41 @@ fn a_disk_that_refuses_costs_no_answer() {
     chain.downstream.wait_for_log("cannot be written");
     assert_eq!(chain.downstream.log().matches("serving on without it").count(), 1);
 }
+
+/// Each encoding is kept by itself, up to a bound; one that is purged or changed takes the others with it.
+#[test]
+fn variants_are_kept_side_by_side() {
+    let root = ScriptedRoot::start(|asked, stream| {
+        let encoding = asked.header("accept-encoding").unwrap_or("none").to_owned();
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nETag: \"{encoding}\"\r\nCache-Control: max-age=600\r\n\
+             Vary: Accept-Encoding\r\n\r\n{encoding}",
+            encoding.len()
+        )?;
+        Ok(After::Keep)
+    });
+    let ground = Ground::new();
+    let cache = vec!["--cache".to_owned(), text(&ground.scratch("cache")).to_owned()];
+    let chain = Plan { root: Root::At(root.address), downstream: cache, ..Plan::default() }.start_on(ground);
+    let get = |encoding: &str| {
+        let answer = ask(chain.address, "GET", "/list.m3u8", &format!("Accept-Encoding: {encoding}\r\n"));
+        assert_eq!(answer.text(), encoding);
+    };
+    let asked = || root.asked().len();
+    for _ in 0..3 {
+        ["gzip", "br", "identity"].into_iter().for_each(get);
+    }
+    assert_eq!(asked(), 3, "one for each");
+    // Whoever says something else every time cannot fill the cache, and takes only the oldest places.
+    (0..20).for_each(|number| get(&format!("x{number}")));
+    assert_eq!(asked(), 23);
+    get("x19");
+    assert_eq!(asked(), 23);
+    get("gzip");
+    assert_eq!(asked(), 24, "it has made room");
+    // Success of an unsafe method is about all of them.
+    assert_eq!(ask(chain.address, "DELETE", "/list.m3u8", "").status(), 200);
+    ["gzip", "x19"].into_iter().for_each(get);
+    assert_eq!(asked(), 27);
+}
