@@ -284,6 +284,17 @@ impl Cache {
         oldest
     }
 
+    /// The object that comes first under this key, if it is of `url` and open. It does not count as asked for.
+    pub fn find_open(&self, key: Key, url: &str) -> Option<Arc<Object>> {
+        let object = self.shelf.index(|index| index.peek(&key)).0?.upgrade()?;
+        (object.meta().url == url).then_some(object)
+    }
+
+    /// What is under this key is sent to a client.
+    pub fn was_asked_for(&self, key: Key) {
+        self.shelf.index(|index| drop(index.get(&key)));
+    }
+
     fn find_variant(&self, key: Key, url: &str) -> Option<Arc<Object>> {
         let object = match self.shelf.index(|index| index.get(&key)).0 {
             Some(entry) => match entry.object.upgrade() {

@@ -6,10 +6,11 @@
 
 use std::{
     ops::Range,
+    sync::OnceLock,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use bytes::{Buf, BufMut};
+use bytes::{Buf, BufMut, Bytes};
 use http::{HeaderMap, Method, StatusCode};
 use sha2::{Digest, Sha256};
 
@@ -51,6 +52,8 @@ pub struct Meta {
     pub usual: Duration,
     /// What follows from these.
     pub freshness: Freshness,
+    /// The head of a plain hit, once it was written; none if there is no such head.
+    pub hit_head: OnceLock<Option<Bytes>>,
 }
 
 impl Meta {
@@ -64,7 +67,16 @@ impl Meta {
     ) -> Self {
         let Range { start: requested_at, end: received_at } = times;
         let freshness = Freshness::new(&headers, requested_at, received_at, usual);
-        Self { url, headers, selecting, requested_at, received_at, usual, freshness }
+        Self {
+            url,
+            headers,
+            selecting,
+            requested_at,
+            received_at,
+            usual,
+            freshness,
+            hit_head: OnceLock::new(),
+        }
     }
 
     /// Whether it fits into a record.

@@ -65,15 +65,16 @@ impl Drop for Running {
     }
 }
 
-/// `onward`, a request for the URL with `key`, was answered with a span that begins at `start`: fetches what comes next, if
-/// that is known.
-pub(super) fn follow(edge: &Edge, onward: &RequestHead, key: Key, start: u64) {
+/// A request for the URL with `key` is answered with a span that begins at `start`: fetches what comes next, if that is
+/// known. `onward` is that request as the root would read it.
+pub(super) fn follow(edge: &Edge, onward: impl FnOnce() -> Option<RequestHead>, key: Key, start: u64) {
     let next = edge.cache.next_segments(key, start, SEGMENTS_AHEAD);
     if next.is_empty() {
         return;
     }
     let Some(running) = edge.ahead.enter() else { return };
-    let requests: Vec<_> = next.into_iter().filter_map(|segment| request_for(onward, segment)).collect();
+    let Some(onward) = onward() else { return };
+    let requests: Vec<_> = next.into_iter().filter_map(|segment| request_for(&onward, segment)).collect();
     let edge = edge.clone();
     exec::spawn(async move {
         for (request, span) in &requests {

@@ -81,6 +81,9 @@ impl Edge {
         connection: &mut HttpConnection,
         request: &RequestHead,
     ) -> io::Result<()> {
+        if self.hit(connection, request).await? {
+            return Ok(());
+        }
         let onward = match forward::request_to_root(request, default_host(connection, request).as_ref()) {
             Ok(head) => head,
             Err(error) => return connection.respond_problem(&error.problem()).await,
@@ -315,7 +318,7 @@ impl<'a> Quest<'a> {
                 // What this client waits for itself comes first.
                 let waits = !object.is_whole();
                 if !waits {
-                    ahead::follow(edge, onward, self.key, start);
+                    ahead::follow(edge, || Some(onward.clone()), self.key, start);
                 }
                 let mut sending = Sending::new(edge, onward, object, span, head);
                 match begun {
@@ -333,7 +336,7 @@ impl<'a> Quest<'a> {
                     ahead::learn(edge, onward, object);
                 }
                 if outcome.is_ok() && waits {
-                    ahead::follow(edge, onward, self.key, start);
+                    ahead::follow(edge, || Some(onward.clone()), self.key, start);
                 }
                 if let Err(Failure::Broken(error)) = &outcome {
                     let (what, sent) = (self.request.target(), sending.position() - start);

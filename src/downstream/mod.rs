@@ -6,6 +6,7 @@
 
 mod ahead;
 mod edge;
+mod hit;
 mod pass;
 mod sending;
 mod stored;

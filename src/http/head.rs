@@ -118,11 +118,16 @@ pub(super) fn write_headers<'a>(
     out: &mut Vec<u8>,
 ) {
     for (name, value) in headers {
-        out.extend_from_slice(name.as_str().as_bytes());
-        out.extend_from_slice(b": ");
-        out.extend_from_slice(value.as_bytes());
-        out.extend_from_slice(b"\r\n");
+        write_header(name, value, out);
     }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends one line.
+pub fn write_header(name: &HeaderName, value: &HeaderValue, out: &mut Vec<u8>) {
+    out.extend_from_slice(name.as_str().as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value.as_bytes());
     out.extend_from_slice(b"\r\n");
 }
 

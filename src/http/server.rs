@@ -17,7 +17,7 @@ use std::{
 };
 
 use ::http::{
-    HeaderValue, Method, StatusCode,
+    HeaderName, HeaderValue, Method, StatusCode,
     header::{CONNECTION, EXPECT},
 };
 use futures_util::{FutureExt, pin_mut, select_biased};
@@ -27,7 +27,7 @@ use super::{
     account::Account,
     body::{BodyReader, RequestBodyError},
     cors::is_preflight,
-    head::{MAX_HEAD_BYTES, Version},
+    head::{MAX_HEAD_BYTES, Version, write_header},
     problem::{Problem, Side},
     request::{BodyLen, Parsed, RequestHead, parse_request},
     response::ResponseHead,
@@ -52,6 +52,8 @@ const REQUEST_BODY_BYTES_MAX: u64 = 64 << 10;
 const LINGER_BYTES_MAX: usize = 64 << 10;
 /// A connection that has carried no request when the server stops may still bring one: its client took it to be there.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
+/// What the cache and the root had to do with it.
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 /// How long that may take: a round trip over the longest path and a bit.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -274,7 +276,7 @@ impl HttpConnection {
         self.account().head_goes(head.status);
         let timing = self.account().server_timing();
         if let Some(timing) = timing {
-            head.headers.append("server-timing", timing);
+            head.headers.append(SERVER_TIMING, timing);
         }
         head.headers.remove(CONNECTION);
         if !lasts {
@@ -285,6 +287,22 @@ impl HttpConnection {
         let mut bytes = Vec::with_capacity(HEAD_BYTES_USUAL);
         head.write_head(SystemTime::now(), &mut bytes);
         self.send(&bytes, more).await
+    }
+
+    /// Sends the head of an answer with `status`, behind which the connection lasts, and a body at once. `bytes` are the
+    /// head without its empty line.
+    ///
+    /// # Errors
+    /// The client is gone or takes nothing.
+    pub async fn send_written_head(&mut self, status: StatusCode, mut bytes: Vec<u8>) -> io::Result<()> {
+        self.state = State::Answering { lasts: true };
+        self.account().head_goes(status);
+        let timing = self.account().server_timing();
+        if let Some(timing) = timing {
+            write_header(&SERVER_TIMING, &timing, &mut bytes);
+        }
+        bytes.extend_from_slice(b"\r\n");
+        self.send(&bytes, true).await
     }
 
     /// Sends bytes of the body from memory.
