@@ -219,7 +219,7 @@ impl LaneCount {
                 _ => LEAP_LEAST,
             };
         let is_first_leap = self.is_paced && !self.tries_fewer && self.wanted <= PACED_LANES;
-        if is_first_leap && gain < PACED_LEAP_GAIN_MIN && gain >= PACED_GAIN_MIN {
+        if is_first_leap && (PACED_GAIN_MIN..PACED_LEAP_GAIN_MIN).contains(&gain) {
             self.learned = self.wanted;
             self.rates.clear();
             (self.rest, self.rest_left) = (REST_MAX, REST_MAX);
