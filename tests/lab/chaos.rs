@@ -1,7 +1,7 @@
 //! Clients in a loop with random ranges, some of which go away in the middle, while relays are killed, frozen and started
 //! anew, and paths vanish, shrink and lose packets. Every byte is checked, and that nothing is left over afterwards.
 //!
-//! `PLAIT_CHAOS_SECONDS` says how long (20; `.ci/test`: 120), `PLAIT_CHAOS_SEED` which faults and ranges (printed; timing varies all the same).
+//! `PLAIT_CHAOS_SECONDS` says how long (20), `PLAIT_CHAOS_SEED` which faults and ranges (printed; timing varies all the same).
 
 use std::{
     env, fs,
