@@ -82,6 +82,8 @@ pub enum Command {
     /// Emulated long paths on this machine, and the whole chain on them
     #[command(subcommand)]
     Lab(LabCommand),
+    /// Shows what a running role does, in this terminal
+    Top(Top),
     /// Says what is wrong with the settings of a role, without starting it
     Check(Check),
     /// Kernel settings for long paths, lossy ones and many clients: compared, applied, taken back
@@ -96,6 +98,17 @@ pub enum Command {
         /// Directory to write them to
         dir: PathBuf,
     },
+}
+
+/// `plait top`.
+#[derive(Debug, Args)]
+pub struct Top {
+    /// Its --admin address, or the port of it
+    #[arg(default_value = "8081", value_name = "ADDR")]
+    pub address: AdminAddress,
+    /// Print the figures of one second, a line for each path, and end
+    #[arg(long)]
+    pub once: bool,
 }
 
 /// `plait check`.

@@ -28,6 +28,7 @@ use super::{
     path_file::{self, PathsError},
     service::Service,
     signals::{Reload, stop_signal},
+    top::{self, TopError},
     tune::{self, TuneError},
     up,
 };
@@ -118,6 +119,9 @@ pub enum RunError {
     /// The lab has no result.
     #[error(transparent)]
     Lab(#[from] LabRunError),
+    /// There is nothing to show.
+    #[error(transparent)]
+    Top(#[from] TopError),
     /// Settings of a role are wrong.
     #[error(transparent)]
     Check(CheckError),
@@ -142,6 +146,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
     let Arguments { command, global } = arguments;
     match command {
         Command::Keygen(keygen) => keys(&keygen),
+        Command::Top(args) => Ok(top::run(&args)?),
         Command::Check(args) => Ok(check::run(&global, &args)?),
         Command::Relay(args) => {
             let keys = Arc::new(KeyRing::load(&args.key)?);
