@@ -68,3 +68,22 @@ fn labels_are_escaped_and_buckets_add_up() {
     }
     assert!(!text.contains("plait_cache_objects"), "there is no cache");
 }
+
+#[test]
+fn alerts_and_the_grafana_dashboard_use_documented_names() {
+    let documented = documented();
+    let files = [
+        include_str!("../../../packaging/prometheus/alerts.yml"),
+        include_str!("../../../packaging/grafana/plait.json"),
+    ];
+    for file in files {
+        let words = file.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+        let names: Vec<_> =
+            words.filter(|word| word.starts_with("plait_") || word.starts_with("process_")).collect();
+        assert!(names.len() > 10);
+        for name in names {
+            let base = name.trim_end_matches("_bucket");
+            assert!(documented.iter().any(|(known, _)| known == base), "{name} is not in docs/metrics.md");
+        }
+    }
+}
