@@ -78,8 +78,8 @@ pub(super) struct Producer {
     uploads: Rc<Cell<bool>>,
     /// DATA frames that have left the socket.
     frames: u64,
-    /// Frames, limit and whether it rests, as this lane has told the upstream.
-    told: (u64, u64, bool),
+    /// Frames, limit, whether it rests and whether it is left unread, as this lane has told the upstream.
+    told: (u64, u64, bool, bool),
     /// Payload of the current frame that is still in the socket, unless it is a tap's, which counts for itself.
     unread: usize,
     /// The lane's part in its path's share of the transfer.
@@ -122,7 +122,7 @@ impl Producer {
         slot: Slot,
     ) -> Self {
         let check = FrameCheck::new(transfer.id());
-        let told = (0, FIRST_CREDIT_BYTES, false);
+        let told = (0, FIRST_CREDIT_BYTES, false, false);
         let looked = (Instant::now() + FIRST_LOOK_AFTER, None);
         Self {
             lane,
@@ -297,9 +297,11 @@ impl Producer {
         }
     }
 
-    /// Tells the upstream what it does not know. `paused`: this lane is left unread for the client's sake.
+    /// Tells the upstream what it does not know. `paused`: this lane is left unread for the client's sake. A lane that is
+    /// read again must say so, or its silence would mean nothing to the upstream for ever.
     fn tell(&mut self, paused: bool) {
-        let news @ (frames, limit, rests) = (self.frames, self.transfer.credit(), self.slot.rests());
+        let news @ (frames, limit, rests, _) =
+            (self.frames, self.transfer.credit(), self.slot.rests(), paused);
         if self.uploads.get() || (!paused && news == self.told) {
             return;
         }
@@ -435,9 +437,7 @@ impl Producer {
                     if self.slot.is_given_up() {
                         return Err(Stop::GivenUp);
                     }
-                    if self.is_held_back(tap) {
-                        self.tell(true);
-                    }
+                    self.tell(self.is_held_back(tap));
                     continue;
                 }
             }
@@ -497,6 +497,9 @@ impl Producer {
                 return Err(Stop::GivenUp);
             }
             self.tell(true);
+        }
+        if self.told.3 {
+            self.tell(false);
         }
         let mut conduits = vec![Conduit::new()];
         while self.unread > 0 {
