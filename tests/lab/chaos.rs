@@ -52,6 +52,7 @@ struct Seen {
 #[derive(Clone, Copy, Debug)]
 struct Holdings {
     descriptors: usize,
+    #[allow(dead_code, reason = "only shown")]
     pipes: usize,
     threads: usize,
     resident_bytes: u64,
