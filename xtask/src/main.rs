@@ -28,9 +28,9 @@ enum Task {
         /// Where the SVGs go
         #[arg(long, default_value = "flamegraphs")]
         output: PathBuf,
-        /// The binary to record; release builds have line tables
-        #[arg(long, default_value = "target/release/plait")]
-        binary: PathBuf,
+        /// Another binary to record than the release build of this tree
+        #[arg(long)]
+        binary: Option<PathBuf>,
     },
     /// Builds a Debian package into target/debian/ (cargo install cargo-deb)
     Deb,
@@ -39,7 +39,14 @@ enum Task {
 fn main() -> ExitCode {
     let failed: Option<String> = match Arguments::parse().task {
         Task::Flamegraph { names, seconds, output, binary } => {
-            flamegraph::draw(&names, seconds, &output, &binary).err().map(|error| error.to_string())
+            let built = if binary.is_none() { package::build() } else { Ok(()) };
+            let binary = binary.unwrap_or_else(|| "target/release/plait".into());
+            match built {
+                Ok(()) => {
+                    flamegraph::draw(&names, seconds, &output, &binary).err().map(|error| error.to_string())
+                }
+                Err(error) => Some(error.to_string()),
+            }
         }
         Task::Deb => package::deb().err().map(|error| error.to_string()),
     };

@@ -21,9 +21,14 @@ pub enum PackageError {
 /// Name of the script of each shell, where its completions are looked for.
 const COMPLETIONS: [(&str, &str); 3] = [("bash", "plait.bash"), ("zsh", "_plait"), ("fish", "plait.fish")];
 
+/// Builds the binary that is measured or packed.
+pub fn build() -> Result<(), PackageError> {
+    run("cargo", &["build", "--locked", "--release", "--package", "plait"])
+}
+
 /// Builds everything into `target/`, the package into `target/debian/`.
 pub fn deb() -> Result<(), PackageError> {
-    run("cargo", &["build", "--locked", "--release", "--package", "plait"])?;
+    build()?;
     run("target/release/plait", &["man", "target/man"])?;
     let dir = Path::new("target/completions");
     let io = |what: &Path| {
