@@ -69,7 +69,7 @@ impl Chain {
         downstream.extend(shape.downstream.iter().map(|flag| (*flag).to_owned()));
         if shape.cache {
             downstream.push(flag("cache", &dir.join("cache")));
-            downstream.push("--cache-size=2G".into());
+            downstream.push("--cache-size=2GB".into());
         }
         chain.entrance = chain.role(binary, "downstream", &downstream)?;
         Ok(chain)
