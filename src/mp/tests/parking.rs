@@ -1,12 +1,14 @@
 //! Frames that are not next: parked so that their lane keeps flowing, within the window.
 
 use std::{
+    io::{self, Write},
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
 use super::*;
 use crate::mp::transfer::{WINDOW_BYTES, process_parked_bytes};
+use crate::wire::frame::{Frame, Reading};
 
 const MIB: usize = 1 << 20;
 
@@ -194,5 +196,74 @@ fn a_client_that_reads_nothing_is_not_served_from_memory() {
         });
         upstream.assert_no_fault();
         assert_eq!(process_parked_bytes(), 0, "{setting}");
+    }
+}
+
+/// Reads what the downstream says of the lane until it says how it reads it.
+fn hears(lane: &mut FarLane, wanted: Reading) -> io::Result<()> {
+    loop {
+        if matches!(lane.next()?.0, Frame::Credit { reading, .. } if reading == wanted) {
+            return Ok(());
+        }
+    }
+}
+
+#[test]
+fn a_lane_that_is_read_again_says_so_although_its_frame_is_not_whole() {
+    let _alone = PARKED_BYTES.write();
+    /// On the first lane: more than the sockets of a client hold.
+    const FIRST: usize = 20;
+    let body = Arc::new(Random(6).bytes((FIRST + 1) * MIB));
+    for setting in settings() {
+        let (joined, paused, eager) = (Tally::default(), Tally::default(), Tally::default());
+        let (bytes, is_paused, is_eager) = (body.clone(), paused.clone(), eager.clone());
+        let upstream = Upstream::start(9, move |lane, Opening { transfer, nth }| {
+            joined.add(1);
+            joined.reach(2)?;
+            lane.head(transfer)?;
+            let pieces = cut(bytes.len(), || MIB);
+            if nth == 0 {
+                for piece in &pieces[..FIRST] {
+                    lane.piece(transfer, &bytes, *piece)?;
+                }
+            } else {
+                let (whole, middle) = (pieces[FIRST], pieces[FIRST].start + MIB / 2);
+                let header = data(transfer, whole.seq, whole.start as u64, MIB);
+                lane.send(header, &bytes[whole.start..middle])?;
+                hears(lane, Reading::Paused)?;
+                is_paused.add(1);
+                hears(lane, Reading::Eager)?;
+                is_eager.add(1);
+                lane.stream.write_all(&bytes[middle..])?;
+            }
+            lane.end(transfer, pieces.len() as u64, bytes.len() as u64)
+        });
+        let wanted = body.clone();
+        setting.run(&[upstream.address], Lanes::cold(2), async move |manager| {
+            let mut incoming = manager.fetch(request()).await.unwrap();
+            let (go, start) = mpsc::channel();
+            let client = Client::reading_after(start);
+            let watched = async {
+                let reached = |tally: &Tally, what: &str| {
+                    let (tally, what) = (tally.clone(), format!("{setting}: {what}"));
+                    async move {
+                        let started = Instant::now();
+                        while tally.get() == 0 {
+                            assert!(started.elapsed() < PATIENCE, "{what}");
+                            exec::sleep(Duration::from_millis(5)).await;
+                        }
+                    }
+                };
+                reached(&paused, "the lane is not said to be paused").await;
+                go.send(()).unwrap();
+                reached(&eager, "nobody says that the lane is read again").await;
+            };
+            let moved = incoming.consumer.run(Sink::Plain(&client.socket), Some(wanted.len() as u64));
+            let ((), moved) = futures_util::future::join(watched, moved).await;
+            assert_eq!(moved.unwrap(), wanted.len() as u64);
+            drop(incoming);
+            assert_same(&client.finish().await, &wanted);
+        });
+        upstream.assert_no_fault();
     }
 }
