@@ -19,12 +19,14 @@
 //!
 //! A field that a kind does not use is 0.
 
-use std::fmt;
-
 use thiserror::Error;
 
 use super::reason::MAX_REASON_BYTES;
 use super::units::{FrameLen, MAX_BODY_BYTES, MAX_SEQ, Offset, Seq, TransferId};
+
+mod words;
+
+pub use words::{Direction, Kind, Outcome, Reading};
 
 /// Bytes of a header: room for all fields at natural alignment.
 pub const HEADER_BYTES: usize = 32;
@@ -44,73 +46,6 @@ pub const FIRST_CREDIT_BYTES: u64 = 4 << 20;
 
 /// `P`. An HTTP head on a lane by mistake may begin with it too (POST), then its second byte is no kind.
 const MAGIC: u8 = b'P';
-
-/// What kind of frame a header announces. The number is the one on the wire: 1.. towards the upstream, 0x81.. towards the
-/// downstream, so that the top bit is the direction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Kind {
-    /// Start a transfer.
-    Open = 0x01,
-    /// Give a transfer up.
-    Cancel = 0x02,
-    /// Are you there?
-    Ping = 0x03,
-    /// So much has arrived, and so much may be sent.
-    Credit = 0x04,
-    /// A piece of the request's body.
-    Body = 0x05,
-    /// The root's response head.
-    Head = 0x81,
-    /// A piece of the body.
-    Data = 0x82,
-    /// The transfer's end and totals.
-    End = 0x83,
-    /// Yes.
-    Pong = 0x84,
-    /// All of a body has been handed out.
-    Total = 0x85,
-}
-
-/// Which way a frame travels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Direction {
-    /// Sent by the downstream.
-    ToUpstream,
-    /// Sent by the upstream.
-    ToDownstream,
-}
-
-/// How a transfer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Outcome {
-    /// The whole body was sent: the totals are the body's.
-    Complete = 1,
-    /// The upstream or the root failed; the body is a truncation.
-    Aborted = 2,
-    /// The downstream had asked for it.
-    Cancelled = 3,
-}
-
-/// How the downstream reads a lane.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Reading {
-    /// Everything is taken as it comes.
-    #[default]
-    Eager = 0,
-    /// It is left unread on purpose, because the client is slow: that nothing arrives says nothing of the path.
-    Paused = 1,
-    /// The transfer has enough other lanes: this one is to bring nothing fresh.
-    Resting = 2,
-}
-
-impl Reading {
-    fn from_wire(flags: u8) -> Option<Self> {
-        [Self::Eager, Self::Paused, Self::Resting].into_iter().find(|&reading| reading as u8 == flags)
-    }
-}
 
 /// A decoded header. The payload, if any ([`Frame::payload_len`]), follows it on the lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -555,64 +490,6 @@ impl Fields {
 /// The big-endian integer at `at`, which is a constant within the header.
 fn read_u64(header: &[u8; HEADER_BYTES], at: usize) -> u64 {
     header[at..at + 8].iter().fold(0, |value, &byte| value << 8 | u64::from(byte))
-}
-
-impl Kind {
-    fn from_wire(kind: u8) -> Result<Self, FrameError> {
-        const ALL: [Kind; 10] = [
-            Kind::Open,
-            Kind::Cancel,
-            Kind::Ping,
-            Kind::Credit,
-            Kind::Body,
-            Kind::Head,
-            Kind::Data,
-            Kind::End,
-            Kind::Pong,
-            Kind::Total,
-        ];
-        ALL.into_iter().find(|&known| known as u8 == kind).ok_or(FrameError::UnknownKind { kind })
-    }
-
-    fn direction(self) -> Direction {
-        if self as u8 & 0x80 == 0 { Direction::ToUpstream } else { Direction::ToDownstream }
-    }
-}
-
-impl Outcome {
-    fn from_wire(outcome: u8) -> Result<Self, FrameError> {
-        [Self::Complete, Self::Aborted, Self::Cancelled]
-            .into_iter()
-            .find(|&known| known as u8 == outcome)
-            .ok_or(FrameError::UnknownOutcome { outcome })
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Open => "OPEN",
-            Self::Cancel => "CANCEL",
-            Self::Ping => "PING",
-            Self::Credit => "CREDIT",
-            Self::Body => "BODY",
-            Self::Head => "HEAD",
-            Self::Data => "DATA",
-            Self::End => "END",
-            Self::Pong => "PONG",
-            Self::Total => "TOTAL",
-        })
-    }
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Complete => "complete",
-            Self::Aborted => "aborted",
-            Self::Cancelled => "cancelled",
-        })
-    }
 }
 
 #[cfg(test)]
