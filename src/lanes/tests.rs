@@ -285,6 +285,19 @@ fn a_lane_on_loan_is_closed_when_it_comes_back_to_a_closed_pool() {
 }
 
 #[test]
+fn a_lane_on_loan_that_is_dropped_is_closed_whoever_holds_its_socket() {
+    on_each(|| async {
+        let upstream = idle_upstream();
+        let pool = pool(&upstream.address.to_string(), 0, 1);
+        let lane = pool.lease_next(|| true).await.unwrap();
+        let held = lane.socket().clone();
+        drop(lane);
+        until("the upstream sees the end", || upstream.closed.get() == 1).await;
+        drop(held);
+    });
+}
+
+#[test]
 fn a_wrong_answer_to_a_ping_closes_the_lane_without_a_storm_of_dials() {
     on_each(|| async {
         let upstream = Upstream::of_lanes(9, |mut lane| {

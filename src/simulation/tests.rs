@@ -135,3 +135,9 @@ fn every_request_is_answered_in_full_or_visibly_not_3() {
 fn every_request_is_answered_in_full_or_visibly_not_4() {
     part(3);
 }
+
+/// Seeds that have failed: lanes that were given up with a frame in them that nobody had read were not closed.
+#[test]
+fn what_has_failed_once() {
+    run_all(1144..1145);
+}

@@ -70,7 +70,9 @@ impl Drop for Lease {
         self.set_slow(false);
         if let Some(lane) = self.lane.take() {
             lane.lease_ended();
-            drop(lane);
+            // Others may hold its socket, such as a tap that the consumer has not come to: both ends are to know now, or the
+            // upstream waits for what nobody reads.
+            lane.socket().abort();
             if let Some(pool) = self.pool.upgrade() {
                 pool.lane_gone();
             }
