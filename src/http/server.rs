@@ -309,18 +309,8 @@ impl HttpConnection {
     ///
     /// # Errors
     /// The client is gone or takes nothing.
-    pub async fn send(&self, mut bytes: &[u8], more: bool) -> io::Result<()> {
-        while !bytes.is_empty() {
-            match self.socket.try_send(bytes, more) {
-                Ok(sent) => bytes = &bytes[sent..],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.socket.writable_within(self.deadlines.stall).await?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+    pub async fn send(&self, bytes: &[u8], more: bool) -> io::Result<()> {
+        self.socket.send_within(bytes, more, self.deadlines.stall).await
     }
 
     /// Answers the request with `problem`, whole.

@@ -54,7 +54,7 @@ pub(super) async fn send(socket: &Socket, transfer: &Transfer, body: &mut Reques
             let mut message = Vec::with_capacity(HEADER_BYTES + part.len());
             message.extend_from_slice(&frame.encode());
             message.extend_from_slice(part);
-            put(socket, &message).await?;
+            socket.send_within(&message, false, STALL_MAX).await?;
             offset += part.len() as u64;
             transfer.body_moved();
         }
@@ -62,17 +62,4 @@ pub(super) async fn send(socket: &Socket, transfer: &Transfer, body: &mut Reques
             return Ok(());
         }
     }
-}
-
-async fn put(socket: &Socket, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match socket.try_send(bytes, false) {
-            Ok(sent) => bytes = &bytes[sent..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                socket.writable_within(STALL_MAX).await?;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

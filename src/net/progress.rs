@@ -33,6 +33,24 @@ impl Socket {
         Ok(())
     }
 
+    /// Sends all of `bytes`, to a peer that may be slow, but not stalled.
+    ///
+    /// # Errors
+    /// The connection's, or those of [`Socket::writable_within`].
+    pub async fn send_within(&self, mut bytes: &[u8], more: bool, stall_max: Duration) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.try_send(bytes, more) {
+                Ok(sent) => bytes = &bytes[sent..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.writable_within(stall_max).await?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// [`Socket::room`] with a deadline. A socket reports room only once a good part of its buffer is free, which a slow
     /// peer may need long for; so what counts is whether the peer acknowledges anything.
     ///

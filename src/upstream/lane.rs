@@ -480,15 +480,6 @@ async fn send_end(socket: &Socket, transfer: TransferId, ending: &Ending) -> Res
 }
 
 /// Sends all of `bytes` to a downstream that may be slow, but not stalled.
-async fn send(socket: &Socket, mut bytes: &[u8], more: bool) -> Result<(), LaneError> {
-    while !bytes.is_empty() {
-        match socket.try_send(bytes, more) {
-            Ok(sent) => bytes = &bytes[sent..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                socket.writable_within(STALL_MAX).await?;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
+async fn send(socket: &Socket, bytes: &[u8], more: bool) -> Result<(), LaneError> {
+    Ok(socket.send_within(bytes, more, STALL_MAX).await?)
 }

@@ -4,7 +4,7 @@
 //! body: only then the connection is of use afterwards. Called by `fetch`. Invariant: the root gets exactly the body that
 //! the head announces, or a connection that ends before it.
 
-use std::{io, pin::pin, sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures_util::future::{Either, select};
 
@@ -68,7 +68,7 @@ async fn send(
     (len, mut body): (BodyLen, Upload),
 ) -> Result<(), RootError> {
     let lost = |source| RootError::Lost { root: root.clone(), received: 0, source };
-    put(&connection, &head).await.map_err(lost)?;
+    connection.send_within(&head, false, ROOT_SILENT_MAX).await.map_err(lost)?;
     let mut missing = match len {
         BodyLen::None => Some(0),
         BodyLen::Fixed(bytes) => Some(bytes),
@@ -79,32 +79,19 @@ async fn send(
             Some(missing) => {
                 // More than was announced would be the next request.
                 *missing = missing.checked_sub(piece.len() as u64).ok_or(Cut::Lost)?;
-                put(&connection, &piece).await.map_err(lost)?;
+                connection.send_within(&piece, false, ROOT_SILENT_MAX).await.map_err(lost)?;
             }
             None => {
                 let mut chunk = format!("{:x}\r\n", piece.len()).into_bytes();
                 chunk.extend_from_slice(&piece);
                 chunk.extend_from_slice(CHUNK_END);
-                put(&connection, &chunk).await.map_err(lost)?;
+                connection.send_within(&chunk, false, ROOT_SILENT_MAX).await.map_err(lost)?;
             }
         }
     }
     match missing {
         Some(0) => Ok(()),
         Some(_) => Err(Cut::Lost.into()),
-        None => put(&connection, LAST_CHUNK).await.map_err(lost),
+        None => connection.send_within(LAST_CHUNK, false, ROOT_SILENT_MAX).await.map_err(lost),
     }
-}
-
-async fn put(connection: &Socket, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match connection.try_send(bytes, false) {
-            Ok(sent) => bytes = &bytes[sent..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                connection.writable_within(ROOT_SILENT_MAX).await?;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
