@@ -34,6 +34,8 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 const WARM_UP: Duration = Duration::from_secs(5);
 /// Lanes whose other end has gone are found by their pings, half a minute later.
 const SETTLE_LIMIT: Duration = Duration::from_secs(90);
+/// Where the downstream says how it is, on the client's host.
+const ADMIN: &str = "127.0.0.1:9500";
 /// What may be more afterwards: a few lanes, and sockets about to close.
 const MORE_DESCRIPTORS: usize = 24;
 const MORE_RESIDENT_BYTES: u64 = 48 << 20;
@@ -52,35 +54,49 @@ struct Seen {
 #[derive(Clone, Copy, Debug)]
 struct Holdings {
     descriptors: usize,
-    #[allow(dead_code, reason = "only shown")]
-    pipes: usize,
+    /// Of the pipes among them, those that nothing uses (downstream): the pool keeps as many as were once needed.
+    pipes_idle: usize,
     threads: usize,
     resident_bytes: u64,
 }
 
 impl Holdings {
-    fn of(role: &RoleProcess) -> Self {
+    fn of(role: &RoleProcess, lab: &Lab) -> Self {
         let proc = format!("/proc/{}", role.pid().expect("the role runs"));
         let descriptors: Vec<_> = fs::read_dir(format!("{proc}/fd")).unwrap().flatten().collect();
-        let is_pipe = |path: std::path::PathBuf| path.to_string_lossy().starts_with("pipe:");
-        let pipes = descriptors.iter().filter(|fd| fs::read_link(fd.path()).is_ok_and(is_pipe)).count();
         let status = fs::read_to_string(format!("{proc}/status")).unwrap();
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         let resident_kb: u64 = resident.trim().strip_suffix(" kB").unwrap().parse().unwrap();
         Self {
             descriptors: descriptors.len(),
-            pipes,
+            pipes_idle: if role.role() == Role::Downstream { pipes_idle(lab) } else { 0 },
             threads: fs::read_dir(format!("{proc}/task")).unwrap().count(),
             resident_bytes: resident_kb << 10,
         }
     }
 
-    /// Pipes are descriptors, too, and not compared for themselves: the pool keeps idle ones where sockets were before.
+    fn in_use(&self) -> usize {
+        self.descriptors.saturating_sub(2 * self.pipes_idle)
+    }
+
     fn is_about(&self, before: &Self) -> bool {
-        self.descriptors <= before.descriptors + MORE_DESCRIPTORS
+        self.in_use() <= before.in_use() + MORE_DESCRIPTORS
             && self.threads <= before.threads
             && self.resident_bytes <= before.resident_bytes + MORE_RESIDENT_BYTES
     }
+}
+
+/// What the downstream's metrics say.
+fn pipes_idle(lab: &Lab) -> usize {
+    let mut stream = lab.client().connect(None, ADMIN.parse().unwrap(), SILENCE_LIMIT).unwrap();
+    stream.set_read_timeout(Some(SILENCE_LIMIT)).unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {ADMIN}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("plait_pipes_idle "));
+    line.and_then(|number| number.parse::<f64>().ok())
+        .map(|number| number as usize)
+        .unwrap_or_else(|| panic!("no idle pipes in {text}"))
 }
 
 /// One request after the other until `over`; the connection is kept while answers are whole.
@@ -235,11 +251,12 @@ fn clients_get_their_bytes_whatever_happens_to_paths_and_relays() {
     let lab = Lab::build(&Scenario::parse("small.toml", SMALL).unwrap()).unwrap();
     let mut options = ChainOptions::new(&lab, env!("CARGO_BIN_EXE_plait").into());
     options.content = Content::Directory(dir.path().to_owned());
+    options.flags.push(("downstream".into(), format!("--admin={ADMIN}")));
     let chain = Chain::start(&lab, &options).unwrap();
     let ground = (&lab, &chain, &content[..]);
 
     load(ground, seed, WARM_UP, |_| ());
-    let holdings = || chain.processes().iter().map(|role| Holdings::of(role)).collect::<Vec<_>>();
+    let holdings = || chain.processes().iter().map(|role| Holdings::of(role, &lab)).collect::<Vec<_>>();
     let before = holdings();
     let (seen, counts) = load(ground, seed + 1, Duration::from_secs(seconds), |over| {
         thread::scope(|scope| {
