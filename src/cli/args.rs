@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, value_parser};
 
+pub use super::size::{ByteCount, DiskSize};
 use crate::{
     exec::Backend,
     mp::manager::Placement,
@@ -217,68 +218,6 @@ pub enum LabVia {
     Direct,
     /// MPTCP lanes straight to the upstream.
     Mptcp,
-}
-
-/// A number of bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ByteCount(pub u64);
-
-/// The generated file lives in memory.
-const BYTE_COUNT_MAX: u64 = 16_000_000_000;
-
-impl FromStr for ByteCount {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (digits, factor) = match text.chars().last() {
-            Some('k') => (&text[..text.len() - 1], 1_000),
-            Some('M') => (&text[..text.len() - 1], 1_000_000),
-            Some('G') => (&text[..text.len() - 1], 1_000_000_000),
-            _ => (text, 1),
-        };
-        let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
-        match bytes {
-            Some(bytes @ 1..=BYTE_COUNT_MAX) => Ok(Self(bytes)),
-            _ => Err(format!(
-                "write a number such as 200M (k, M, G are powers of 1000), at most {BYTE_COUNT_MAX}"
-            )),
-        }
-    }
-}
-
-/// Room on a disk, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DiskSize(pub u64);
-
-/// Smaller caches would hold no film and little else.
-const DISK_SIZE_MIN: u64 = 1 << 20;
-
-impl FromStr for DiskSize {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
-        let (digits, unit) = text.split_at(end);
-        let units = [
-            ("", 1),
-            ("kB", 1000),
-            ("MB", 1_000_000),
-            ("GB", 1_000_000_000),
-            ("TB", 1_000_000_000_000),
-            ("KiB", 1 << 10),
-            ("MiB", 1 << 20),
-            ("GiB", 1 << 30),
-            ("TiB", 1 << 40),
-        ];
-        let factor =
-            units.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).map(|&(_, factor)| factor);
-        let bytes =
-            digits.parse::<u64>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
-        match bytes {
-            Some(bytes @ DISK_SIZE_MIN..) => Ok(Self(bytes)),
-            _ => Err("write a number such as 500MB, 20GiB or 1TiB, at least 1MiB".to_owned()),
-        }
-    }
 }
 
 /// A flag for one role of a lab's chain.
@@ -562,13 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn byte_counts_and_role_flags() {
-        let bytes = |text: &str| text.parse::<ByteCount>().map(|count| count.0);
-        assert_eq!(bytes("200M"), Ok(200_000_000));
-        assert_eq!(bytes("1234"), Ok(1234));
-        for wrong in ["", "M", "0", "1T", "-1", "17G", "99999999999999999999G", "1é"] {
-            assert!(bytes(wrong).is_err(), "{wrong}");
-        }
+    fn role_flags() {
         let flag: RoleFlag = "downstream=--cores=0".parse().unwrap();
         assert_eq!((flag.role.as_str(), flag.flag.as_str()), ("downstream", "--cores=0"));
         for wrong in ["", "downstream", "client=--cores=0", "relay=cores"] {

@@ -15,6 +15,7 @@ mod roles;
 mod sample;
 mod service;
 mod signals;
+mod size;
 mod top;
 mod tune;
 mod up;

@@ -213,23 +213,30 @@ fn a_lane_that_is_read_again_says_so_although_its_frame_is_not_whole() {
     let _alone = PARKED_BYTES.write();
     /// On the first lane: more than the sockets of a client hold.
     const FIRST: usize = 20;
-    let body = Arc::new(Random(6).bytes((FIRST + 1) * MIB));
+    /// The last frame: more than is handed to another core while the client takes nothing.
+    const LAST_BYTES: usize = 3 * MIB;
+    let body = Arc::new(Random(6).bytes(FIRST * MIB + LAST_BYTES));
     for setting in settings() {
-        let (joined, paused, eager) = (Tally::default(), Tally::default(), Tally::default());
-        let (bytes, is_paused, is_eager) = (body.clone(), paused.clone(), eager.clone());
+        let [joined, full, paused, eager] = [(); 4].map(|()| Tally::default());
+        let (bytes, is_full, is_paused, is_eager) =
+            (body.clone(), full.clone(), paused.clone(), eager.clone());
+        let written = Arc::new(AtomicUsize::new(0));
+        let count = written.clone();
         let upstream = Upstream::start(9, move |lane, Opening { transfer, nth }| {
             joined.add(1);
             joined.reach(2)?;
             lane.head(transfer)?;
-            let pieces = cut(bytes.len(), || MIB);
+            let mut pieces = cut(FIRST * MIB, || MIB);
+            pieces.push(Piece { seq: FIRST as u64, start: FIRST * MIB, end: bytes.len() });
             if nth == 0 {
                 for piece in &pieces[..FIRST] {
                     lane.piece(transfer, &bytes, *piece)?;
+                    count.fetch_add(piece.end - piece.start, Ordering::SeqCst);
                 }
             } else {
-                let (whole, middle) = (pieces[FIRST], pieces[FIRST].start + MIB / 2);
-                let header = data(transfer, whole.seq, whole.start as u64, MIB);
-                lane.send(header, &bytes[whole.start..middle])?;
+                is_full.reach(1)?;
+                let (start, middle) = (FIRST * MIB, FIRST * MIB + MIB / 16);
+                lane.send(data(transfer, FIRST as u64, start as u64, LAST_BYTES), &bytes[start..middle])?;
                 hears(lane, Reading::Paused)?;
                 is_paused.add(1);
                 hears(lane, Reading::Eager)?;
@@ -254,6 +261,9 @@ fn a_lane_that_is_read_again_says_so_although_its_frame_is_not_whole() {
                         }
                     }
                 };
+                // Whoever came before would be taken while there is room.
+                settled(|| written.load(Ordering::SeqCst)).await;
+                full.add(1);
                 reached(&paused, "the lane is not said to be paused").await;
                 go.send(()).unwrap();
                 reached(&eager, "nobody says that the lane is read again").await;
