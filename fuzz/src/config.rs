@@ -4,14 +4,14 @@ use clap::{CommandFactory, FromArgMatches};
 use plait::{
     cli::Arguments,
     lab::{scenario::Scenario, shape::Shape},
-    wire::{key::Key, route::PathSpec},
+    wire::{key::Key, path_source::PathSource},
 };
 
 fn paths(text: &str) {
-    match PathSpec::parse_lines(text) {
+    match PathSource::parse_lines(text) {
         Ok(paths) => {
             let lines: String = paths.iter().map(|path| format!("{path}\n")).collect();
-            assert_eq!(PathSpec::parse_lines(&lines), Ok(paths));
+            assert_eq!(PathSource::parse_lines(&lines), Ok(paths));
         }
         Err((line, error)) => {
             assert!((1..=text.lines().count()).contains(&line), "line {line}");

@@ -8,10 +8,11 @@ pub use super::size::{ByteCount, DiskSize};
 use crate::{
     exec::Backend,
     mp::manager::Placement,
+    net::NameServer,
     observe::{AdminAddress, logs::LogFormat},
     relay::AllowRule,
     tune::Profile,
-    wire::route::PathSpec,
+    wire::path_source::PathSource,
 };
 
 /// Carries video and big files over many parallel paths.
@@ -359,12 +360,17 @@ pub const HELLOS_MAX: u32 = 4096;
 /// Where lanes lead, for `downstream` and `get`.
 #[derive(Clone, Debug, Args)]
 pub struct Paths {
-    /// A path: [tcp:|mptcp:]HOST:PORT[,HOST:PORT]..., hops in order from here, the upstream last. Repeat it for every path
+    /// A path: [tcp:|mptcp:]HOST:PORT[,HOST:PORT]..., hops in order from here, the upstream last. Repeat it for every path.
+    /// srv:NAME as the first hop stands for a path over each target of NAME's SRV records in DNS, which a downstream looks
+    /// up again and again
     #[arg(long = "path", required_unless_present = "path_file", value_name = "PATH")]
-    pub path: Vec<PathSpec>,
+    pub path: Vec<PathSource>,
     /// File with one more path on each line, # before a comment; a downstream reads it again at SIGHUP
     #[arg(long, value_name = "FILE")]
     pub path_file: Option<PathBuf>,
+    /// DNS server that is asked about srv:NAME and the first hops, ADDR or ADDR:PORT [default: those of the system]
+    #[arg(long, value_name = "ADDR")]
+    pub resolver: Option<NameServer>,
     /// File with the pre-shared key (make one with `plait keygen FILE`)
     #[arg(long, value_name = "FILE", env = "PLAIT_KEY")]
     pub key: PathBuf,

@@ -16,14 +16,14 @@ use rustix::fs::{Access, access};
 
 use super::{
     args::{self, Check, CheckedRole, Global, Listen},
-    path_file,
+    discovery::{self, Discovery},
     roles::{RunError, exec_config, legs, raise_descriptor_limit},
 };
 use crate::{
     cache::Cache,
     exec::{self, Core},
     lanes::{PathStatus, Pool, PoolConfig},
-    net::Listener,
+    net::{Listener, Names},
     root::files::open_directory,
     upstream::RootOrigin,
     wire::{
@@ -114,14 +114,25 @@ fn downstream(findings: &mut Findings, global: &Global, args: &args::Downstream,
     listens(findings, &args.listen);
     clients(findings, args.clients.max_connections);
     let keys = key(findings, &args.paths.key);
-    let specs = findings.note("paths", path_file::read(&args.paths));
+    let found = findings.note("paths", Discovery::start(&args.paths));
+    let specs = found.map(|(discovery, errors)| {
+        for error in errors {
+            findings.note("services that DNS names", Err::<(), _>(error));
+        }
+        let specs = discovery.specs(&Vec::new());
+        discovery.services().for_each(|(name, targets)| {
+            findings.note(format_args!("targets of srv:{name}: {targets}"), Ok::<_, CheckError>(()));
+        });
+        specs
+    });
     if let Some(dir) = &args.cache {
         findings.note(format_args!("cache {}", dir.display()), cache(dir, args.cache_size.0));
     }
     if let (true, Some(keys), Some(specs)) = (probe, keys, specs) {
-        let keys = Arc::new(keys);
+        let (keys, names) = (Arc::new(keys), discovery::names(&args.paths));
         for spec in specs {
-            findings.note(format_args!("path {spec} leads to an upstream"), dial(global, &keys, &spec));
+            findings
+                .note(format_args!("path {spec} leads to an upstream"), dial(global, &keys, names, &spec));
         }
     }
 }
@@ -190,9 +201,9 @@ fn reach(root: &str) -> Result<(), String> {
 }
 
 /// One lane over `spec`, on a core of its own; what the last hop says.
-fn dial(global: &Global, keys: &Arc<KeyRing>, spec: &PathSpec) -> Result<(), String> {
+fn dial(global: &Global, keys: &Arc<KeyRing>, names: Names, spec: &PathSpec) -> Result<(), String> {
     let config =
-        PoolConfig { keys: keys.clone(), congestion: legs(global).lane, lanes_warm: 0, lanes_max: 1 };
+        PoolConfig { keys: keys.clone(), congestion: legs(global).lane, names, lanes_warm: 0, lanes_max: 1 };
     let outcome = Arc::new(Mutex::new(None));
     let (told, spec) = (outcome.clone(), spec.clone());
     let mut cores = exec_config(global);

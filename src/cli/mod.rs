@@ -8,6 +8,7 @@ mod args;
 mod cache;
 mod check;
 mod config;
+mod discovery;
 mod get;
 mod lab;
 mod path_file;

@@ -1,6 +1,6 @@
 //! The paths of `--path` and `--path-file`, read at the start and again at SIGHUP.
 //!
-//! In: the flags. Out: specifications; and, for a set that is in use, the new one, in which a path that stays is the same
+//! In: the flags. Out: sources of paths; and, for a set that is in use, the new one, in which a path that stays is the same
 //! as before, with its lanes. Called by the command line. Invariant: a file that is wrong changes nothing.
 
 use std::{
@@ -15,11 +15,16 @@ use crate::{
     lanes::PathStatus,
     mp::manager::PathSet,
     net::{self, MptcpMissing},
-    wire::route::{PathSpec, RouteError, Transport},
+    wire::{
+        path_source::{PathSource, PathSourceError},
+        route::{PathSpec, Transport},
+    },
 };
 
 /// 64 KiB are a thousand paths; what is larger is some other file, and is not read.
 const PATH_FILE_BYTES_MAX: u64 = 64 << 10;
+/// Services that are looked up, all at once.
+const SERVICES_MAX: usize = 16;
 
 /// Why the paths cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +51,7 @@ pub enum PathsError {
         /// From 1 on.
         line: usize,
         /// What is wrong with it.
-        source: RouteError,
+        source: PathSourceError,
     },
     /// Nothing but comments.
     #[error("the path file {path} names no path (write one a line, as --path takes it)", path = .path.display())]
@@ -54,11 +59,17 @@ pub enum PathsError {
         /// What --path-file says.
         path: PathBuf,
     },
+    /// More questions at once than a start should wait for.
+    #[error("{services} services are too many: name at most {SERVICES_MAX} by srv:")]
+    TooManyServices {
+        /// How many there are.
+        services: usize,
+    },
     /// A path that this host cannot dial must not silently become plain TCP.
     #[error("path {path}: {source}; or write it without mptcp:, one path for each way")]
     Mptcp {
         /// The path.
-        path: PathSpec,
+        path: PathSource,
         /// What is missing.
         source: MptcpMissing,
     },
@@ -68,21 +79,25 @@ pub enum PathsError {
 ///
 /// # Errors
 /// [`PathsError`]; none of them is to be used.
-pub(super) fn read(flags: &Paths) -> Result<Vec<PathSpec>, PathsError> {
-    let mut specs = flags.path.clone();
+pub(super) fn read(flags: &Paths) -> Result<Vec<PathSource>, PathsError> {
+    let mut sources = flags.path.clone();
     if let Some(file) = &flags.path_file {
-        specs.extend(read_file(file)?);
-        if specs.is_empty() {
+        sources.extend(read_file(file)?);
+        if sources.is_empty() {
             return Err(PathsError::Empty { path: file.clone() });
         }
     }
-    if let Some(path) = specs.iter().find(|path| path.transport() == Transport::Mptcp) {
+    match sources.iter().filter(|source| source.service().is_some()).count() {
+        services if services > SERVICES_MAX => return Err(PathsError::TooManyServices { services }),
+        _ => {}
+    }
+    if let Some(path) = sources.iter().find(|path| path.transport() == Transport::Mptcp) {
         net::mptcp_available().map_err(|source| PathsError::Mptcp { path: path.clone(), source })?;
     }
-    Ok(specs)
+    Ok(sources)
 }
 
-fn read_file(path: &Path) -> Result<Vec<PathSpec>, PathsError> {
+fn read_file(path: &Path) -> Result<Vec<PathSource>, PathsError> {
     let mut text = String::new();
     File::open(path)
         .and_then(|file| file.take(PATH_FILE_BYTES_MAX + 1).read_to_string(&mut text))
@@ -90,7 +105,7 @@ fn read_file(path: &Path) -> Result<Vec<PathSpec>, PathsError> {
     if text.len() as u64 > PATH_FILE_BYTES_MAX {
         return Err(PathsError::TooLarge { path: path.to_owned() });
     }
-    PathSpec::parse_lines(&text).map_err(|(line, source)| PathsError::Line {
+    PathSource::parse_lines(&text).map_err(|(line, source)| PathsError::Line {
         path: path.to_owned(),
         line,
         source,

@@ -23,9 +23,10 @@ use super::{
     args::{self, Arguments, Clients, Command, CpuList, Get, Global, Keygen, Listen, Paths, Strangers},
     cache::{self, CacheOrderError},
     check::{self, CheckError},
+    discovery::{self, Discovery},
     get::{self, GetError},
     lab::{self, LabRunError},
-    path_file::{self, PathsError},
+    path_file::PathsError,
     service::Service,
     signals::{Reload, stop_signal},
     top::{self, TopError},
@@ -43,7 +44,7 @@ use crate::{
         crew::{DESERTED_MAX, LaneCounts},
         stripe::LANES_MAX,
     },
-    net::{self, BoundSocket, InheritError, Legs, Listener},
+    net::{self, BoundSocket, InheritError, Legs, Listener, Names},
     observe::Sources,
     relay,
     root::{self, Root},
@@ -189,13 +190,14 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
             })
         }
         Command::Downstream(args) => {
-            let fabric = Fabric::new(&args.paths, &global)?;
+            let (fabric, discovery) = Fabric::new(&args.paths, &global)?;
             let limits = limits(&args.clients, PER_ADDRESS_MAX);
             let legs = legs(&global);
-            let reloaded = fabric.clone();
+            let keys = fabric.config.keys.clone();
+            let mut read_paths_again = discovery.follow(fabric.paths.clone());
             let reload: Reload = Box::new(move || {
-                reload_keys(&reloaded.config.keys, &args.paths.key);
-                reloaded.reload_paths(&args.paths);
+                reload_keys(&keys, &args.paths.key);
+                read_paths_again();
             });
             let cache = match &args.cache {
                 Some(dir) => Some(Cache::open(dir, args.cache_size.0)?),
@@ -292,10 +294,18 @@ pub(super) struct Fabric {
 }
 
 impl Fabric {
-    fn new(paths: &Paths, global: &Global) -> Result<Self, RunError> {
-        let specs = path_file::read(paths)?;
-        let lanes = Lanes { per_path: paths.lanes.map(usize::from), max: paths.lanes_max.into() };
-        Ok(Self::of(specs, Arc::new(KeyRing::load(&paths.key)?), lanes, global))
+    /// With the paths that there are now, and what can follow them.
+    fn new(flags: &Paths, global: &Global) -> Result<(Self, Discovery), RunError> {
+        let keys = Arc::new(KeyRing::load(&flags.key)?);
+        let (discovery, errors) = Discovery::start(flags)?;
+        let specs = discovery.specs(&Vec::new());
+        for error in &errors {
+            tracing::warn!("{error}; it is asked again");
+        }
+        let lanes = Lanes { per_path: flags.lanes.map(usize::from), max: flags.lanes_max.into() };
+        let mut fabric = Self::of(specs, keys, lanes, global);
+        fabric.config.names = discovery::names(flags);
+        Ok((fabric, discovery))
     }
 
     pub(super) fn of(specs: Vec<PathSpec>, keys: Arc<KeyRing>, lanes: Lanes, global: &Global) -> Self {
@@ -306,28 +316,13 @@ impl Fabric {
             config: PoolConfig {
                 keys,
                 congestion: legs(global).lane,
+                names: Names::System,
                 lanes_warm: least,
                 lanes_max: lanes.max.max(least),
             },
             placement: global.placement,
             load: Load::new(exec_config(global).cpus.len()),
         }
-    }
-
-    /// Reads the path file again; a wrong one changes nothing.
-    fn reload_paths(&self, flags: &Paths) {
-        let before = self.paths();
-        let after = match path_file::read(flags) {
-            Ok(specs) => path_file::renewed(&before, specs),
-            Err(error) => return tracing::error!("{error}; the paths stay as they are"),
-        };
-        let names_without = |set: &PathSet, others: &PathSet| {
-            let new = set.iter().filter(|path| !others.iter().any(|other| Arc::ptr_eq(path, other)));
-            new.map(|path| path.name().to_owned()).collect::<Vec<_>>()
-        };
-        let (added, removed) = (names_without(&after, &before), names_without(&before, &after));
-        tracing::info!(?added, ?removed, "the paths were read again");
-        self.paths.send_replace(after);
     }
 
     /// The paths as they are now.
@@ -363,8 +358,8 @@ fn run_get(global: &Global, args: Get) -> Result<(), RunError> {
     if global.placement != Placement::Spread {
         config.cpus.truncate(1);
     }
-    let fabric =
-        Fabric::new(&args.paths, &Global { cores: Some(CpuList(config.cpus.clone())), ..global.clone() })?;
+    let cores = Global { cores: Some(CpuList(config.cpus.clone())), ..global.clone() };
+    let (fabric, _) = Fabric::new(&args.paths, &cores)?;
     raise_descriptor_limit();
     let stopped = stop_signal(None)?;
     let outcome = Arc::new(Mutex::new(None));

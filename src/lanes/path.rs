@@ -239,7 +239,7 @@ impl PathStatus {
     }
 
     /// Notes that a dial failed; true if the path was up before, so that the failure is worth a warning.
-    pub(super) fn failed(&self) -> bool {
+    pub(crate) fn failed(&self) -> bool {
         self.dials_failed.fetch_add(1, Relaxed);
         self.lanes.load(Relaxed) == 0 && !self.down.swap(true, Relaxed)
     }

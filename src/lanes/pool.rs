@@ -25,7 +25,7 @@ use tokio::sync::{Notify, oneshot};
 use super::{Lane, LaneError, PathReport, PathStatus, handshake};
 use crate::{
     exec::{self, Instant},
-    net::{Congestion, ResolveError, Socket, resolve},
+    net::{Congestion, Names, ResolveError, Socket},
     wire::{key_ring::KeyRing, route::Transport},
 };
 
@@ -63,6 +63,8 @@ pub struct PoolConfig {
     pub keys: Arc<KeyRing>,
     /// Congestion control of lanes.
     pub congestion: Congestion,
+    /// Who is asked about the first hop of a path.
+    pub names: Names,
     /// Lanes kept standing per path and core, so that a request finds one open.
     pub lanes_warm: usize,
     /// Lanes of a path that may stand on a core at once, besides those that slow clients keep.
@@ -402,9 +404,8 @@ impl Pool {
     async fn connect(&self) -> Result<Lane, DialError> {
         let path = || self.path.name().to_owned();
         let spec = self.path.spec();
-        let first = spec.first().to_string();
-        let addresses =
-            resolve(&first).await.map_err(|source| DialError::Resolve { path: path(), source })?;
+        let addresses = self.config.names.addresses(spec.first()).await;
+        let addresses = addresses.map_err(|source| DialError::Resolve { path: path(), source })?;
         let mut outcome = None;
         for address in addresses {
             let connected =
@@ -424,7 +425,7 @@ impl Pool {
         }
         Err(outcome.unwrap_or_else(|| DialError::Resolve {
             path: path(),
-            source: ResolveError::Empty { name: first },
+            source: ResolveError::Empty { name: spec.first().to_string() },
         }))
     }
 

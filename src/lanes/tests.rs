@@ -17,7 +17,7 @@ use scripted::*;
 use super::*;
 use crate::{
     exec::{self, Backend, Config, Instant, available_cpus},
-    net::Legs,
+    net::{Legs, Names},
     wire::{
         frame::{Frame, Kind, Outcome},
         key_ring::KeyRing,
@@ -44,8 +44,11 @@ fn on_each<Fut: Future<Output = ()> + 'static>(drive: impl Fn() -> Fut + Send + 
 
 fn pool(path: &str, lanes_warm: usize, lanes_max: usize) -> Rc<Pool> {
     let path = Arc::new(PathStatus::new(path.parse().unwrap()));
-    let congestion = Legs::default().lane;
-    Pool::new(path, PoolConfig { keys: Arc::new(KeyRing::of(key())), congestion, lanes_warm, lanes_max })
+    let (congestion, names) = (Legs::default().lane, Names::System);
+    Pool::new(
+        path,
+        PoolConfig { keys: Arc::new(KeyRing::of(key())), congestion, names, lanes_warm, lanes_max },
+    )
 }
 
 /// Waits until `holds`, or fails with `what`.

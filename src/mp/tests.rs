@@ -28,7 +28,7 @@ use super::{
 use crate::{
     exec::{self, Backend, Config, available_cpus},
     lanes::{PathStatus, PoolConfig, tests::scripted::*},
-    net::{Legs, Socket},
+    net::{Legs, Names, Socket},
     wire::key_ring::KeyRing,
 };
 
@@ -89,6 +89,7 @@ impl Setting {
         let config = PoolConfig {
             keys: Arc::new(KeyRing::of(key())),
             congestion: Legs::default().lane,
+            names: Names::System,
             lanes_warm: lanes.warm,
             lanes_max: lanes.max,
         };

@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use hickory_resolver::net::NetError;
+
 use crate::exec;
 
 /// How long a name may take: two tries of the resolver's usual 5 s.
@@ -21,6 +23,14 @@ pub enum ResolveError {
         name: String,
         /// What the resolver says.
         source: io::Error,
+    },
+    /// The named server's answer.
+    #[error("the DNS server knows no {name}: {source}")]
+    Server {
+        /// What was asked for.
+        name: String,
+        /// What came instead.
+        source: Box<NetError>,
     },
     /// It answered with nothing.
     #[error("{name} has no address")]

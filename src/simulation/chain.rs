@@ -26,7 +26,7 @@ use crate::{
         transfer::process_parked_bytes,
     },
     net::{
-        Legs, Socket,
+        Legs, Names, Socket,
         simulated::{Link, Network},
     },
     relay::{self, Relay},
@@ -208,6 +208,7 @@ impl Chain {
         let pool_config = PoolConfig {
             keys: keys(),
             congestion: Legs::default().lane,
+            names: Names::System,
             lanes_warm: least,
             lanes_max: scenario.lanes_max,
         };

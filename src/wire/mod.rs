@@ -13,6 +13,7 @@ pub mod handshake;
 pub mod key;
 pub mod key_file;
 pub mod key_ring;
+pub mod path_source;
 pub mod reason;
 pub mod route;
 pub mod units;

@@ -147,19 +147,6 @@ impl PathSpec {
         Self { first, route }
     }
 
-    /// Reads a path file: a path on each line, `#` before a comment.
-    ///
-    /// # Errors
-    /// The number of the first line that is none, from 1 on, and what is wrong with it.
-    pub fn parse_lines(text: &str) -> Result<Vec<Self>, (usize, RouteError)> {
-        let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
-        (1..)
-            .zip(lines)
-            .filter(|(_, line)| !line.is_empty())
-            .map(|(line, text)| text.parse().map_err(|error| (line, error)))
-            .collect()
-    }
-
     /// What carries each leg.
     pub fn transport(&self) -> Transport {
         self.route.transport
