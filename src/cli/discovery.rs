@@ -157,8 +157,8 @@ impl Discovery {
         };
         let (added, removed) = (names_without(&after, &before), names_without(&before, &after));
         if always || !added.is_empty() || !removed.is_empty() {
-            tracing::info!(?added, ?removed, "{occasion}");
             paths.send_replace(after);
+            tracing::info!(?added, ?removed, "{occasion}");
         }
     }
 
