@@ -108,7 +108,12 @@ impl Ring {
         let cache = dir.join("plait-cache");
         let cache = cache.to_str().ok_or("the directory's name is no text")?;
         Ok(Self {
-            plait: plait.downstream_with(setting, &path, &["--cache", cache, "--cache-size", "4GiB"])?,
+            // Neither writes an access log.
+            plait: plait.downstream_with(
+                setting,
+                &path,
+                &["--cache", cache, "--cache-size", "4GiB", "--log", "info,access=off"],
+            )?,
             bare: plait.downstream(setting, &path)?,
             nginx: NginxCache::start(dir, root.address)?,
             _upstream: upstream,

@@ -154,7 +154,7 @@ impl Line {
 
 /// Moves this thread to the last CPU; the proxy of the relay scenario has the first. Where they meet by chance decides
 /// more than what is measured: the CPU time of one and the same proxy is then 0.08 or 0.16 s/GB.
-fn leave_cpu_to_proxy() {
+pub fn leave_cpu_to_proxy() {
     if let Some(&last) = core_affinity::get_core_ids().unwrap_or_default().last() {
         core_affinity::set_for_current(last);
     }

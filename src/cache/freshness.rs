@@ -6,15 +6,20 @@
 //! No crate does this: http-cache-semantics 3 follows the older RFC 7234, knows no partial content, no stale answers of
 //! RFC 5861 and no defaults by type, and cuts directives at commas inside quotes.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use http::{
-    HeaderMap, HeaderName, Method, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
     header::{AGE, AUTHORIZATION, CONTENT_TYPE, DATE, EXPIRES, LAST_MODIFIED, SET_COOKIE, VARY},
 };
 
 use super::control::Directives;
-use crate::http::{date::parse_date, head::list_elements, request::RequestHead, response::ResponseHead};
+use crate::http::{
+    date::parse_date, head::list_elements, mime, request::RequestHead, response::ResponseHead,
+};
 
 /// Segments and films do not change under their name; with a validator a day costs one round trip a day.
 const MEDIA_LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -24,6 +29,9 @@ const ENDED_PLAYLIST_LIFETIME: Duration = Duration::from_secs(3600);
 const UNKNOWN_PLAYLIST_LIFETIME: Duration = Duration::from_secs(1);
 /// Heuristic freshness ends here, whatever the age of the file (RFC 9111 section 4.2.2 wants a limit; many use a day).
 const HEURISTIC_LIFETIME_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// What servers call files whose type they do not know (nginx without types, S3, most others): their names tell more.
+const TELL_NOTHING: [&[u8]; 4] = [b"", b"text/plain", b"application/octet-stream", b"binary/octet-stream"];
 
 /// Whether this cache may keep the response: RFC 9111 section 3, "A cache MUST NOT store a response to a request unless:".
 pub fn may_store(request: &RequestHead, response: &ResponseHead) -> bool {
@@ -80,7 +88,10 @@ pub fn usual_lifetime(headers: &HeaderMap, path: &str, playlist: Option<Playlist
     if is_playlist(headers, path) {
         return UNKNOWN_PLAYLIST_LIFETIME;
     }
-    if kind.starts_with(b"video/") || kind.starts_with(b"audio/") || kind.starts_with(b"image/") {
+    let path = path.split('?').next().unwrap_or_default();
+    let named = TELL_NOTHING.contains(&kind.as_slice()).then(|| mime::content_type(Path::new(path)));
+    let kind = named.as_ref().map_or(kind.as_slice(), HeaderValue::as_bytes);
+    if [&b"video/"[..], b"audio/", b"image/"].iter().any(|media| kind.starts_with(media)) {
         return MEDIA_LIFETIME;
     }
     // "If the response has a Last-Modified header field, caches are encouraged to use a heuristic expiration value that is

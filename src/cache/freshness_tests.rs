@@ -138,6 +138,10 @@ fn where_the_root_says_nothing() {
     let hls = "application/vnd.apple.mpegurl";
     assert_eq!(usual("video/mp2t", "/a.ts", None), MEDIA_LIFETIME);
     assert_eq!(usual("Audio/MP4; codecs=x", "/a", None), MEDIA_LIFETIME);
+    // A server that knows no types.
+    assert_eq!(usual("text/plain", "/a.ts?token=1", None), MEDIA_LIFETIME);
+    assert_eq!(usual("application/octet-stream", "/a.MP4", None), MEDIA_LIFETIME);
+    assert_eq!(usual("text/html", "/a.mp4", None), s(0));
     assert_eq!(usual(hls, "/a.m3u8", None), UNKNOWN_PLAYLIST_LIFETIME);
     assert_eq!(usual("text/plain", "/a.M3U8?x=1", None), UNKNOWN_PLAYLIST_LIFETIME);
     assert_eq!(usual(hls, "/a.m3u8", Some(Playlist::Ended)), ENDED_PLAYLIST_LIFETIME);

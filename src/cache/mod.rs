@@ -94,7 +94,11 @@ impl fmt::Display for Key {
 /// URI"; the method is always GET, the scheme always http.
 pub fn url(request: &RequestHead) -> String {
     let host = request.headers.get(HOST).map_or(&b""[..], HeaderValue::as_bytes);
-    format!("{}{}", String::from_utf8_lossy(host).to_ascii_lowercase(), request.target())
+    let mut url = String::with_capacity(host.len() + request.target().len());
+    url.push_str(&String::from_utf8_lossy(host));
+    url.make_ascii_lowercase();
+    url.push_str(request.target());
+    url
 }
 
 /// Why a directory cannot be used as a cache.

@@ -65,10 +65,13 @@ impl Way {
     }
 }
 
+/// How `Cache-Status` begins where nothing was fetched.
+pub(super) const HIT: &str = "plait; hit";
+
 /// The value of `Cache-Status`.
 pub(super) fn cache_status(way: Way, stored: Option<(&Meta, SystemTime)>) -> HeaderValue {
     let mut text = match way {
-        Way::Hit => "plait; hit".to_owned(),
+        Way::Hit => HIT.to_owned(),
         Way::Forwarded(why, status) => format!("plait; fwd={why}; fwd-status={}", status.as_u16()),
         Way::Collapsed => "plait; fwd=miss; collapsed".to_owned(),
         Way::Partial => "plait; fwd=partial".to_owned(),

@@ -12,6 +12,7 @@ mod on_glommio;
 #[cfg(test)]
 pub(crate) mod on_simulator;
 mod on_tokio_uring;
+mod patience;
 
 use std::{
     cell::RefCell,
@@ -30,6 +31,7 @@ use futures_util::future::select;
 pub use mail::{Mail, MailFull, Mesh};
 #[cfg(test)]
 pub use on_simulator::Instant;
+pub use patience::Patience;
 /// The clock of everything that a simulation may run in virtual time.
 #[cfg(not(test))]
 pub use std::time::Instant;

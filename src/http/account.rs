@@ -141,6 +141,9 @@ impl Account {
 
     /// The value of `Server-Timing` (W3C), for a player to show; nothing to say where no cache and no root was asked.
     pub fn server_timing(&self) -> Option<HeaderValue> {
+        if let (Some(CacheUse::Hit), None) = (self.cache, self.waited) {
+            return Some(HeaderValue::from_static("cache;desc=hit"));
+        }
         let cache = self.cache.map(|cache| format!("cache;desc={}", cache.name()));
         let root = self.waited.map(|waited| format!("root;dur={:.1}", waited.as_secs_f64() * 1e3));
         let metrics: Vec<_> = cache.into_iter().chain(root).collect();

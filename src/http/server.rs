@@ -34,7 +34,7 @@ use super::{
     traffic::Traffic,
 };
 use crate::{
-    exec::{self, Interest},
+    exec::{self, Interest, Patience},
     net::Socket,
 };
 
@@ -44,6 +44,11 @@ const HEAD_BYTES_MAX: usize = MAX_HEAD_BYTES + 2;
 const HEAD_BYTES_USUAL: usize = 1 << 10;
 /// Looked at in one receive: nearly every head is smaller.
 const RECEIVE_BYTES: usize = 4 << 10;
+thread_local! {
+    /// What is looked at; one for the core, for nobody waits with it, so that an idle connection holds no buffer.
+    static LOOKED_AT: RefCell<[u8; RECEIVE_BYTES]> = const { RefCell::new([0; RECEIVE_BYTES]) };
+}
+
 /// Largest body that a request may carry. Nothing here reads bodies; a small one is thrown away so that the connection
 /// can be used again.
 const REQUEST_BODY_BYTES_MAX: u64 = 64 << 10;
@@ -90,6 +95,8 @@ pub struct HttpConnection {
     deadlines: Deadlines,
     /// True once no new request is to be taken.
     stopping: watch::Receiver<bool>,
+    /// Rings when no request has come for too long.
+    idle: Patience,
     state: State,
     /// The answer that is owed or has begun belongs to a HEAD request.
     is_head: bool,
@@ -123,6 +130,14 @@ enum State {
     Over,
 }
 
+/// What has come of a request.
+enum Begun {
+    /// Its head, which is off the socket.
+    Head(RequestHead),
+    /// These bytes, which are still there.
+    Some(Vec<u8>),
+}
+
 /// Why there is no request.
 enum NoRequest {
     /// The connection ended, or was idle for too long.
@@ -151,6 +166,7 @@ impl HttpConnection {
             socket: Rc::new(socket),
             deadlines,
             stopping,
+            idle: Patience::default(),
             state: State::Ready,
             is_head: false,
             version: Version::Http11,
@@ -176,7 +192,7 @@ impl HttpConnection {
     }
 
     /// The answer to the request has ended; `complete` says that all of it was sent.
-    pub(super) fn close_account(&mut self, method: &Method, target: &str, complete: bool) {
+    pub(super) fn close_account(&mut self, method: Method, target: String, complete: bool) {
         let outcome = self.account.take().close();
         if let Some((traffic, client)) = &self.traffic {
             traffic.ended(*client, method, target, outcome, complete);
@@ -236,7 +252,7 @@ impl HttpConnection {
                     self.client_stays &= lasts;
                     let told = self.respond_problem(&problem).await;
                     // What it was has not become known as a whole.
-                    self.close_account(&Method::GET, "-", told.is_ok());
+                    self.close_account(Method::GET, "-".to_owned(), told.is_ok());
                     if told.is_err() {
                         self.abort();
                     }
@@ -354,40 +370,44 @@ impl HttpConnection {
     async fn receive_request(&mut self) -> Result<RequestHead, NoRequest> {
         (self.is_head, self.version, self.client_stays) = (false, Version::Http11, true);
         self.has_body = false;
-        let begun = self.first_bytes().await?;
         let request_deadline = self.deadlines.request;
-        let head = match exec::timeout(request_deadline, self.receive_head(begun)).await {
-            Ok(head) => head?,
-            Err(exec::Elapsed) => return Err(NoRequest::last_words(too_slow(request_deadline))),
+        let head = match self.first_bytes().await? {
+            Begun::Head(head) => head,
+            Begun::Some(begun) => match exec::timeout(request_deadline, self.receive_head(begun)).await {
+                Ok(head) => head?,
+                Err(exec::Elapsed) => return Err(NoRequest::last_words(too_slow(request_deadline))),
+            },
         };
         self.account.replace(Account::new());
         self.is_head = head.method == Method::HEAD;
         self.version = head.version;
         self.client_stays = head.keep_alive();
-        match exec::timeout(request_deadline, self.skip_body(&head)).await {
-            Ok(skipped) => skipped?,
-            Err(exec::Elapsed) => return Err(NoRequest::last_words(too_slow(request_deadline))),
+        if !head.is_plain() || head.body_len() != BodyLen::None {
+            match exec::timeout(request_deadline, self.skip_body(&head)).await {
+                Ok(skipped) => skipped?,
+                Err(exec::Elapsed) => return Err(NoRequest::last_words(too_slow(request_deadline))),
+            }
         }
         self.state = State::Owing;
         Ok(head)
     }
 
-    /// Waits until a request begins, and looks at what has come of it. An idle connection holds no buffer.
-    async fn first_bytes(&mut self) -> Result<Vec<u8>, NoRequest> {
+    /// Waits until a request begins, and looks at what has come of it.
+    async fn first_bytes(&mut self) -> Result<Begun, NoRequest> {
+        // Hardly any client sends the next request before it has the answer: it is waited for without a look.
+        let mut is_over = self.is_used && is_stopping(&self.stopping);
+        let mut looks = !self.is_used || is_over;
         loop {
-            let mut begun = vec![0; RECEIVE_BYTES];
             // A request that is there already is answered even if the server stops.
-            match self.socket.try_peek(&mut begun) {
-                Ok(0) => return Err(NoRequest::Gone),
-                Ok(came) => {
-                    self.is_used = true;
-                    begun.truncate(came);
-                    return Ok(begun);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => drop(begun),
-                Err(error) => return Err(error.into()),
+            if looks && let Some(begun) = self.look()? {
+                self.is_used = true;
+                return Ok(begun);
             }
-            let readable = exec::timeout(self.deadlines.idle, self.socket.ready(Interest::Read)).fuse();
+            if is_over {
+                return Err(NoRequest::Gone);
+            }
+            looks = true;
+            let readable = self.idle.wait(self.deadlines.idle, self.socket.ready(Interest::Read)).fuse();
             let (stopping, is_used) = (&mut self.stopping, self.is_used);
             let stops = async {
                 stopped(stopping).await;
@@ -402,9 +422,29 @@ impl HttpConnection {
                     Ok(readable) => readable?,
                     Err(exec::Elapsed) => return Err(NoRequest::Gone),
                 },
-                () = stops => return Err(NoRequest::Gone),
+                () = stops => is_over = true,
             }
         }
+    }
+
+    /// What has come of a request. Nearly always that is all of its head, which is then taken off the socket.
+    fn look(&self) -> Result<Option<Begun>, NoRequest> {
+        LOOKED_AT.with_borrow_mut(|seen| {
+            let came = match self.socket.try_peek(&mut seen[..]) {
+                Ok(0) => return Err(NoRequest::Gone),
+                Ok(came) => came,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
+            match parse_request(&seen[..came]) {
+                // Its bytes are there, and nobody else takes them.
+                Ok(Parsed::Complete { head, len }) if self.socket.try_discard(len)? == len => {
+                    Ok(Some(Begun::Head(head)))
+                }
+                Ok(Parsed::Complete { .. }) => Err(NoRequest::Gone),
+                _ => Ok(Some(Begun::Some(seen[..came].to_vec()))),
+            }
+        })
     }
 
     /// Receives a head, of which `head` is there, and takes exactly its bytes off the socket.

@@ -113,6 +113,40 @@ pub struct Recent {
     pub longest_stall_s: f64,
 }
 
+/// What becomes a [`Recent`] when somebody wants to see it.
+#[derive(Debug)]
+struct Ended {
+    at: SystemTime,
+    client: Option<SocketAddr>,
+    method: Method,
+    target: String,
+    outcome: Outcome,
+    complete: bool,
+}
+
+impl Ended {
+    fn report(&self) -> Recent {
+        let seconds = |time: Duration| time.as_secs_f64();
+        let outcome = &self.outcome;
+        let carried = outcome.carried.as_deref();
+        Recent {
+            ended_s: self.at.duration_since(UNIX_EPOCH).map_or(0.0, seconds),
+            client: self.client.map(|client| client.ip().to_canonical().to_string()).unwrap_or_default(),
+            method: self.method.to_string(),
+            target: self.target.chars().take(TARGET_CHARS_MAX).collect(),
+            status: outcome.status.map_or(0, |status| status.as_u16()),
+            complete: self.complete,
+            body_bytes: outcome.body_bytes,
+            taken_s: seconds(outcome.taken),
+            first_byte_s: outcome.first_byte.map(seconds),
+            cache: outcome.cache,
+            shares: carried.map(|carried| carried.shares.clone()).unwrap_or_default(),
+            reorder_depth: carried.map_or(0, |carried| carried.reorder_depth),
+            longest_stall_s: carried.map_or(0.0, |carried| seconds(carried.longest_stall)),
+        }
+    }
+}
+
 /// See the module's description.
 #[derive(Debug)]
 pub struct Traffic {
@@ -124,7 +158,7 @@ pub struct Traffic {
     first_byte: Histogram,
     stall: Histogram,
     depth: Histogram,
-    recent: Mutex<VecDeque<Recent>>,
+    recent: Mutex<VecDeque<Ended>>,
     logs: bool,
 }
 
@@ -175,8 +209,8 @@ impl Traffic {
     pub fn ended(
         &self,
         client: Option<SocketAddr>,
-        method: &Method,
-        target: &str,
+        method: Method,
+        target: String,
         outcome: Outcome,
         complete: bool,
     ) {
@@ -190,34 +224,21 @@ impl Traffic {
         if let Some(first_byte) = outcome.first_byte {
             self.first_byte.observe(first_byte.as_secs_f64());
         }
-        let carried = outcome.carried.map(|carried| *carried);
-        if let Some(carried) = &carried {
+        if let Some(carried) = &outcome.carried {
             self.stall.observe(carried.longest_stall.as_secs_f64());
             self.depth.observe(carried.reorder_depth as f64);
         }
-        let seconds = |time: Duration| time.as_secs_f64();
-        let carried = carried.unwrap_or_default();
-        let recent = Recent {
-            ended_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, seconds),
-            client: client.map(|client| client.ip().to_canonical().to_string()).unwrap_or_default(),
-            method: method.to_string(),
-            target: target.chars().take(TARGET_CHARS_MAX).collect(),
-            status,
-            complete,
-            body_bytes: outcome.body_bytes,
-            taken_s: seconds(outcome.taken),
-            first_byte_s: outcome.first_byte.map(seconds),
-            cache: outcome.cache,
-            shares: carried.shares,
-            reorder_depth: carried.reorder_depth,
-            longest_stall_s: seconds(carried.longest_stall),
-        };
-        if self.logs {
-            log(&recent, target);
+        let mut ended = Ended { at: SystemTime::now(), client, method, target, outcome, complete };
+        if self.logs && tracing::enabled!(target: "access", tracing::Level::INFO) {
+            log(&ended.report(), &ended.target);
+        }
+        if let Some((end, _)) = ended.target.char_indices().nth(TARGET_CHARS_MAX) {
+            ended.target.truncate(end);
+            ended.target.shrink_to_fit();
         }
         let mut kept = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         kept.truncate(RECENT_MAX - 1);
-        kept.push_front(recent);
+        kept.push_front(ended);
     }
 
     /// All until now.
@@ -230,7 +251,13 @@ impl Traffic {
             first_byte: self.first_byte.report(),
             stall: self.stall.report(),
             depth: self.depth.report(),
-            recent: self.recent.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect(),
+            recent: self
+                .recent
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .iter()
+                .map(Ended::report)
+                .collect(),
         }
     }
 }
@@ -279,7 +306,7 @@ mod tests {
         let traffic = Traffic::default();
         for request in 0..RECENT_MAX + 3 {
             let target = format!("/{request}{}", "x".repeat(TARGET_CHARS_MAX));
-            traffic.ended(None, &Method::GET, &target, Account::new().close(), false);
+            traffic.ended(None, Method::GET, target, Account::new().close(), false);
         }
         let report = traffic.report();
         assert_eq!(report.recent.len(), RECENT_MAX);

@@ -7,10 +7,11 @@
 use std::{
     collections::HashSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::AsFd,
     sync::{Mutex, PoisonError},
 };
 
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 /// Which congestion control a leg gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +93,15 @@ impl Congestion {
 
 /// An address of documentation (RFC 5737): nowhere near.
 const DISTANT: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1));
+
+/// Connections that `listener` accepts begin without pacing, also where BBR is the host's default. Once BBR has begun on a
+/// connection the kernel goes on pacing it, whatever takes BBR's place (sk_pacing_status is never taken back); to
+/// begin with it later costs nothing.
+pub(super) fn begin_unpaced(listener: &impl AsFd) {
+    let listener = SockRef::from(listener);
+    // A kernel that has neither keeps its default.
+    let _ = SHORT.iter().any(|name| listener.set_tcp_congestion(name.as_bytes()).is_ok());
+}
 
 fn warn_once(name: &str, error: &std::io::Error) {
     static WARNED: Mutex<Option<HashSet<String>>> = Mutex::new(None);

@@ -18,7 +18,7 @@ use rustix::{io::Errno, net::SocketFlags};
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::sync::watch;
 
-use super::{Socket, Tally, Told, hand_over::Port, mptcp, pipe::close_idle_pipes};
+use super::{Socket, Tally, Told, congestion, hand_over::Port, mptcp, pipe::close_idle_pipes};
 use crate::{
     exec::{self, Interest, Watch},
     wire::route::Transport,
@@ -225,6 +225,7 @@ fn listening_socket(domain: Domain, transport: Transport) -> io::Result<RawSocke
 
 fn with_port(fds: Vec<OwnedFd>, port: Port) -> Vec<BoundSocket> {
     let port = Arc::new(port);
+    fds.iter().for_each(congestion::begin_unpaced);
     fds.into_iter().map(|fd| BoundSocket { fd, port: port.clone() }).collect()
 }
 

@@ -357,13 +357,21 @@ impl Socket {
         matches!(recv(&self.fd, &mut [0; 1][..], RecvFlags::DONTWAIT | RecvFlags::PEEK), Err(Errno::AGAIN))
     }
 
+    /// Throws up to `max` received bytes away; 0 is the end of the stream.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is there; otherwise the connection's error.
+    pub fn try_discard(&self, max: usize) -> io::Result<usize> {
+        discard(self.fd.as_fd(), max)
+    }
+
     /// Throws up to `max` received bytes away; waits for at least one, or 0 at the end of the stream.
     ///
     /// # Errors
     /// The connection's error.
     pub async fn discard(&self, max: usize) -> io::Result<usize> {
         loop {
-            match discard(self.fd.as_fd(), max) {
+            match self.try_discard(max) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.ready(Interest::Read).await?,
                 outcome => return outcome,
             }
