@@ -48,6 +48,8 @@ pub type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 const SEGMENT_BYTES: u64 = 64 << 10;
 /// Its name.
 const SEGMENT_NAME: &str = "segment.ts";
+/// Hits of the film per round: one takes 60 ms, and what else the machine does meanwhile decides.
+const HITS_PER_ROUND: u64 = 10;
 /// First bytes that are timed per round: one alone says nothing.
 const FIRST_BYTES_PER_ROUND: u32 = 100;
 /// Clients that want the same cold object at once.
@@ -172,11 +174,14 @@ fn run(rounds: u32) -> Outcome<Vec<Goal>> {
     let mut goals = Vec::new();
     let labels = ["plait", "nginx proxy_cache"];
 
-    let hits = contest(rounds, labels, VIDEO_BYTES, |index| {
+    let hits = contest(rounds, labels, HITS_PER_ROUND * VIDEO_BYTES, |index| {
         let (address, process) = peers[index];
-        sample(process, || timed_get_aside(address, VIDEO_NAME, VIDEO_BYTES).map(drop))
+        sample(process, || {
+            (0..HITS_PER_ROUND).try_for_each(|_| timed_get_aside(address, VIDEO_NAME, VIDEO_BYTES).map(drop))
+        })
     });
-    print_cells("hit, 200 MB", &[], &hits.iter().collect::<Vec<_>>())?;
+    let note = format!("{HITS_PER_ROUND} of them, one after the other.");
+    print_cells("hit, 200 MB", &[note], &hits.iter().collect::<Vec<_>>())?;
     let [ours, theirs] = &hits;
     goals.push(Goal::ratio(
         "hit, 200 MB: throughput ÷ nginx",
