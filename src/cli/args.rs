@@ -11,7 +11,7 @@ use crate::{
     net::NameServer,
     observe::{AdminAddress, logs::LogFormat},
     relay::AllowRule,
-    tune::Profile,
+    tune::{Profile, Setting, profile},
     wire::path_source::PathSource,
 };
 
@@ -184,8 +184,9 @@ pub struct LabChain {
     /// How lanes go: over relays, straight to the upstream, or there by kernel MPTCP over all paths
     #[arg(long, value_enum, default_value_t)]
     pub via: LabVia,
-    /// Kernel settings of all hosts: a profile of `plait tune show`, or stock for this kernel's own [default: the lab's]
-    #[arg(long, value_name = "PROFILE")]
+    /// Kernel settings of all hosts: a profile of `plait tune show`, a FILE.conf like it, or stock for this kernel's own
+    /// [default: the lab's]
+    #[arg(long, value_name = "PROFILE|FILE")]
     pub tuning: Option<LabTuning>,
     /// One more flag for a role (root, upstream, relay, downstream, all), such as downstream=--cores=0. May be repeated
     #[arg(long = "role-flag", value_name = "ROLE=FLAG")]
@@ -193,19 +194,27 @@ pub struct LabChain {
 }
 
 /// `plait lab --tuning`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LabTuning {
-    /// What a new network namespace begins with.
-    Stock,
-    /// That, and a profile's settings.
-    Profile(Profile),
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LabTuning {
+    /// Beside what a new network namespace begins with.
+    pub settings: Vec<Setting>,
 }
 
 impl FromStr for LabTuning {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text == "stock" { Ok(Self::Stock) } else { text.parse().map(Self::Profile) }
+        let file;
+        let settings = match text {
+            "stock" => "",
+            path if path.ends_with(".conf") => {
+                file = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+                &file
+            }
+            name => name.parse::<Profile>()?.text,
+        };
+        let settings = profile::parse(settings).map_err(|error| error.to_string())?;
+        Ok(Self { settings })
     }
 }
 

@@ -58,9 +58,6 @@ pub enum LabRunError {
     /// A file of the scenario's directory is asked for, and which one is not said.
     #[error("--dir {dir}: name the file to download (--file NAME)", dir = .0.display())]
     NoFile(PathBuf),
-    /// A profile of this binary is broken.
-    #[error("profile {0}: {1}")]
-    Profile(&'static str, #[source] crate::tune::profile::SyntaxError),
     /// Results on this machine would not count.
     #[error("the emulator is not good enough on this machine now: stop what else runs, or use more cores")]
     Calibration,
@@ -117,14 +114,11 @@ fn start(global: &Global, args: &LabChain) -> Result<(Lab, Chain), LabRunError> 
     let scenario = Scenario::load(&args.scenario)?;
     println!("{}: {}", scenario.name, scenario.stands_for);
     print!("{}", describe(&scenario));
-    let lab = match args.tuning {
+    let lab = match &args.tuning {
         None => Lab::build(&scenario)?,
-        Some(LabTuning::Stock) => Lab::build_tuned(&scenario, &[])?,
-        Some(LabTuning::Profile(profile)) => {
-            let settings = profile.settings().map_err(|error| LabRunError::Profile(profile.name, error))?;
-            let settings: Vec<_> =
-                settings.iter().map(|set| (set.key.as_str(), set.value.as_str())).collect();
-            Lab::build_tuned(&scenario, &settings)?
+        Some(LabTuning { settings }) => {
+            let settings = settings.iter().map(|set| (set.key.as_str(), set.value.as_str()));
+            Lab::build_tuned(&scenario, &Vec::from_iter(settings))?
         }
     };
     let mut options = ChainOptions::new(&lab, std::env::current_exe().map_err(LabRunError::Own)?);

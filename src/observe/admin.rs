@@ -103,6 +103,12 @@ async fn answer(
             // Numbers, strings and lists are always JSON.
             ("application/json", serde_json::to_vec(&sources.gather().await).unwrap_or_default())
         }
+        // For balancers and orchestrators, many times a minute.
+        "/ready" if sources.has_no_way() => {
+            let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, Side::Relay, "no path is up");
+            return connection.respond_problem(&problem).await;
+        }
+        "/ready" => ("text/plain; charset=utf-8", b"ready\n".into()),
         "/" => ("text/html; charset=utf-8", include_bytes!("dashboard/index.html").into()),
         "/dashboard.css" => ("text/css; charset=utf-8", include_bytes!("dashboard/dashboard.css").into()),
         "/dashboard.js" => {
@@ -113,7 +119,7 @@ async fn answer(
             ("text/javascript; charset=utf-8", include_bytes!("../../assets/hls.js/hls.light.min.js").into())
         }
         _ => {
-            let text = "there is /, /metrics and /state.json";
+            let text = "there is /, /metrics, /state.json and /ready";
             return connection
                 .respond_problem(&Problem::new(StatusCode::NOT_FOUND, Side::Client, text))
                 .await;

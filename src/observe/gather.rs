@@ -65,6 +65,12 @@ pub struct Sources {
 }
 
 impl Sources {
+    /// Whether paths are all that it serves from, and none of them has a lane. A cache serves what it has.
+    pub(super) fn has_no_way(&self) -> bool {
+        let paths = self.paths.as_ref().filter(|_| self.cache.is_none()).map(|paths| paths.borrow());
+        paths.is_some_and(|paths| paths.iter().all(|path| path.live_instance().is_none()))
+    }
+
     /// All figures now.
     pub async fn gather(&self) -> Snapshot {
         let pools = net::pool_report();

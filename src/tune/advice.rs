@@ -1,4 +1,4 @@
-//! What no sysctl(8) setting can say: network cards, limits of the process, MPTCP.
+//! What no profile can say: network cards, limits of the process, congestion control, MPTCP.
 //!
 //! In: `/sys`, `/proc`, and what ethtool(8) and ip(8) print. Out: lines, each with what is there, what would be better and
 //! the command for it. Nothing is changed: cards differ too much for that.
@@ -53,6 +53,7 @@ pub fn all(cpus: &[usize], nic: Option<&str>) -> Vec<Advice> {
         }
     }
     list.extend(limits());
+    list.extend(congestion_control());
     list.extend(mptcp());
     list
 }
@@ -225,6 +226,15 @@ fn limits() -> Vec<Advice> {
         list.push(advice("pages of pipes for this user", pages.to_string(), todo));
     }
     list
+}
+
+/// Services and containers have no privileges, and without them only some algorithms may be chosen.
+fn congestion_control() -> Option<Advice> {
+    let allowed = fs::read_to_string("/proc/sys/net/ipv4/tcp_allowed_congestion_control").ok()?;
+    let todo = (!allowed.split_whitespace().any(|name| name == "bbr")).then(|| {
+        format!("modprobe tcp_bbr; sysctl net.ipv4.tcp_allowed_congestion_control=\"{} bbr\"", allowed.trim())
+    });
+    Some(advice("congestion control for services", allowed.trim(), todo))
 }
 
 /// Kernel MPTCP needs to be told which addresses to use; a path over relays needs none of this.

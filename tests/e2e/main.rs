@@ -9,6 +9,7 @@ mod client;
 mod content;
 mod dashboard;
 mod discovery;
+mod documents;
 mod failures;
 mod gate;
 mod hand_over;

@@ -8,7 +8,7 @@ use crate::{
     chain::{Chain, Plan},
     client::{Answer, Client, ask},
     content::content,
-    process::{DEADLINE, Settings},
+    process::{DEADLINE, Process, Settings},
 };
 
 const LENGTH: usize = 20_000_000;
@@ -182,4 +182,14 @@ fn each_request_is_a_line_of_the_log() {
             }
         }
     }
+}
+
+#[test]
+fn a_balancer_is_told_when_no_path_is_up() {
+    let mut chain = watched_chain();
+    let ready = |process: &Process| admin(process.admin(), "/ready", "localhost").status();
+    eventually("a lane", || (ready(&chain.downstream) == 200).then_some(()));
+    assert_eq!((ready(&chain.upstream), ready(&chain.relays[0][0])), (200, 200));
+    chain.relays.iter_mut().flatten().for_each(Process::kill);
+    eventually("no lane", || (ready(&chain.downstream) == 503).then_some(()));
 }

@@ -1,0 +1,256 @@
+//! What the documentation tells people to type, and what the packaging starts, is taken by the command line.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use clap::CommandFactory;
+use plait::cli::Arguments;
+
+use crate::process::{Settings, installed, run};
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(repository().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// All pages below `dir`.
+fn pages(dir: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(repository().join(dir)).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && dir != "." {
+            found.extend(pages(path.to_str().unwrap()));
+        } else if path.extension().is_some_and(|extension| extension == "md") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// Whole lines of the shell blocks of a page, without comments.
+fn shell_lines(page: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    let (mut inside, mut goes_on) = (false, false);
+    for line in page.lines() {
+        let line = line.trim();
+        if let Some(language) = line.strip_prefix("```") {
+            (inside, goes_on) = (language == "sh", false);
+            continue;
+        }
+        if !inside {
+            continue;
+        }
+        let line = line.split("# ").next().unwrap().split(" #").next().unwrap();
+        let (line, more) = line.strip_suffix('\\').map_or((line, false), |line| (line, true));
+        match lines.last_mut() {
+            Some(last) if goes_on => last.push_str(line),
+            _ => lines.push(line.to_owned()),
+        }
+        goes_on = more;
+    }
+    lines
+}
+
+/// The words behind each `plait` of a line, up to what is the shell's.
+fn commands(line: &str) -> Vec<Vec<String>> {
+    let line = line.replace("cargo run --release -- ", "plait ");
+    let known = |word: &str| Arguments::command().get_subcommands().any(|command| command.get_name() == word);
+    line.split(['|', ';', '&'])
+        .filter_map(|part| {
+            let words: Vec<_> = part.split(['>', '<']).next()?.split_whitespace().collect();
+            let first = words.iter().find(|word| !word.contains('=') && **word != "sudo")?;
+            let at = words.iter().position(|word| *word == "plait" || word.ends_with("/plait"))?;
+            // Elsewhere it may be the name of an image or a package.
+            let is_command = first == &words[at] || words.get(at + 1).is_some_and(|word| known(word));
+            let plain = |word: &&str| word.trim_matches(['"', '\'']).to_owned();
+            is_command.then(|| words[at..].iter().map(plain).map(|word| filled_in(&word)).collect())
+        })
+        .collect()
+}
+
+/// With an address for every variable.
+fn filled_in(word: &str) -> String {
+    let mut parts = word.split('$');
+    let mut text = parts.next().unwrap().to_owned();
+    for part in parts {
+        text.push_str("127.0.0.1");
+        let end = part.find(|c: char| !c.is_ascii_alphanumeric() && !"_{}".contains(c));
+        text.push_str(&part[end.unwrap_or(part.len())..]);
+    }
+    text
+}
+
+#[track_caller]
+fn must_parse(place: &str, words: &[String]) {
+    match Arguments::command().try_get_matches_from(words) {
+        Ok(_) => {}
+        Err(error) if !error.use_stderr() => {}
+        Err(error) => panic!("{place}: `{}`: {error}", words.join(" ")),
+    }
+}
+
+#[test]
+fn commands_of_the_documentation_are_taken() {
+    let mut count = 0;
+    for dir in [".", "docs", "tuning", "bench", "flamegraphs", "packaging"] {
+        for page in pages(dir) {
+            for line in shell_lines(&fs::read_to_string(&page).unwrap()) {
+                for words in commands(&line) {
+                    must_parse(&page.display().to_string(), &words);
+                    count += 1;
+                }
+            }
+        }
+    }
+    assert!(count > 20, "only {count} commands were found");
+}
+
+#[test]
+fn the_tables_of_flags_name_no_other() {
+    let readme = read("README.md");
+    let rows = readme.lines().filter_map(|line| line.strip_prefix("| `plait ")?.split_once("` |"));
+    let mut count = 0;
+    for (name, cells) in rows.filter(|(name, _)| !name.contains(['|', ' '])) {
+        let mut grammar = Arguments::command();
+        grammar.build();
+        let command = grammar.find_subcommand(name).unwrap_or_else(|| panic!("no command {name}"));
+        let flags = cells.split("`--").skip(1).map(|text| text.split([' ', '`']).next().unwrap());
+        for flag in flags {
+            let found = command.get_arguments().any(|argument| argument.get_long() == Some(flag));
+            let below = command.get_subcommands().next().is_some();
+            assert!(found || below, "plait {name} has no --{flag}");
+            count += 1;
+        }
+    }
+    assert!(count > 20, "only {count} flags were found");
+}
+
+#[test]
+fn units_and_containers_start_commands_that_exist() {
+    for role in ["root", "upstream", "relay", "downstream"] {
+        let unit = read(&format!("packaging/systemd/plait-{role}.service"));
+        let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+        must_parse(role, &["plait".into(), role.into(), "--help".into()]);
+        assert_eq!(start, format!("/usr/bin/plait {role} --config /etc/plait/{role}.toml"));
+        let config = repository().join(format!("packaging/config/{role}.toml"));
+        let mut plait = Settings::default().plait();
+        // The units say where it is.
+        plait.env("PLAIT_KEY", "/nonexistent/plait.key").args(["check", role, "--config"]).arg(config);
+        let looked = run(&mut plait);
+        let said = String::from_utf8_lossy(&looked.stderr).into_owned();
+        assert!(said.lines().count() == 1 && said.contains(" things are wrong"), "{role}: {said}");
+    }
+    // Lists of arguments as YAML and HCL write them here.
+    let yaml = read("packaging/kubernetes/plait.yaml");
+    let yaml = yaml.split("args:\n").skip(1).map(|text| {
+        let lines = text.lines().map_while(|line| line.trim().strip_prefix("- "));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    });
+    let hcl = read("packaging/nomad/plait.nomad.hcl");
+    let hcl = hcl.lines().collect::<Vec<_>>().join(" ");
+    let hcl = hcl.split(" args ").skip(1).map(|text| {
+        let list = text.split(']').next().unwrap();
+        list.split('"').skip(1).step_by(2).map(filled_in).collect::<Vec<_>>()
+    });
+    let lists: Vec<_> = yaml.chain(hcl).collect();
+    assert_eq!(lists.len(), 6);
+    for mut words in lists {
+        words.insert(0, "plait".into());
+        words.push("--key=k".into());
+        if words[1] == "root" {
+            words.pop();
+        }
+        must_parse("orchestrators", &words);
+    }
+}
+
+#[test]
+fn the_balancers_configurations_are_whole() {
+    let config = read("packaging/kubernetes/haproxy.cfg");
+    let inside: String = config
+        .lines()
+        .map(|line| if line.is_empty() { "\n".to_owned() } else { format!("    {line}\n") })
+        .collect();
+    assert!(
+        read("packaging/kubernetes/plait.yaml").contains(&inside),
+        "plait.yaml has another haproxy.cfg than the one beside it"
+    );
+    if !installed("haproxy") {
+        return;
+    }
+    let job = read("packaging/nomad/plait.nomad.hcl");
+    let (_, text) = job.split_once("<<EOF\n").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in [("kubernetes", &*config), ("nomad", text.split("EOF").next().unwrap())] {
+        let file = dir.path().join(name);
+        fs::write(&file, text).unwrap();
+        let output = run(std::process::Command::new("haproxy").args(["-c", "-f"]).arg(&file));
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn the_package_holds_what_it_says() {
+    let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
+    let deb = &manifest["package"]["metadata"]["deb"];
+    for asset in deb["assets"].as_array().unwrap() {
+        let source = asset[0].as_str().unwrap();
+        // Made by `cargo xtask deb`.
+        if !source.starts_with("target/") {
+            let (dir, pattern) = source.rsplit_once('/').unwrap_or((".", source));
+            let there = match pattern {
+                "*" => fs::read_dir(repository().join(dir)).is_ok_and(|mut entries| entries.next().is_some()),
+                name => repository().join(dir).join(name).is_file(),
+            };
+            assert!(there, "{source} is not there");
+        }
+    }
+    for unit in deb["systemd-units"].as_array().unwrap() {
+        let unit = format!("packaging/systemd/{}.service", unit["unit-name"].as_str().unwrap());
+        assert!(repository().join(&unit).is_file(), "{unit}");
+    }
+}
+
+#[test]
+fn systemd_takes_the_units() {
+    // Its own targets are what they stand on.
+    let own = Path::new("/usr/lib/systemd/system");
+    if !installed("systemd-analyze") || !own.join("sysinit.target").exists() {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let units = root.path().join("usr/lib/systemd/system");
+    fs::create_dir_all(&units).unwrap();
+    for program in ["usr/bin/plait", "bin/kill"] {
+        let program = root.path().join(program);
+        fs::create_dir_all(program.parent().unwrap()).unwrap();
+        fs::copy("/bin/true", program).unwrap();
+    }
+    for entry in
+        fs::read_dir(own).unwrap().chain(fs::read_dir(repository().join("packaging/systemd")).unwrap())
+    {
+        let path = entry.unwrap().path();
+        let is_ours = path.starts_with(repository());
+        if path.is_file() && (is_ours || path.extension().is_some_and(|extension| extension == "target")) {
+            fs::copy(&path, units.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let analyze = |args: &[&str], unit: &str| {
+        let mut command = std::process::Command::new("systemd-analyze");
+        let output = run(command.args(args).arg(format!("--root={}", root.path().display())).arg(unit));
+        let said = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "{unit}: {}", String::from_utf8_lossy(&said));
+    };
+    for role in ["root", "upstream", "relay", "downstream"] {
+        let unit = format!("plait-{role}.service");
+        analyze(&["verify", "--man=no"], &unit);
+        // Tenths: docs/security.md.
+        analyze(&["security", "--offline=true", "--threshold=20"], &unit);
+    }
+    analyze(&["verify", "--man=no"], "plait-downstream.socket");
+}
