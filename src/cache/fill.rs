@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::BytesMut;
 use tokio::sync::Notify;
 
 use super::{
@@ -169,6 +170,13 @@ impl Fill {
     pub fn giving_way(mut self) -> Self {
         self.gives_way = true;
         self
+    }
+
+    /// Stores a body that is there already, all of what `lead` is to bring.
+    pub fn with_all(cache: Arc<Cache>, lead: Lead, body: BytesMut) {
+        let mut fill = Self::new(cache, lead, None);
+        // Dropped, it hands over what has gathered.
+        fill.gathered = Conduit::of(body);
     }
 
     /// What is filled.

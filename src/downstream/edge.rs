@@ -6,6 +6,7 @@
 
 use std::{
     io,
+    ops::Range,
     rc::Rc,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -26,7 +27,7 @@ use crate::{
     cache::{
         self, Asked, Asking, Cache, Key, Turn,
         control::Directives,
-        fill::{Attachment, Fill},
+        fill::{self, Attachment, Fill},
         freshness::{self, Verdict},
         object::{Lead, Object},
         record::Meta,
@@ -38,6 +39,7 @@ use crate::{
         problem::{Problem, Side},
         range::ByteRange,
         request::RequestHead,
+        response::ResponseHead,
         server::HttpConnection,
     },
     mp::{
@@ -49,6 +51,8 @@ use crate::{
 /// How often a request looks into the cache before it goes to the root by itself: once, once more after the answer that it
 /// has waited for, and again where that was about another representation (`Vary`).
 const ROUNDS: usize = 3;
+/// How long requests wait for the end of an answer that has come without a length: a playlist's is there with its head.
+const END_AWAITED_MAX: Duration = Duration::from_secs(1);
 /// The cache, and the way to the root; one for each core.
 #[derive(Clone)]
 pub(super) struct Edge {
@@ -223,6 +227,11 @@ impl<'a> Quest<'a> {
                 if let Some(stale) = stale.filter(|_| !answer.head.status.is_server_error()) {
                     self.edge.cache.forget_object(&stale);
                 }
+                if stored::may_be_duplicated(&self.onward, &answer.head, answer.framing)
+                    && let Some(meta) = self.meta(&answer.head, requested_at)
+                {
+                    return self.pass_on_and_keep(connection, *answer, way, (asking, meta)).await;
+                }
                 asking.is_uncacheable();
                 drop(asking);
                 self.pass_on(connection, *answer, way).await
@@ -238,19 +247,67 @@ impl<'a> Quest<'a> {
     ) -> Result<(Arc<Object>, Begun), Box<RootAnswer>> {
         let span = stored::object_span(&self.onward, &answer.head, answer.framing);
         let Some((len, span)) = span else { return Err(Box::new(answer)) };
-        let headers = stored::end_to_end(&answer.head.headers);
+        let Some(meta) = self.meta(&answer.head, requested_at) else { return Err(Box::new(answer)) };
+        let (object, lead) = self.publish(len, meta, span);
+        Ok((object, Begun { incoming: answer.incoming, lead }))
+    }
+
+    /// What is stored of an answer that comes now, besides its body; none if that is too much.
+    fn meta(&self, head: &ResponseHead, requested_at: SystemTime) -> Option<Meta> {
+        let headers = stored::end_to_end(&head.headers);
         let selecting = freshness::selecting_headers(&self.onward.headers, &headers);
         let usual = freshness::usual_lifetime(&headers, self.onward.target(), None);
         let times = requested_at..SystemTime::now();
-        let meta = Meta::new(self.url.clone(), headers, selecting, times, usual);
-        if !meta.is_storable() {
-            return Err(Box::new(answer));
-        }
+        Some(Meta::new(self.url.clone(), headers, selecting, times, usual)).filter(Meta::is_storable)
+    }
+
+    fn publish(&self, len: u64, meta: Meta, span: Range<u64>) -> (Arc<Object>, Lead) {
         let place = self.edge.cache.place(self.key, &self.url, |meta| self.is_selected(meta));
         let object = Object::new(place, len, meta);
         let lead = object.begin(span);
         self.edge.cache.publish(&object);
-        Ok((object, Begun { incoming: answer.incoming, lead }))
+        (object, lead)
+    }
+
+    /// Passes an answer on whose length nobody knows, and keeps it if it comes to its end. Who asks for the same meanwhile
+    /// waits for that, but not for long: the answer may have no end.
+    async fn pass_on_and_keep(
+        &self,
+        connection: &mut HttpConnection,
+        mut answer: RootAnswer,
+        way: Way,
+        (asking, meta): (Asking, Meta),
+    ) -> io::Result<()> {
+        let duplicate = answer.incoming.consumer.duplicate();
+        {
+            let passed = self.pass_on(connection, answer, way).fuse();
+            let patience = exec::sleep(END_AWAITED_MAX).fuse();
+            pin_mut!(passed, patience);
+            loop {
+                select_biased! {
+                    outcome = passed => break outcome?,
+                    () = patience => asking.is_uncacheable(),
+                }
+            }
+        }
+        let Some(body) = duplicate.take().filter(|body| !body.is_empty()) else {
+            asking.is_uncacheable();
+            return Ok(());
+        };
+        let (object, lead) = self.publish(body.len() as u64, meta, 0..body.len() as u64);
+        Fill::with_all(self.edge.cache.clone(), lead, body);
+        ahead::learn(self.edge, &self.onward, &object);
+        let cache = self.edge.cache.clone();
+        exec::spawn(async move {
+            // Whoever waits is not sent to an object that the disk refuses.
+            let settled = || object.present_bytes() == object.len() || !object.is_stored();
+            let settled = exec::timeout(END_AWAITED_MAX, fill::until(object.changed(), settled)).await;
+            if settled.is_err() || !object.is_stored() {
+                cache.forget_object(&object);
+            }
+            drop(asking);
+        });
+        Ok(())
     }
 
     /// Takes over what a 304 says. False if it is about another version.

@@ -289,6 +289,14 @@ pub(super) fn object_span(
     }
 }
 
+/// Whether an answer whose length is not known can become an object once it has ended: its chunks say whether all of it has
+/// come.
+pub(super) fn may_be_duplicated(request: &RequestHead, response: &ResponseHead, framing: Framing) -> bool {
+    framing == Framing::Chunked
+        && response.status == StatusCode::OK
+        && freshness::may_store(request, response)
+}
+
 /// Whether the answer to [`ask_for_span`] is that span of that object.
 pub(super) fn is_span(
     response: &ResponseHead,

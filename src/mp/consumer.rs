@@ -19,6 +19,7 @@ use std::{
 };
 
 use super::{
+    duplicate::Duplicate,
     queue,
     tap::{Front, Tap},
     transfer::{End, HandedFrame, Parcel, Transfer},
@@ -160,6 +161,8 @@ pub struct Consumer {
     taps: Rc<RefCell<Vec<Rc<Tap>>>>,
     conduit: Conduit,
     progress: Rc<Progress>,
+    /// Made of what a client is sent.
+    duplicate: Option<Rc<Duplicate>>,
     next: u64,
     bytes: u64,
     /// Body bytes given to the sink, those of the frame that is next included.
@@ -212,6 +215,7 @@ impl Consumer {
             taps,
             conduit: Conduit::new(),
             progress,
+            duplicate: None,
             next: 0,
             bytes: 0,
             given: 0,
@@ -231,6 +235,11 @@ impl Consumer {
     /// For a deadline that runs beside [`Consumer::run`].
     pub fn progress(&self) -> Rc<Progress> {
         self.progress.clone()
+    }
+
+    /// From now on copies what clients are sent.
+    pub fn duplicate(&mut self) -> Rc<Duplicate> {
+        self.duplicate.insert(Rc::new(Duplicate::new())).clone()
     }
 
     /// Body bytes given to the sink.
@@ -548,12 +557,18 @@ impl Consumer {
                     }
                 }
             },
-            Sink::Plain(client) | Sink::Chunked(client) => loop {
-                match conduit.drain(client, usize::MAX).map_err(TransferError::Client)? {
-                    Drained::Bytes(n) => break n,
-                    Drained::Blocked => self.client_room(client).await?,
+            Sink::Plain(client) | Sink::Chunked(client) => {
+                let max = self.duplicate.as_ref().map_or(usize::MAX, |copy| copy.copy_front(conduit));
+                loop {
+                    match conduit.drain(client, max).map_err(TransferError::Client)? {
+                        Drained::Bytes(n) => {
+                            self.duplicate.as_ref().inspect(|copy| copy.sent(n));
+                            break n;
+                        }
+                        Drained::Blocked => self.client_room(client).await?,
+                    }
                 }
-            },
+            }
         };
         self.progress.moved();
         self.given += moved as u64;

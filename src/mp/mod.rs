@@ -9,6 +9,7 @@
 mod batch;
 pub mod consumer;
 pub mod crew;
+pub mod duplicate;
 pub mod manager;
 mod producer;
 pub mod queue;

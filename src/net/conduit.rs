@@ -278,6 +278,24 @@ impl Conduit {
         if moved > 0 { self.left(moved) } else { Ok(0) }
     }
 
+    /// Of bytes in memory.
+    pub fn of(bytes: BytesMut) -> Self {
+        Self { len: bytes.len(), store: Store::Buffer(bytes) }
+    }
+
+    /// Moves all bytes behind those in `into`.
+    ///
+    /// # Errors
+    /// Those of read(2).
+    pub fn read_to(mut self, into: &mut BytesMut) -> io::Result<()> {
+        self.move_to_memory()?;
+        if let Store::Buffer(bytes) = &self.store {
+            into.extend_from_slice(bytes);
+        }
+        self.skip(self.len);
+        Ok(())
+    }
+
     fn move_to_memory(&mut self) -> io::Result<()> {
         let Store::Pipe(pipe) = &self.store else { return Ok(()) };
         let mut bytes = BytesMut::zeroed(self.len);

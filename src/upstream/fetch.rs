@@ -250,6 +250,10 @@ fn begun(
         Framing::UntilClose => Remaining::UntilClose,
     };
     strip_hop_by_hop(&mut head.headers);
+    if framing == Framing::Chunked {
+        // Tells the downstream that a body which ends has ended: where the connection's end is all that ends it, nobody knows.
+        head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     let bytes = head_bytes(&head);
     if bytes.len() > MAX_HEAD_BYTES as usize {
         return Err(ResponseError::HeadTooLarge.into());
