@@ -23,7 +23,7 @@ use super::{
     queue,
     tap::{Front, Tap},
     transfer::{End, HandedFrame, Parcel, Transfer},
-    window::Window,
+    window::{Usual, Window},
 };
 use crate::{
     cache::fill::{Fill, Unwanted},
@@ -167,7 +167,10 @@ pub struct Consumer {
     bytes: u64,
     /// Body bytes given to the sink, those of the frame that is next included.
     given: u64,
+    /// When the body was asked for.
+    began: Instant,
     window: Window,
+    usual: Arc<Usual>,
     /// Length of the body by its head, if known.
     announced: Option<u64>,
     turn_bytes: usize,
@@ -178,6 +181,8 @@ pub struct Consumer {
 
 impl Drop for Consumer {
     fn drop(&mut self) {
+        let time = self.progress.moved_at().duration_since(self.began);
+        self.usual.learn(self.given, time, self.transfer.round_trip());
         self.transfer.finish();
     }
 }
@@ -203,9 +208,13 @@ impl Consumer {
         transfer: Arc<Transfer>,
         ring: queue::Consumer<Parcel>,
         taps: Rc<RefCell<Vec<Rc<Tap>>>>,
+        (usual, running): (Arc<Usual>, usize),
     ) -> Self {
+        let now = Instant::now();
+        let first_window = usual.first(running);
+        transfer.grant(first_window);
         let progress = Rc::new(Progress {
-            moved_at: Cell::new(Instant::now()),
+            moved_at: Cell::new(now),
             on_client: Cell::new(false),
             longest_stall: Cell::default(),
         });
@@ -219,7 +228,9 @@ impl Consumer {
             next: 0,
             bytes: 0,
             given: 0,
-            window: Window::new(Instant::now()),
+            began: now,
+            window: Window::new(first_window, now),
+            usual,
             announced: None,
             turn_bytes: 0,
             budget: Budget::default(),

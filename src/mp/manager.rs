@@ -29,6 +29,7 @@ use super::{
     transfer::{Transfer, WINDOW_FRAMES},
     upload::RequestBody,
     upstreams,
+    window::Usual,
 };
 use crate::{
     exec::{self, Core, Instant},
@@ -145,6 +146,7 @@ pub struct Load {
     running: Arc<[AtomicUsize]>,
     /// Counts transfers, so that equal upstreams take turns.
     turn: Arc<AtomicUsize>,
+    usual_window: Arc<Usual>,
     ending: Arc<Barrier>,
 }
 
@@ -154,6 +156,7 @@ impl Load {
         Self {
             running: (0..cores).map(|_| AtomicUsize::new(0)).collect(),
             turn: Arc::default(),
+            usual_window: Arc::default(),
             ending: Arc::new(Barrier::new(cores)),
         }
     }
@@ -161,6 +164,12 @@ impl Load {
     fn enter(&self, core: Core) -> Busy {
         self.running[core.0].fetch_add(1, Ordering::Relaxed);
         Busy { load: self.clone(), core, began: Instant::now(), cpu_began: thread_cpu_time() }
+    }
+
+    /// What windows came to, and how many transfers run.
+    fn windows(&self) -> (Arc<Usual>, usize) {
+        let running = self.running.iter().map(|core| core.load(Ordering::Relaxed)).sum();
+        (self.usual_window.clone(), running)
     }
 
     /// The cores for the lanes of a transfer whose client is on `here`; the first is `here`. `saturated` says that the
@@ -458,7 +467,7 @@ impl Manager {
         let (ring, parcels) = MpQueue::new(WINDOW_FRAMES)?;
         let taps = Rc::new(RefCell::new(Vec::new()));
         let cores = self.load.place(self.config.placement, exec::core(), CORE_SATURATED.get());
-        let consumer = Consumer::new(transfer.clone(), parcels, taps.clone());
+        let consumer = Consumer::new(transfer.clone(), parcels, taps.clone(), self.load.windows());
         Ok((Crew { manager: self.clone(), transfer, ring, taps, places, cores, preferred }, consumer))
     }
 }

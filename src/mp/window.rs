@@ -3,7 +3,10 @@
 //! In: what the client took, and when. Out: limits for CREDIT frames. Called by the consumer. Invariants: no I/O and no
 //! clock; a limit never goes back; what is on its way and parked is below the window, whatever the client does.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 
 use crate::{exec::Instant, wire::frame::FIRST_CREDIT_BYTES};
 
@@ -16,10 +19,46 @@ const WINDOW_TIME_MIN: Duration = Duration::from_millis(20);
 /// The largest window: the same bound as for parked bytes, which it includes.
 const WINDOW_BYTES_MAX: u64 = 64 << 20;
 
+/// What a transfer begins with at most; all that run together begin with little more than twice this, see [`Usual::first`].
+const FIRST_BYTES_MAX: u64 = 32 << 20;
+/// What was carried in so many round trips of the longest path is what lanes hold, and what waits for a frame of that path.
+const USUAL_ROUND_TRIPS: u32 = 4;
+/// A transfer of fewer bytes says little of what the paths carry.
+const TELLING_BYTES_MIN: u64 = 2 * FIRST_CREDIT_BYTES;
+
+/// What windows of this process came to lately, so that a transfer over lanes that are warm need not wait for its own to grow.
+#[derive(Debug, Default)]
+pub struct Usual {
+    bytes: AtomicU64,
+}
+
+impl Usual {
+    /// The window to begin with where so many transfers run, this one among them. They share it: clients that take nothing
+    /// must not cost more, the more there are.
+    pub fn first(&self, running: usize) -> u64 {
+        let share = self.bytes.load(Relaxed) / running.max(1) as u64;
+        share.clamp(FIRST_CREDIT_BYTES, FIRST_BYTES_MAX)
+    }
+
+    /// A transfer took `bytes` within `time` over paths whose longest round trip is given. One that took more counts at once,
+    /// those that took less count for a quarter: their clients may have been slow.
+    pub fn learn(&self, bytes: u64, time: Duration, round_trip: Duration) {
+        if bytes < TELLING_BYTES_MIN || time.is_zero() {
+            return;
+        }
+        let round_trips = (round_trip * USUAL_ROUND_TRIPS).as_secs_f64() / time.as_secs_f64();
+        let needed = (bytes as f64 * round_trips) as u64;
+        let before = self.bytes.load(Relaxed);
+        // Two that end together: the later one counts.
+        self.bytes.store(needed.max(before - before / 4), Relaxed);
+    }
+}
+
 /// How far the upstream may be ahead of the client, at the downstream: the credit of a transfer.
 ///
-/// The window begins small, so that a client that takes nothing costs next to nothing on every host of the chain, and
-/// doubles while half of it is taken within three round trips; it ends between six and twelve times what the paths hold.
+/// The window begins small, so that a client that takes nothing costs next to nothing on every host of the chain, or as
+/// large as was [usual](Usual) lately, and doubles while half of it is taken within three round trips; it ends between six
+/// and twelve times what the paths hold.
 #[derive(Debug)]
 pub struct Window {
     size: u64,
@@ -30,14 +69,8 @@ pub struct Window {
 }
 
 impl Window {
-    /// The window of a transfer that begins.
-    pub fn new(now: Instant) -> Self {
-        Self { size: FIRST_CREDIT_BYTES, taken: 0, granted: FIRST_CREDIT_BYTES, mark: (0, now) }
-    }
-
-    /// One that begins with another size.
-    #[cfg(test)]
-    pub fn with_size(size: u64, now: Instant) -> Self {
+    /// The window of a transfer that begins, with so many bytes.
+    pub fn new(size: u64, now: Instant) -> Self {
         Self { size, taken: 0, granted: size, mark: (0, now) }
     }
 
@@ -73,7 +106,7 @@ mod tests {
     /// A client that takes `rate` bytes a second for `seconds`; returns the window it ends with.
     fn after(rate: u64, round_trip_ms: u64, seconds: u64) -> u64 {
         let start = Instant::now();
-        let mut window = Window::new(start);
+        let mut window = Window::new(FIRST_CREDIT_BYTES, start);
         let mut limit = FIRST_CREDIT_BYTES;
         for ms in 1..=seconds * 1000 {
             let now = start + Duration::from_millis(ms);
@@ -92,6 +125,23 @@ mod tests {
         assert_eq!(after(12_500_000, 100, 10), 8 * MIB);
         assert_eq!(after(62_500_000, 300, 10), WINDOW_BYTES_MAX);
         assert_eq!(after(1_250_000_000, 0, 2), 64 * MIB);
+    }
+
+    #[test]
+    fn the_next_window_begins_with_what_the_last_one_needed() {
+        let usual = Usual::default();
+        assert_eq!(usual.first(1), FIRST_CREDIT_BYTES);
+        let (second, round_trip) = (Duration::from_secs(1), Duration::from_millis(200));
+        usual.learn(25_000_000, second, round_trip);
+        assert_eq!(usual.first(1), 20_000_000);
+        assert_eq!(usual.first(2), 10_000_000, "two share it");
+        assert_eq!(usual.first(100), FIRST_CREDIT_BYTES);
+        usual.learn(1_000_000, second / 100, round_trip);
+        assert_eq!(usual.first(1), 20_000_000, "too short to tell");
+        usual.learn(10_000_000, second * 10, round_trip);
+        assert_eq!(usual.first(1), 15_000_000, "a slow one");
+        usual.learn(u64::MAX, second, round_trip);
+        assert_eq!(usual.first(1), FIRST_BYTES_MAX);
     }
 
     #[test]

@@ -39,7 +39,7 @@ impl Receiver {
             next_offset: 0,
             parked: BTreeMap::new(),
             parked_bytes: 0,
-            window: Window::with_size(window, now),
+            window: Window::new(window, now),
             limit: window,
             client: (0.0, 0.0),
             client_rate,
