@@ -69,6 +69,11 @@ pub enum LaneError {
 /// Transfers given up one after the other, none of whose ENDs has come: a lane that is so far behind is of no use.
 pub(super) const STALE_MAX: usize = 16;
 
+/// 1 MiB: a window that was opened by so much carries 50 Mbit/s over 100 ms.
+const WARM: u32 = 20;
+/// 8 MiB: what has carried more is no warmer, and the one used last is the best.
+const WARMTH_MAX: u32 = 23;
+
 /// A lane. Dropping it closes the connection.
 pub struct Lane {
     socket: Rc<Socket>,
@@ -83,8 +88,8 @@ pub struct Lane {
     quiet_since: Cell<Instant>,
     /// When the last transfer on it ended, or when it was made.
     unused_since: Cell<Instant>,
-    /// It has carried a transfer.
-    is_warm: Cell<bool>,
+    /// What it has received in all when it was given back last, as a power of two; 0 for one that has carried nothing.
+    warmth: Cell<u32>,
     /// Transfers whose ENDs have not come yet, although nobody waits for them, and the payload of the first one's current
     /// frame that is still in the socket.
     stale: RefCell<VecDeque<TransferId>>,
@@ -107,7 +112,7 @@ impl Lane {
             partial: RefCell::new(([0; HEADER_BYTES], 0)),
             quiet_since: Cell::new(Instant::now()),
             unused_since: Cell::new(Instant::now()),
-            is_warm: Cell::new(false),
+            warmth: Cell::new(0),
             stale: RefCell::default(),
             stale_payload: Cell::new(0),
             only_ends_left: Cell::new(true),
@@ -175,11 +180,19 @@ impl Lane {
     pub(super) fn has_carried(&self) {
         self.touch();
         self.unused_since.set(self.quiet_since.get());
-        self.is_warm.set(true);
+        // An error shows at the next read.
+        let received = self.socket.tcp_info().map_or(0, |info| info.received_bytes);
+        self.warmth.set(received.max(2).ilog2().min(WARMTH_MAX));
     }
 
-    pub(super) fn is_warm(&self) -> bool {
-        self.is_warm.get()
+    /// How far its congestion window has grown, as the power of two of what it has carried: slow start doubles both.
+    pub(super) fn warmth(&self) -> u32 {
+        self.warmth.get()
+    }
+
+    /// Whether it has carried so much that a new one would take several round trips to come so far.
+    pub fn is_warm(&self) -> bool {
+        self.warmth() >= WARM
     }
 
     /// Names the path in an error of the connection.
@@ -259,9 +272,9 @@ impl Lane {
         !self.stale.borrow().is_empty() || self.stale_payload.get() > 0
     }
 
-    /// A transfer was on it, and next to nothing stands between it and the next one.
-    pub(super) fn is_as_good_as_idle(&self) -> bool {
-        self.is_warm() && self.only_ends_left.get()
+    /// Next to nothing stands between the transfer that was on it and the next one.
+    pub(super) fn only_ends_left(&self) -> bool {
+        self.only_ends_left.get()
     }
 
     /// Throws away what is left of the transfer before. May be dropped and called again.

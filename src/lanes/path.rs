@@ -135,6 +135,11 @@ impl PathStatus {
         self.live_instance().is_some_and(|there| there != instance)
     }
 
+    /// Whether a lane is free whose congestion window has grown, on a path that is so long that this is worth something.
+    pub fn has_warm_lane(&self) -> bool {
+        self.round_trip() >= LONG_ROUND_TRIP && self.warm_cores.load(Relaxed) != 0
+    }
+
     /// Where a client of core `here` should have its lane: on a long path a congestion window that has grown is worth more
     /// than the hop to another core.
     pub fn core_of_warm_lane(&self, here: Core) -> Core {
@@ -145,7 +150,7 @@ impl PathStatus {
         Core(warm.trailing_zeros() as usize)
     }
 
-    /// Whether an idle lane of core `here` has carried a transfer.
+    /// Whether an idle lane of core `here` is warm.
     pub(super) fn set_warm(&self, here: Core, is_warm: bool) {
         if is_warm {
             self.warm_cores.fetch_or(bit(here), Relaxed);

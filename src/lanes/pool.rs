@@ -167,17 +167,26 @@ impl Pool {
         Lease::new(lane, self.this.clone())
     }
 
-    /// An idle lane, the most recently used one (its congestion window is the freshest), if one stands that leads to
-    /// `instance` (to any, if none is named).
+    /// An idle lane, of the warmest the most recently used one (its congestion window is the freshest), if one stands that
+    /// leads to `instance` (to any, if none is named).
     ///
-    /// Rather than a cold one it is one that has only the END of the transfer before to bring, and rather than none one that
+    /// Rather than a colder one it is one that has only the END of the transfer before to bring, and rather than none one that
     /// has the rest of its body to bring, too: it is in order, and as warm as any.
     pub fn lease_idle(&self, instance: Option<u64>) -> Option<Lease> {
         let fits = |lane: &Rc<Lane>| instance.is_none_or(|wanted| wanted == lane.instance());
-        self.lease_shelved(|lane| fits(lane) && lane.is_warm())
-            .or_else(|| self.lease_draining(|lane| fits(lane) && lane.is_as_good_as_idle()))
-            .or_else(|| self.lease_shelved(fits))
-            .or_else(|| self.lease_draining(fits))
+        let ends = |lane: &Rc<Lane>| fits(lane) && lane.only_ends_left();
+        let warmest = |lanes: &mut dyn Iterator<Item = &Rc<Lane>>| lanes.map(|lane| lane.warmth()).max();
+        let shelved = warmest(&mut self.idle.borrow().iter().filter(|lane| fits(lane)));
+        let ending = warmest(
+            &mut self.draining.borrow().iter().map(|draining| &draining.lane).filter(|lane| ends(lane)),
+        );
+        let first = if ending > shelved {
+            self.lease_draining(|lane| ends(lane) && Some(lane.warmth()) == ending)
+        } else {
+            self.lease_shelved(|lane| fits(lane) && Some(lane.warmth()) == shelved)
+        };
+        // It may have been closed by the other side.
+        first.or_else(|| self.lease_shelved(fits)).or_else(|| self.lease_draining(fits))
     }
 
     fn lease_shelved(&self, fits: impl Fn(&Rc<Lane>) -> bool) -> Option<Lease> {
@@ -312,7 +321,11 @@ impl Pool {
     /// Tells the other cores whether their clients find a warm lane here.
     fn note_warmth(&self) {
         let is_warm = self.idle.borrow().iter().any(|lane| lane.is_warm())
-            || self.draining.borrow().iter().any(|draining| draining.lane.is_as_good_as_idle());
+            || self
+                .draining
+                .borrow()
+                .iter()
+                .any(|Draining { lane, .. }| lane.is_warm() && lane.only_ends_left());
         self.path.set_warm(exec::core(), is_warm);
     }
 

@@ -9,18 +9,17 @@ use std::{
     cell::RefCell,
     pin::pin,
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 mod counts;
+mod place;
 
 pub use counts::LaneCounts;
 use futures_util::future::{Either, join_all, select};
-use tokio::sync::Notify;
+use place::Outlook;
+pub(super) use place::{Place, Places, Slot};
 
 use super::{
     manager::{FetchError, LANE_DEADLINE, Manager},
@@ -32,12 +31,9 @@ use super::{
 };
 use crate::{
     exec::{self, Core, Instant},
-    http::account::PathShare,
     lanes::{DialError, Lease, PathStatus, Pool},
 };
 
-/// One bit each in [`Place::slots`]; as many as `--lanes` allows.
-const SLOTS_MAX: usize = 64;
 /// Between two looks at the lanes of a transfer: a lost one is missed by nobody sooner, since the others carry its frames.
 const CREW_PAUSE: Duration = Duration::from_millis(100);
 /// A path whose lanes are lost or cannot be dialled is tried again after one pause, then after two and so on up to this
@@ -52,186 +48,6 @@ const RESTART_MAX: Duration = Duration::from_secs(5);
 /// answers, if there is another: several times the longest stall that the upstream itself needs to notice a silent path.
 /// A slow root is no reason to leave an upstream that answers.
 const SILENT_MAX: Duration = Duration::from_secs(3);
-
-/// A round trip this much longer than the shortest shows a queue: jitter is less.
-const QUEUED_RATIO: f64 = 1.2;
-/// And by this much on short paths.
-const QUEUED_MIN: Duration = Duration::from_millis(5);
-
-/// What the last try to get a lane said of a path: a number of [`Place::outlook`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-enum Outlook {
-    /// A lane was seated, or none was tried.
-    Open,
-    /// No lane could be had.
-    Failed,
-    /// The upstream's own host says that no process listens there.
-    NobodyThere,
-}
-
-/// What a transfer has of one path.
-#[derive(Debug)]
-pub(super) struct Place {
-    path: Arc<PathStatus>,
-    outlook: AtomicU8,
-    /// A bit for each lane, and each dial that may become one.
-    slots: AtomicU64,
-    /// Lanes.
-    lanes: AtomicUsize,
-    /// Lanes in slots from this one on are to rest.
-    wanted: AtomicUsize,
-    /// Lanes to be given up for others; whichever sees it first goes.
-    give_up: AtomicUsize,
-    /// The only lane of the transfer, which its slow client leaves idle, is this path's.
-    is_slow: AtomicBool,
-    called: Notify,
-    /// Payload that has come.
-    bytes: AtomicU64,
-    /// Looks at its lanes that found segments lost although none stood in a queue, less the others; see [`Place::looked`].
-    starved: AtomicI32,
-}
-
-/// Bounds of [`Place::starved`]: it takes a second of looks at one lane to turn the verdict.
-const STARVED_MAX: i32 = 5;
-
-impl Place {
-    pub(super) fn new(path: Arc<PathStatus>, wanted: usize) -> Arc<Self> {
-        Arc::new(Self {
-            path,
-            outlook: AtomicU8::new(Outlook::Open as u8),
-            slots: AtomicU64::new(0),
-            lanes: AtomicUsize::new(0),
-            wanted: AtomicUsize::new(wanted),
-            give_up: AtomicUsize::new(0),
-            is_slow: AtomicBool::new(false),
-            called: Notify::new(),
-            bytes: AtomicU64::new(0),
-            starved: AtomicI32::new(0),
-        })
-    }
-
-    /// A lane was looked at. One that loses segments while the round trip is what the empty path takes is limited by random
-    /// loss or a policer: more lanes would carry more. Losses of one that fills a queue are its own doing.
-    pub(super) fn looked(&self, has_lost: bool, round_trip: Duration, round_trip_min: Duration) {
-        let is_queued = round_trip > round_trip_min.mul_f64(QUEUED_RATIO) + QUEUED_MIN;
-        let step = |score: i32| match (is_queued, has_lost) {
-            (true, _) => Some((score - 1).max(-STARVED_MAX)),
-            (false, true) => Some((score + 1).min(STARVED_MAX)),
-            (false, false) => None,
-        };
-        // No step: nothing was learned.
-        let _ = self.starved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
-    }
-
-    /// One of the lanes is to be closed, or none: a word that no lane has heard until the next look is taken back.
-    fn give_up(&self, one: bool) {
-        self.give_up.store(one.into(), Ordering::SeqCst);
-        if one {
-            self.call();
-        }
-    }
-
-    /// Lanes that wait for a frame are to see how things stand.
-    fn call(&self) {
-        self.called.notify_waiters();
-    }
-
-    /// Lanes that it should have and has not. Those that rest do not count: they carry nothing fresh.
-    fn missing(&self) -> usize {
-        let wanted = self.wanted.load(Ordering::Relaxed);
-        let eager = 1_u64.checked_shl(wanted as u32).map_or(u64::MAX, |beyond| beyond - 1);
-        wanted.min(SLOTS_MAX) - (self.slots.load(Ordering::SeqCst) & eager).count_ones() as usize
-    }
-
-    fn learn(&self, outlook: Outlook) {
-        self.outlook.store(outlook as u8, Ordering::SeqCst);
-    }
-
-    fn dial_failed(&self, error: &DialError) {
-        self.learn(match error {
-            DialError::Busy { .. } => return,
-            error if error.nobody_there(self.path.spec()) => Outlook::NobodyThere,
-            _ => Outlook::Failed,
-        });
-    }
-
-    fn is_at_least(&self, outlook: Outlook) -> bool {
-        self.outlook.load(Ordering::SeqCst) >= outlook as u8
-    }
-
-    fn is_starved(&self) -> bool {
-        self.starved.load(Ordering::Relaxed) > 1
-    }
-
-    /// What has come over the path.
-    pub(super) fn share(&self) -> PathShare {
-        PathShare { path: self.path.name().to_owned(), bytes: self.bytes.load(Ordering::Relaxed) }
-    }
-
-    /// Payload has come over the path.
-    pub(super) fn received(&self, bytes: usize) {
-        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-}
-
-pub(super) type Places = Vec<Arc<Place>>;
-
-/// One lane's, or dial's, part of a [`Place`].
-pub(super) struct Slot {
-    place: Arc<Place>,
-    number: usize,
-}
-
-impl Slot {
-    /// The lowest free one; none if all are taken.
-    pub(super) fn take(place: &Arc<Place>) -> Option<Self> {
-        let mut number = 0;
-        let lowest = |slots: u64| {
-            number = slots.trailing_ones() as usize;
-            (number < SLOTS_MAX).then(|| slots | 1 << number)
-        };
-        let taken = place.slots.fetch_update(Ordering::SeqCst, Ordering::SeqCst, lowest);
-        taken.ok().map(|_| Self { place: place.clone(), number })
-    }
-
-    /// The path's part of the transfer.
-    pub(super) fn place(&self) -> &Arc<Place> {
-        &self.place
-    }
-
-    /// Whether the path has more lanes than it should: this one is to carry nothing fresh.
-    pub(super) fn rests(&self) -> bool {
-        self.number >= self.place.wanted.load(Ordering::Relaxed)
-    }
-
-    /// Whether this lane is to be closed for somebody who has none; true for one lane of the path only.
-    pub(super) fn is_given_up(&self) -> bool {
-        let less = |lanes: usize| lanes.checked_sub(1);
-        self.place.give_up.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok()
-    }
-
-    /// Whether it is the only lane of a transfer whose client is slow.
-    pub(super) fn is_slow(&self) -> bool {
-        self.place.is_slow.load(Ordering::Relaxed)
-    }
-
-    /// Resolves when the crew has something to say: that [`Slot::is_given_up`], perhaps, or that [`Slot::is_slow`] is no
-    /// longer what the lane knows it to be.
-    pub(super) async fn called(&self, is_known_slow: bool) {
-        let mut called = pin!(self.place.called.notified());
-        called.as_mut().enable();
-        if self.place.give_up.load(Ordering::SeqCst) == 0 && self.is_slow() == is_known_slow {
-            called.await;
-        }
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.place.slots.fetch_and(!(1 << self.number), Ordering::SeqCst);
-    }
-}
 
 /// See the module's description.
 pub(super) struct Crew {
@@ -326,6 +142,10 @@ impl Crew {
                 }
                 let is_short = self.manager.pool(&place.path).is_some_and(|pool| pool.is_short());
                 place.give_up(share.gives_up(place.lanes.load(Ordering::SeqCst), is_short));
+                if place.path.has_warm_lane() && place.replace_cold() {
+                    let path = place.path.name();
+                    tracing::debug!(path, transfer = %self.transfer.id(), "a warm lane is free, a cold one rests");
+                }
                 let missing = place.missing();
                 if missing == 0 || !share.may_seat(is_short) {
                     (*rest, *rest_next) = (0, 0);
@@ -501,6 +321,9 @@ impl Seat {
             return transfer.lane_done(None);
         }
         transfer.lane_round_trip(lane.path().round_trip());
+        if !lane.is_warm() {
+            slot.set_cold();
+        }
         let place = slot.place().clone();
         place.learn(Outlook::Open);
         let delivery = match taps {
@@ -539,46 +362,6 @@ fn add_tap(taps: &mut Vec<Rc<Tap>>, tap: Rc<Tap>) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn place(wanted: usize) -> Arc<Place> {
-        Place::new(Arc::new(PathStatus::new("127.0.0.1:1".parse().unwrap())), wanted)
-    }
-
-    #[test]
-    fn the_lowest_slots_are_taken_and_the_others_rest() {
-        let place = place(2);
-        let slots: Vec<_> = (0..SLOTS_MAX).map(|_| Slot::take(&place).unwrap()).collect();
-        assert_eq!(slots.iter().filter(|slot| !slot.rests()).count(), 2);
-        assert!(Slot::take(&place).is_none());
-        let mut slots = slots;
-        drop(slots.remove(1));
-        assert_eq!(Slot::take(&place).unwrap().number, 1);
-    }
-
-    #[test]
-    fn a_lost_lane_is_missed_although_others_rest() {
-        let place = place(3);
-        let mut slots: Vec<_> = (0..3).map(|_| Slot::take(&place).unwrap()).collect();
-        assert_eq!(place.missing(), 0);
-        place.wanted.store(1, Ordering::Relaxed);
-        assert_eq!(place.missing(), 0);
-        drop(slots.remove(0));
-        assert_eq!(place.missing(), 1, "the two that are left rest");
-        assert_eq!(Slot::take(&place).unwrap().number, 0);
-        place.wanted.store(SLOTS_MAX, Ordering::Relaxed);
-        assert_eq!(place.missing(), SLOTS_MAX - 2);
-    }
-
-    #[test]
-    fn losses_without_a_queue_starve_a_path() {
-        let (place, rtt) = (place(1), Duration::from_millis(100));
-        assert!(!place.is_starved());
-        (0..3).for_each(|_| place.looked(true, rtt, rtt));
-        (0..9).for_each(|_| place.looked(false, rtt, rtt));
-        assert!(place.is_starved());
-        (0..3).for_each(|_| place.looked(true, 2 * rtt, rtt));
-        assert!(!place.is_starved());
-    }
 
     #[test]
     fn one_transfer_at_a_time_probes() {

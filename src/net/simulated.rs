@@ -416,7 +416,8 @@ pub(super) fn tcp_info(fd: BorrowedFd<'_>) -> Option<TcpInfo> {
     let (connection, way) = network()?.find(fd)?;
     let rtt = 2 * connection.link.delay.get();
     let acknowledged_bytes = connection.ways[way as usize].arrived.get();
-    Some(TcpInfo { rtt, rtt_min: rtt, acknowledged_bytes, ..TcpInfo::default() })
+    let received_bytes = connection.ways[1 - way as usize].arrived.get();
+    Some(TcpInfo { rtt, rtt_min: rtt, acknowledged_bytes, received_bytes, ..TcpInfo::default() })
 }
 
 /// Drops up to `len` received bytes; see [`super::discard`].

@@ -1,0 +1,297 @@
+//! What a transfer has of each path: its lanes, how many it should have, and what was learned of the path meanwhile.
+//!
+//! In: lanes that come and go, and what looks at them show. Out: which of them carry fresh frames, and how many are missing.
+//! Called by the crew, and by producers through their [`Slot`]. Invariants: a slot is one lane's or one dial's; the first
+//! `wanted` slots carry fresh frames, those of lanes that were replaced left out.
+
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::Notify;
+
+use crate::{
+    http::account::PathShare,
+    lanes::{DialError, PathStatus},
+};
+
+/// One bit each in [`Place::slots`]; as many as `--lanes` allows.
+const SLOTS_MAX: usize = 64;
+/// Cold lanes of a path replaced in one transfer at most: there is one warm one for each, and a dozen would be all a path has.
+const REPLACED_MAX: u32 = 8;
+/// A round trip this much longer than the shortest shows a queue: jitter is less.
+const QUEUED_RATIO: f64 = 1.2;
+/// And by this much on short paths.
+const QUEUED_MIN: Duration = Duration::from_millis(5);
+
+/// What the last try to get a lane said of a path: a number of [`Place::outlook`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(super) enum Outlook {
+    /// A lane was seated, or none was tried.
+    Open,
+    /// No lane could be had.
+    Failed,
+    /// The upstream's own host says that no process listens there.
+    NobodyThere,
+}
+
+/// What a transfer has of one path.
+#[derive(Debug)]
+pub(in crate::mp) struct Place {
+    pub(super) path: Arc<PathStatus>,
+    pub(super) outlook: AtomicU8,
+    /// A bit for each lane, and each dial that may become one.
+    pub(super) slots: AtomicU64,
+    /// Lanes.
+    pub(super) lanes: AtomicUsize,
+    /// Of these, lanes that were cold when they were seated.
+    cold: AtomicU64,
+    /// Of these, lanes that are to rest because a warm one takes their place. Their slots are not used again.
+    replaced: AtomicU64,
+    /// Lanes that carry fresh frames; more are to rest.
+    pub(super) wanted: AtomicUsize,
+    /// Lanes to be given up for others; whichever sees it first goes.
+    pub(super) give_up: AtomicUsize,
+    /// The only lane of the transfer, which its slow client leaves idle, is this path's.
+    pub(super) is_slow: AtomicBool,
+    pub(super) called: Notify,
+    /// Payload that has come.
+    pub(super) bytes: AtomicU64,
+    /// Looks at its lanes that found segments lost although none stood in a queue, less the others; see [`Place::looked`].
+    pub(super) starved: AtomicI32,
+}
+
+/// Bounds of [`Place::starved`]: it takes a second of looks at one lane to turn the verdict.
+const STARVED_MAX: i32 = 5;
+
+impl Place {
+    pub(in crate::mp) fn new(path: Arc<PathStatus>, wanted: usize) -> Arc<Self> {
+        Arc::new(Self {
+            path,
+            outlook: AtomicU8::new(Outlook::Open as u8),
+            slots: AtomicU64::new(0),
+            cold: AtomicU64::new(0),
+            replaced: AtomicU64::new(0),
+            lanes: AtomicUsize::new(0),
+            wanted: AtomicUsize::new(wanted),
+            give_up: AtomicUsize::new(0),
+            is_slow: AtomicBool::new(false),
+            called: Notify::new(),
+            bytes: AtomicU64::new(0),
+            starved: AtomicI32::new(0),
+        })
+    }
+
+    /// A lane was looked at. One that loses segments while the round trip is what the empty path takes is limited by random
+    /// loss or a policer: more lanes would carry more. Losses of one that fills a queue are its own doing.
+    pub(in crate::mp) fn looked(&self, has_lost: bool, round_trip: Duration, round_trip_min: Duration) {
+        let is_queued = round_trip > round_trip_min.mul_f64(QUEUED_RATIO) + QUEUED_MIN;
+        let step = |score: i32| match (is_queued, has_lost) {
+            (true, _) => Some((score - 1).max(-STARVED_MAX)),
+            (false, true) => Some((score + 1).min(STARVED_MAX)),
+            (false, false) => None,
+        };
+        // No step: nothing was learned.
+        let _ = self.starved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
+    }
+
+    /// One of the lanes is to be closed, or none: a word that no lane has heard until the next look is taken back.
+    pub(super) fn give_up(&self, one: bool) {
+        self.give_up.store(one.into(), Ordering::SeqCst);
+        if one {
+            self.call();
+        }
+    }
+
+    /// Lanes that wait for a frame are to see how things stand.
+    pub(super) fn call(&self) {
+        self.called.notify_waiters();
+    }
+
+    /// The slots whose lanes carry fresh frames.
+    fn eager(&self) -> u64 {
+        let replaced = self.replaced.load(Ordering::SeqCst);
+        let wanted = self.wanted.load(Ordering::Relaxed);
+        let usable = (0..SLOTS_MAX).map(|number| 1 << number).filter(|bit| replaced & bit == 0);
+        usable.take(wanted).fold(0, |eager, bit| eager | bit)
+    }
+
+    /// Lanes that it should have and has not. Those that rest do not count: they carry nothing fresh.
+    pub(super) fn missing(&self) -> usize {
+        (self.eager() & !self.slots.load(Ordering::SeqCst)).count_ones() as usize
+    }
+
+    /// Lets one cold lane rest, so that a warm one that has become free is missed in its place; true if there was one.
+    pub(super) fn replace_cold(&self) -> bool {
+        let (slots, cold) = (self.slots.load(Ordering::SeqCst), self.cold.load(Ordering::SeqCst));
+        let candidates = self.eager() & slots & cold;
+        if candidates == 0 || self.replaced.load(Ordering::SeqCst).count_ones() >= REPLACED_MAX {
+            return false;
+        }
+        self.replaced.fetch_or(1 << candidates.trailing_zeros(), Ordering::SeqCst);
+        true
+    }
+
+    pub(super) fn learn(&self, outlook: Outlook) {
+        self.outlook.store(outlook as u8, Ordering::SeqCst);
+    }
+
+    pub(super) fn dial_failed(&self, error: &DialError) {
+        self.learn(match error {
+            DialError::Busy { .. } => return,
+            error if error.nobody_there(self.path.spec()) => Outlook::NobodyThere,
+            _ => Outlook::Failed,
+        });
+    }
+
+    pub(super) fn is_at_least(&self, outlook: Outlook) -> bool {
+        self.outlook.load(Ordering::SeqCst) >= outlook as u8
+    }
+
+    pub(super) fn is_starved(&self) -> bool {
+        self.starved.load(Ordering::Relaxed) > 1
+    }
+
+    /// What has come over the path.
+    pub(in crate::mp) fn share(&self) -> PathShare {
+        PathShare { path: self.path.name().to_owned(), bytes: self.bytes.load(Ordering::Relaxed) }
+    }
+
+    /// Payload has come over the path.
+    pub(in crate::mp) fn received(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+pub(in crate::mp) type Places = Vec<Arc<Place>>;
+
+/// One lane's, or dial's, part of a [`Place`].
+pub(in crate::mp) struct Slot {
+    pub(super) place: Arc<Place>,
+    pub(super) number: usize,
+}
+
+impl Slot {
+    /// The lowest free one that no lane was replaced in; none if all are taken.
+    pub(in crate::mp) fn take(place: &Arc<Place>) -> Option<Self> {
+        let mut number = 0;
+        let lowest = |slots: u64| {
+            number = (slots | place.replaced.load(Ordering::SeqCst)).trailing_ones() as usize;
+            (number < SLOTS_MAX).then(|| slots | 1 << number)
+        };
+        let taken = place.slots.fetch_update(Ordering::SeqCst, Ordering::SeqCst, lowest);
+        taken.ok().map(|_| Self { place: place.clone(), number })
+    }
+
+    /// The path's part of the transfer.
+    pub(in crate::mp) fn place(&self) -> &Arc<Place> {
+        &self.place
+    }
+
+    /// Its lane is cold: one that is warm may take its place.
+    pub(super) fn set_cold(&self) {
+        self.place.cold.fetch_or(1 << self.number, Ordering::SeqCst);
+    }
+
+    /// Whether the path has more lanes than it should, or better ones: this one is to carry nothing fresh.
+    pub(in crate::mp) fn rests(&self) -> bool {
+        self.place.eager() & (1 << self.number) == 0
+    }
+
+    /// Whether this lane is to be closed for somebody who has none; true for one lane of the path only.
+    pub(in crate::mp) fn is_given_up(&self) -> bool {
+        let less = |lanes: usize| lanes.checked_sub(1);
+        self.place.give_up.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok()
+    }
+
+    /// Whether it is the only lane of a transfer whose client is slow.
+    pub(in crate::mp) fn is_slow(&self) -> bool {
+        self.place.is_slow.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when the crew has something to say: that [`Slot::is_given_up`], perhaps, or that [`Slot::is_slow`] is no
+    /// longer what the lane knows it to be.
+    pub(in crate::mp) async fn called(&self, is_known_slow: bool) {
+        let mut called = pin!(self.place.called.notified());
+        called.as_mut().enable();
+        if self.place.give_up.load(Ordering::SeqCst) == 0 && self.is_slow() == is_known_slow {
+            called.await;
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let others = !(1 << self.number);
+        self.place.cold.fetch_and(others, Ordering::SeqCst);
+        self.place.slots.fetch_and(others, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(wanted: usize) -> Arc<Place> {
+        Place::new(Arc::new(PathStatus::new("127.0.0.1:1".parse().unwrap())), wanted)
+    }
+
+    #[test]
+    fn the_lowest_slots_are_taken_and_the_others_rest() {
+        let place = place(2);
+        let slots: Vec<_> = (0..SLOTS_MAX).map(|_| Slot::take(&place).unwrap()).collect();
+        assert_eq!(slots.iter().filter(|slot| !slot.rests()).count(), 2);
+        assert!(Slot::take(&place).is_none());
+        let mut slots = slots;
+        drop(slots.remove(1));
+        assert_eq!(Slot::take(&place).unwrap().number, 1);
+    }
+
+    #[test]
+    fn a_lost_lane_is_missed_although_others_rest() {
+        let place = place(3);
+        let mut slots: Vec<_> = (0..3).map(|_| Slot::take(&place).unwrap()).collect();
+        assert_eq!(place.missing(), 0);
+        place.wanted.store(1, Ordering::Relaxed);
+        assert_eq!(place.missing(), 0);
+        drop(slots.remove(0));
+        assert_eq!(place.missing(), 1, "the two that are left rest");
+        assert_eq!(Slot::take(&place).unwrap().number, 0);
+        place.wanted.store(SLOTS_MAX, Ordering::Relaxed);
+        assert_eq!(place.missing(), SLOTS_MAX - 2);
+    }
+
+    #[test]
+    fn a_warm_lane_takes_the_place_of_a_cold_one() {
+        let place = place(2);
+        let (warm, cold) = (Slot::take(&place).unwrap(), Slot::take(&place).unwrap());
+        assert!(!place.replace_cold(), "none is cold");
+        cold.set_cold();
+        assert!(place.replace_cold());
+        assert!(cold.rests() && !warm.rests());
+        assert_eq!(place.missing(), 1);
+        let third = Slot::take(&place).unwrap();
+        assert!(!third.rests());
+        assert_eq!(place.missing(), 0);
+        drop(cold);
+        assert_eq!(Slot::take(&place).unwrap().number, 3, "what was replaced stays so");
+        assert!(!place.replace_cold());
+    }
+
+    #[test]
+    fn losses_without_a_queue_starve_a_path() {
+        let (place, rtt) = (place(1), Duration::from_millis(100));
+        assert!(!place.is_starved());
+        (0..3).for_each(|_| place.looked(true, rtt, rtt));
+        (0..9).for_each(|_| place.looked(false, rtt, rtt));
+        assert!(place.is_starved());
+        (0..3).for_each(|_| place.looked(true, 2 * rtt, rtt));
+        assert!(!place.is_starved());
+    }
+}
