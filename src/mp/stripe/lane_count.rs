@@ -149,9 +149,12 @@ impl LaneCount {
             return self.wanted;
         }
         let measure = MEASURE_MIN.max(round_trip * MEASURE_ROUND_TRIPS);
+        // Paced lanes become some soon: it is the number to have where packets are lost, and it is kept.
+        let is_first = self.is_paced && may_gain && self.learned < PACED_LANES;
+        let steady = if is_first { CLEAR_MIN.max(round_trip * CLEAR_ROUND_TRIPS) } else { measure };
         match self.state {
             State::Steady(None) => self.state = State::Steady(Some(here)),
-            State::Steady(Some(begin)) if now - begin.since >= measure => {
+            State::Steady(Some(begin)) if now - begin.since >= steady => {
                 let rate = begin.rate(now, self.received);
                 self.rates.truncate(MEASUREMENTS - 1);
                 self.rates.push_front(rate);
