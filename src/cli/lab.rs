@@ -191,7 +191,7 @@ fn transfer(global: &Global, args: &LabRun) -> Result<(), LabRunError> {
             watched(&lab, |received| fetch(lab.client(), None, chain.entrance(), &target, received))?;
         let happened = timeline.end();
         print_result(&lab, &fetched, &before, &cpu_seconds(&chain)?);
-        print_events(&happened);
+        print_events(&happened, &fetched);
     }
     Ok(())
 }
@@ -237,9 +237,19 @@ fn print_result(
     println!("  bytes on the wire / delivered: {:.3}", wire as f64 / fetched.bytes as f64);
 }
 
-/// A line for each time a path came back.
-fn print_events(happened: &[Happened]) {
-    for Happened { event, used_again } in happened.iter().filter(|happened| happened.event.brings_back()) {
+/// A line for each thing that happened: how long the client then waited for a byte, or how soon a path was used again.
+fn print_events(happened: &[Happened], fetched: &Fetched) {
+    for (index, Happened { event, used_again }) in happened.iter().enumerate() {
+        if !event.brings_back() {
+            let until = happened.get(index + 1).map_or(f64::MAX, |next| next.event.at);
+            let moment = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+            let stall = fetched.longest_stall_within(moment(event.at), moment(until)).as_secs_f64() * 1e3;
+            println!(
+                "  path {}, at {} s: longest stall until the next event {stall:.0} ms",
+                event.path, event.at
+            );
+            continue;
+        }
         let used_again = used_again.map_or("not used again".to_owned(), |after| {
             format!("carries half of its rate again after {:.0} ms", after.as_secs_f64() * 1e3)
         });

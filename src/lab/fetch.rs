@@ -20,8 +20,22 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 /// What one call takes off the socket at most.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// What a client experienced.
+/// Shorter pauses between two arrivals are not worth a line.
+const STALL_MIN: Duration = Duration::from_millis(100);
+/// Stalls that are kept: more than a download of ten minutes has.
+const STALLS_MAX: usize = 6000;
+
+/// A time without a byte.
 #[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stall {
+    /// From the beginning of the connect to the last byte before it.
+    pub after: Duration,
+    /// Until the next one came.
+    pub lasted: Duration,
+}
+
+/// What a client experienced.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Fetched {
     /// Bytes of the body.
     pub bytes: u64,
@@ -31,12 +45,20 @@ pub struct Fetched {
     pub first_byte: Duration,
     /// The longest time between two arrivals of bytes.
     pub longest_stall: Duration,
+    /// Those of 100 ms or more, in order; 6000 at most.
+    pub stalls: Vec<Stall>,
 }
 
 impl Fetched {
     /// Goodput in Mbit/s.
     pub fn mbit(&self) -> f64 {
         self.bytes as f64 * 8e-6 / self.taken.as_secs_f64()
+    }
+
+    /// The longest stall that touches the time from `from` to `until`, since the beginning.
+    pub fn longest_stall_within(&self, from: Duration, until: Duration) -> Duration {
+        let touches = |stall: &&Stall| stall.after < until && stall.after + stall.lasted > from;
+        self.stalls.iter().filter(touches).map(|stall| stall.lasted).max().unwrap_or_default()
     }
 }
 
@@ -70,6 +92,7 @@ fn receive(
     write!(stream, "GET {target} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n")?;
     let (length, mut bytes, first_byte) = read_head(stream, began)?;
     let (mut last, mut longest_stall) = (Instant::now(), Duration::ZERO);
+    let mut stalls = Vec::new();
     received.store(bytes, Ordering::Relaxed);
     let mut nowhere = vec![0; CHUNK_BYTES];
     while bytes < length {
@@ -81,11 +104,14 @@ fn receive(
         }
         let now = Instant::now();
         longest_stall = longest_stall.max(now - last);
+        if now - last >= STALL_MIN && stalls.len() < STALLS_MAX {
+            stalls.push(Stall { after: last - began, lasted: now - last });
+        }
         last = now;
         bytes += got as u64;
         received.store(bytes, Ordering::Relaxed);
     }
-    Ok(Fetched { bytes, taken: last - began, first_byte, longest_stall })
+    Ok(Fetched { bytes, taken: last - began, first_byte, longest_stall, stalls })
 }
 
 /// The length of the body, how much of it came with the head, and when the first byte came.

@@ -2,6 +2,7 @@
 //! anew, and paths vanish, shrink and lose packets. Every byte is checked, and that nothing is left over afterwards.
 //!
 //! `PLAIT_CHAOS_SECONDS` says how long (20), `PLAIT_CHAOS_SEED` which faults and ranges (printed; timing varies all the same).
+//! `PLAIT_CHAOS_LOGS` names a directory for the logs of the roles, `PLAIT_LOG=debug` makes them long.
 
 use std::{
     env, fs,
@@ -131,9 +132,10 @@ fn ask(
     let last = start + wanted.len() - 1;
     write!(stream, "GET /f HTTP/1.1\r\nHost: h\r\nRange: bytes={start}-{last}\r\n\r\n")?;
     let mut head = Vec::new();
+    let broken = |error: io::Error, place: &str| io::Error::new(error.kind(), format!("{place}: {error}"));
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
-        stream.read_exact(&mut byte)?;
+        stream.read_exact(&mut byte).map_err(|error| broken(error, "in the head"))?;
         head.push(byte[0]);
     }
     let head = String::from_utf8_lossy(&head).to_lowercase();
@@ -151,7 +153,9 @@ fn ask(
     let until = leave_after.unwrap_or(wanted.len());
     while taken < until {
         let most = block.len().min(wanted.len() - taken);
-        let got = stream.read(&mut block[..most])?;
+        let got = stream
+            .read(&mut block[..most])
+            .map_err(|error| broken(error, &format!("behind byte {taken}")))?;
         if got == 0 {
             return Err(wrong(format!("the body ended after {taken} of {} bytes", wanted.len())));
         }
@@ -252,6 +256,7 @@ fn clients_get_their_bytes_whatever_happens_to_paths_and_relays() {
     let mut options = ChainOptions::new(&lab, env!("CARGO_BIN_EXE_plait").into());
     options.content = Content::Directory(dir.path().to_owned());
     options.flags.push(("downstream".into(), format!("--admin={ADMIN}")));
+    options.logs = env::var_os("PLAIT_CHAOS_LOGS").map(Into::into);
     let chain = Chain::start(&lab, &options).unwrap();
     let ground = (&lab, &chain, &content[..]);
 
