@@ -150,7 +150,7 @@ impl View {
         format!(
             "plait {role} {version}, up {:.0} s: {:.1} Mbit/s, {} lanes, busiest core {:.0} %, {} MB",
             now_s - started_s,
-            self.rates.iter().sum::<f64>() * 1e-6,
+            self.rates.iter().fold(0.0, |sum, rate| sum + rate) * 1e-6,
             ends.values().map(|end| end.standing).sum::<u64>(),
             self.busiest * 100.0,
             process.resident_bytes / 1_000_000,

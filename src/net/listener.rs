@@ -24,8 +24,9 @@ use crate::{
     wire::route::Transport,
 };
 
-/// Connections waiting to be accepted: net.core.somaxconn's default, which caps it anyway.
-const BACKLOG: i32 = 4096;
+/// Connections waiting to be accepted: a crowd that comes within a second. The kernel takes net.core.somaxconn if that is
+/// less, 4096 unless somebody has raised it (tuning/edge-many-clients.conf).
+const BACKLOG: i32 = 32_768;
 /// How long accepting rests when the process has no descriptor or memory left: long enough not to spin, short enough
 /// that a client does not give up.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
