@@ -37,8 +37,8 @@ use crate::{
 /// Between two looks at the lanes of a transfer: a lost one is missed by nobody sooner, since the others carry its frames.
 const CREW_PAUSE: Duration = Duration::from_millis(100);
 /// A path whose lanes are lost or cannot be dialled is tried again after one pause, then after two and so on up to this
-/// many: it is used again at most a second after it is back.
-const CREW_PAUSES_MAX: u32 = 10;
+/// many: it is dialled at most 0.4 s after it is back, which leaves a second for handshake and slow start.
+const CREW_PAUSES_MAX: u32 = 4;
 /// How long a transfer without lanes is kept: as long as the upstream keeps it.
 pub const DESERTED_MAX: Duration = Duration::from_secs(30);
 /// An upstream that is dead for certain is back within this time if a service manager restarts it.

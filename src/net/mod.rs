@@ -7,6 +7,7 @@
 //! before has not left (demand-driven: one direction blocks, and only that one is waited for).
 
 mod admission;
+mod backoff;
 mod conduit;
 mod congestion;
 mod discard;

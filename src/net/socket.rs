@@ -20,7 +20,7 @@ use rustix::{
 use socket2::{Domain, Protocol, SockRef, Type};
 
 use super::{
-    Congestion, MptcpMissing, MptcpState, Shared, TcpInfo, discard::discard, low_water, mptcp,
+    Congestion, MptcpMissing, MptcpState, Shared, TcpInfo, backoff, discard::discard, low_water, mptcp,
     pipe::close_idle_pipes, receive::receive, splice_probe,
 };
 use crate::{
@@ -161,6 +161,8 @@ impl Socket {
         let start = |socket: socket2::Socket| {
             socket.set_nonblocking(true)?;
             congestion.apply(&socket, address.ip());
+            // Where the kernel cannot, SYNs are repeated after 1, 2 and 4 s.
+            let _ = backoff::bound(socket.as_fd());
             match socket.connect(&address.into()) {
                 Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
                 _ => Socket::new(socket.into()),
@@ -198,6 +200,13 @@ impl Socket {
     /// Sets congestion control for the leg towards `peer`; see [`Congestion`].
     pub fn set_congestion(&self, congestion: &Congestion, peer: IpAddr) {
         congestion.apply(&SockRef::from(&self.fd), peer);
+    }
+
+    /// Makes a lane that was silent be used again soon after its path is back, where the kernel can (Linux 6.15). What was
+    /// [connected](Self::connect) does so anyway.
+    pub fn bound_backoff(&self) {
+        // TCP only; one that is no lane of ours any more shows its error elsewhere.
+        let _ = backoff::bound(self.fd.as_fd());
     }
 
     /// Keeps what is accepted and not sent yet below `bytes` (TCP_NOTSENT_LOWAT, tcp(7)), so that frames bind to lanes

@@ -193,6 +193,7 @@ async fn forward(
     shutdown: &mut watch::Receiver<bool>,
 ) -> Result<(), RelayError> {
     near.set_congestion(&relay.legs.lane, peer.ip());
+    near.bound_backoff();
     let hello = knock.hear(pin!(handshake::receive(&near, &relay.keys))).await.map_err(RelayError::Hello)?;
     let hop = hello.route().hops().first().map(HopAddr::to_string).unwrap_or_default();
     // In boxes: for a stranger there is no room for what comes behind.

@@ -262,6 +262,7 @@ pub(crate) async fn serve_lane(
     mut shutdown: watch::Receiver<bool>,
 ) {
     socket.set_congestion(&upstream.legs.lane, peer.ip());
+    socket.bound_backoff();
     match authenticate_and_run(&upstream, &socket, peer, knock, &mut shutdown).await {
         Ok(()) => {}
         Err(ServeError::Hello(error)) => upstream.door.failed(Some(peer), &error),

@@ -12,7 +12,7 @@ const ROUND_TRIP_MEMORY_SECONDS: f64 = 15.0;
 const RATE_MEMORY_SECONDS_MIN: f64 = 0.1;
 /// A pause that was seen counts for a minute: lossy paths have several in that time.
 const STALL_MEMORY_SECONDS: f64 = 60.0;
-/// Longer pauses are faults, not a lane's habit.
+/// Longer pauses are faults, not a lane's habit: nothing is learned from them, or the next fault would be noticed later.
 const STALL_SECONDS_MAX: f64 = 1.2;
 /// How much longer than the longest pause seen a lane may be silent: the next one is often somewhat longer.
 const STALL_FACTOR: f64 = 1.5;
@@ -127,6 +127,7 @@ impl LaneModel {
     /// The lane was quiet for so long with an acknowledgement due, and then went on; `elapsed` since the time before.
     pub(super) fn saw_stall(&mut self, seconds: f64, elapsed: f64) {
         let faded = self.stall * (-elapsed / STALL_MEMORY_SECONDS).exp();
-        self.stall = faded.max(seconds.min(STALL_SECONDS_MAX));
+        let seen = if seconds > STALL_SECONDS_MAX { 0.0 } else { seconds };
+        self.stall = faded.max(seen);
     }
 }

@@ -296,7 +296,7 @@ impl Striper {
         let has_changed = self.find_silent(now);
         let next = self.lanes.iter().filter_map(Lane::silent_at).reduce(f64::min);
         // A lane that is overdue but not called silent waits for a healthy one.
-        let next = next.map(|at| Duration::from_secs_f64(at.max(now + 0.1)));
+        let next = next.map(|at| Duration::from_secs_f64(if at > now { at } else { now + 0.1 }));
         (has_changed, next)
     }
 
