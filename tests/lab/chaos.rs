@@ -17,6 +17,7 @@ use fastrand::Rng;
 use plait::lab::{
     Lab, Scenario,
     chain::{Chain, ChainOptions, Content, Role, RoleProcess},
+    host::Host,
     scenario::Event,
     shape::Direction,
 };
@@ -55,7 +56,7 @@ struct Seen {
 #[derive(Clone, Copy, Debug)]
 struct Holdings {
     descriptors: usize,
-    /// Of the pipes among them, those that nothing uses (downstream): the pool keeps as many as were once needed.
+    /// Of the pipes among them, those that nothing uses (downstream, upstream): the pool keeps as many as were once needed.
     pipes_idle: usize,
     threads: usize,
     resident_bytes: u64,
@@ -70,7 +71,11 @@ impl Holdings {
         let resident_kb: u64 = resident.trim().strip_suffix(" kB").unwrap().parse().unwrap();
         Self {
             descriptors: descriptors.len(),
-            pipes_idle: if role.role() == Role::Downstream { pipes_idle(lab) } else { 0 },
+            pipes_idle: match role.role() {
+                Role::Downstream => pipes_idle(lab.client()),
+                Role::Upstream => pipes_idle(lab.server()),
+                _ => 0,
+            },
             threads: fs::read_dir(format!("{proc}/task")).unwrap().count(),
             resident_bytes: resident_kb << 10,
         }
@@ -87,9 +92,9 @@ impl Holdings {
     }
 }
 
-/// What the downstream's metrics say.
-fn pipes_idle(lab: &Lab) -> usize {
-    let mut stream = lab.client().connect(None, ADMIN.parse().unwrap(), SILENCE_LIMIT).unwrap();
+/// What the metrics of the role on `host` say.
+fn pipes_idle(host: &Host) -> usize {
+    let mut stream = host.connect(None, ADMIN.parse().unwrap(), SILENCE_LIMIT).unwrap();
     stream.set_read_timeout(Some(SILENCE_LIMIT)).unwrap();
     write!(stream, "GET /metrics HTTP/1.1\r\nHost: {ADMIN}\r\nConnection: close\r\n\r\n").unwrap();
     let mut text = String::new();
@@ -255,7 +260,9 @@ fn clients_get_their_bytes_whatever_happens_to_paths_and_relays() {
     let lab = Lab::build(&Scenario::parse("small.toml", SMALL).unwrap()).unwrap();
     let mut options = ChainOptions::new(&lab, env!("CARGO_BIN_EXE_plait").into());
     options.content = Content::Directory(dir.path().to_owned());
-    options.flags.push(("downstream".into(), format!("--admin={ADMIN}")));
+    for role in ["downstream", "upstream"] {
+        options.flags.push((role.into(), format!("--admin={ADMIN}")));
+    }
     options.logs = env::var_os("PLAIT_CHAOS_LOGS").map(Into::into);
     let chain = Chain::start(&lab, &options).unwrap();
     let ground = (&lab, &chain, &content[..]);

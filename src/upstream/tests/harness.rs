@@ -137,9 +137,12 @@ impl Answer {
         let bytes = self.head.as_deref().unwrap().as_bytes();
         let Ok(Parsed::Complete { head, len }) = parse_response(bytes) else { panic!("no head") };
         assert_eq!(len, bytes.len());
-        assert!(!head.headers.contains_key("connection") && !head.headers.contains_key("transfer-encoding"));
+        assert!(!head.headers.contains_key("connection"));
         let length =
             head.headers.get("content-length").map(|length| length.to_str().unwrap().parse().unwrap());
+        // It says that the end of the body will be known for certain, and no more than that.
+        let in_chunks = head.headers.get("transfer-encoding");
+        assert!(in_chunks.is_none_or(|coding| coding == "chunked" && length.is_none()));
         (head.status.as_u16(), length)
     }
 }
