@@ -56,7 +56,7 @@ struct Seen {
 #[derive(Clone, Copy, Debug)]
 struct Holdings {
     descriptors: usize,
-    /// Of the pipes among them, those that nothing uses (downstream, upstream): the pool keeps as many as were once needed.
+    /// Of the pipes among them, those that nothing uses (not asked of the root): the pool keeps as many as were once needed.
     pipes_idle: usize,
     threads: usize,
     resident_bytes: u64,
@@ -74,6 +74,7 @@ impl Holdings {
             pipes_idle: match role.role() {
                 Role::Downstream => pipes_idle(lab.client()),
                 Role::Upstream => pipes_idle(lab.server()),
+                Role::Relay(path) => pipes_idle(lab.relay(path)),
                 _ => 0,
             },
             threads: fs::read_dir(format!("{proc}/task")).unwrap().count(),
@@ -260,7 +261,7 @@ fn clients_get_their_bytes_whatever_happens_to_paths_and_relays() {
     let lab = Lab::build(&Scenario::parse("small.toml", SMALL).unwrap()).unwrap();
     let mut options = ChainOptions::new(&lab, env!("CARGO_BIN_EXE_plait").into());
     options.content = Content::Directory(dir.path().to_owned());
-    for role in ["downstream", "upstream"] {
+    for role in ["downstream", "upstream", "relay"] {
         options.flags.push((role.into(), format!("--admin={ADMIN}")));
     }
     options.logs = env::var_os("PLAIT_CHAOS_LOGS").map(Into::into);
