@@ -105,7 +105,7 @@ pub struct Target {
 /// What DNS says of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Targets {
-    /// One at least and [`TARGETS_MAX`] at most, the lowest priority first, then the greatest weight; each hop once.
+    /// One at least and 64 at most, the lowest priority first, then the greatest weight; each hop once.
     pub targets: Vec<Target>,
     /// How long it is to be believed.
     pub time_to_live: Duration,
