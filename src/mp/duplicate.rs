@@ -43,7 +43,9 @@ impl Duplicate {
             match append(conduit, bytes) {
                 Some(copied) if self.count(copied, bytes.len()) => self.ahead.set(copied),
                 _ => {
+                    // Its share is for others from now on: the body may go on for hours.
                     *kept = None;
+                    self.uncount();
                     return conduit.len();
                 }
             }
@@ -70,11 +72,15 @@ impl Duplicate {
         self.counted.set(self.counted.get() + more);
         ALL_BYTES.fetch_add(more, Ordering::Relaxed) + more <= ALL_BYTES_MAX && len <= BYTES_MAX
     }
+
+    fn uncount(&self) {
+        ALL_BYTES.fetch_sub(self.counted.take(), Ordering::Relaxed);
+    }
 }
 
 impl Drop for Duplicate {
     fn drop(&mut self) {
-        ALL_BYTES.fetch_sub(self.counted.get(), Ordering::Relaxed);
+        self.uncount();
     }
 }
 
@@ -124,6 +130,7 @@ mod tests {
         assert!(duplicate.is_kept());
         assert_eq!(duplicate.copy_front(&mut filled(b"x")), 1);
         assert!(!duplicate.is_kept());
+        assert_eq!(duplicate.counted.get(), 0, "what is given up leaves room for others");
         assert_eq!(duplicate.take(), None);
     }
 }
