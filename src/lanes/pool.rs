@@ -189,6 +189,13 @@ impl Pool {
         first.or_else(|| self.lease_shelved(fits)).or_else(|| self.lease_draining(fits))
     }
 
+    /// A warm one, as [`Pool::lease_idle`] prefers it; none if no such lane is idle.
+    pub fn lease_warm(&self, instance: Option<u64>) -> Option<Lease> {
+        let fits =
+            |lane: &Rc<Lane>| lane.is_warm() && instance.is_none_or(|wanted| wanted == lane.instance());
+        self.lease_shelved(fits).or_else(|| self.lease_draining(|lane| fits(lane) && lane.only_ends_left()))
+    }
+
     fn lease_shelved(&self, fits: impl Fn(&Rc<Lane>) -> bool) -> Option<Lease> {
         loop {
             let found = self.idle.borrow().iter().rposition(&fits)?;

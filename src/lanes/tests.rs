@@ -121,6 +121,44 @@ fn a_warm_lane_that_only_waits_for_an_end_comes_before_a_cold_one() {
 }
 
 #[test]
+fn the_lane_that_has_carried_much_comes_before_the_one_used_last() {
+    const FRAME: usize = 500_000;
+    on_each(|| async {
+        let upstream = Upstream::of_lanes(9, |mut lane| {
+            while let Ok((Frame::Open { transfer, .. }, _)) = lane.next() {
+                lane.head(transfer)?;
+                for seq in 0..3 {
+                    lane.data(transfer, seq, seq * FRAME as u64, &vec![1; FRAME])?;
+                }
+                lane.end(transfer, 3, 3 * FRAME as u64)?;
+            }
+            Ok(())
+        });
+        let pool = pool(&upstream.address.to_string(), 0, 2);
+        let (warm, other) =
+            (pool.lease_next(|| true).await.unwrap(), pool.lease_next(|| true).await.unwrap());
+        let address = warm.socket().local().unwrap();
+        warm.open(TransferId(1), b"GET").await.unwrap();
+        loop {
+            let frame = warm.next_frame().await.unwrap();
+            warm.discard(frame.payload_len().as_usize()).await.unwrap();
+            if frame.kind() == Kind::End {
+                break;
+            }
+        }
+        warm.give_back();
+        other.give_back();
+        let found = pool.lease_idle(None).unwrap();
+        assert_eq!(found.socket().local().unwrap(), address);
+        assert!(pool.lease_warm(None).is_none(), "the other one is cold");
+        found.give_back();
+        assert!(pool.lease_warm(Some(8)).is_none(), "a lane to another process");
+        let found = pool.lease_warm(Some(9)).unwrap();
+        assert_eq!(found.socket().local().unwrap(), address);
+    });
+}
+
+#[test]
 fn no_more_lanes_stand_than_may() {
     on_each(|| async {
         let upstream = idle_upstream();

@@ -71,7 +71,7 @@ impl Crew {
         for lane in 0..most {
             for (index, place) in places.iter().enumerate() {
                 if lane < place.wanted.load(Ordering::Relaxed) {
-                    self.seat(index, place, suspect_before);
+                    self.seat(index, place, Fit::Any { suspect_before });
                 }
             }
         }
@@ -142,9 +142,8 @@ impl Crew {
                 }
                 let is_short = self.manager.pool(&place.path).is_some_and(|pool| pool.is_short());
                 place.give_up(share.gives_up(place.lanes.load(Ordering::SeqCst), is_short));
-                if place.path.has_warm_lane() && place.replace_cold() {
-                    let path = place.path.name();
-                    tracing::debug!(path, transfer = %self.transfer.id(), "a warm lane is free, a cold one rests");
+                if place.path.has_warm_lane() && place.has_cold() && share.may_seat(is_short) {
+                    self.seat(index, place, Fit::Warm);
                 }
                 let missing = place.missing();
                 if missing == 0 || !share.may_seat(is_short) {
@@ -154,7 +153,7 @@ impl Crew {
                 } else {
                     *rest = *rest_next;
                     *rest_next = (*rest_next + 1).min(CREW_PAUSES_MAX - 1);
-                    (0..missing).for_each(|_| self.seat(index, place, None));
+                    (0..missing).for_each(|_| self.seat(index, place, Fit::Any { suspect_before: None }));
                 }
             }
         }
@@ -204,18 +203,18 @@ impl Crew {
     }
 
     /// Seats one more lane of `place`, which is number `index` of the places, in its lowest free slot.
-    fn seat(&self, index: usize, place: &Arc<Place>, suspect_before: Option<Instant>) {
+    fn seat(&self, index: usize, place: &Arc<Place>, fit: Fit) {
         // The path may have been removed.
         let Some(pool) = self.manager.pool(&place.path) else { return };
         let Some(slot) = Slot::take(place) else { return };
         let here = exec::core();
         let mut core = self.cores[(slot.number * self.places.len() + index) % self.cores.len()];
-        if self.cores.len() == 1 && suspect_before.is_none() {
+        if fit == Fit::Warm || (self.cores.len() == 1 && fit == (Fit::Any { suspect_before: None })) {
             core = place.path.core_of_warm_lane(here);
         }
         let (transfer, ring) = (self.transfer.clone(), self.ring.clone());
         transfer.lane_expected();
-        let seat = Seat { transfer, ring, taps: None, slot, suspect_before };
+        let seat = Seat { transfer, ring, taps: None, slot, fit };
         if core == here {
             Seat { taps: Some(self.taps.clone()), ..seat }.take(&pool);
         } else {
@@ -256,17 +255,28 @@ struct Seat {
     /// The consumer's taps, if it is on this core.
     taps: Option<Rc<RefCell<Vec<Rc<Tap>>>>>,
     slot: Slot,
-    /// Idle lanes that were not used since then are closed instead of leased.
-    suspect_before: Option<Instant>,
+    fit: Fit,
+}
+
+/// Which lane a seat takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fit {
+    /// An idle one, or the next that stands.
+    Any {
+        /// Idle lanes that were not used since then are closed instead.
+        suspect_before: Option<Instant>,
+    },
+    /// An idle one that is warm, in the place of one of the path that was cold; if there is none, none.
+    Warm,
 }
 
 impl Seat {
     /// Asks `core` to take the seat for a lane of `path`.
     fn invite(self, core: Core, path: Arc<PathStatus>) {
-        let Seat { transfer, ring, slot, suspect_before, .. } = self;
+        let Seat { transfer, ring, slot, fit, .. } = self;
         let told = transfer.clone();
         let letter = move || match Manager::here().and_then(|manager| manager.pool(&path)) {
-            Some(pool) => Seat { transfer, ring, taps: None, slot, suspect_before }.take(&pool),
+            Some(pool) => Seat { transfer, ring, taps: None, slot, fit }.take(&pool),
             // The core has not started or has ended, or the path was removed.
             None => transfer.lane_done(None),
         };
@@ -278,8 +288,10 @@ impl Seat {
     /// Seats an idle lane at once, or the next one that stands.
     fn take(self, pool: &Rc<Pool>) {
         let transfer = &self.transfer;
-        if let Some(moment) = self.suspect_before {
-            pool.close_quiet_since(moment);
+        match self.fit {
+            Fit::Warm => return self.take_warm(pool),
+            Fit::Any { suspect_before: Some(moment) } => pool.close_quiet_since(moment),
+            Fit::Any { suspect_before: None } => {}
         }
         if let Some(lane) = pool.lease_idle(transfer.instance()) {
             return self.fill(lane);
@@ -312,6 +324,24 @@ impl Seat {
                 None => self.transfer.lane_done(None),
             }
         });
+    }
+
+    /// Seats a warm lane, and lets a cold one rest now that it has come.
+    fn take_warm(self, pool: &Pool) {
+        match pool.lease_warm(self.transfer.instance()) {
+            Some(lane) if self.slot.place().replace_cold() => {
+                let path = lane.path().name();
+                tracing::debug!(path, transfer = %self.transfer.id(), "a warm lane takes the place of a cold one");
+                self.fill(lane);
+            }
+            lane => {
+                // The cold one has gone meanwhile.
+                if let Some(lane) = lane {
+                    lane.give_back();
+                }
+                self.transfer.lane_done(None);
+            }
+        }
     }
 
     fn fill(self, lane: Lease) {

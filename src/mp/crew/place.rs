@@ -127,15 +127,26 @@ impl Place {
         (self.eager() & !self.slots.load(Ordering::SeqCst)).count_ones() as usize
     }
 
-    /// Lets one cold lane rest, so that a warm one that has become free is missed in its place; true if there was one.
-    pub(super) fn replace_cold(&self) -> bool {
-        let (slots, cold) = (self.slots.load(Ordering::SeqCst), self.cold.load(Ordering::SeqCst));
-        let candidates = self.eager() & slots & cold;
-        if candidates == 0 || self.replaced.load(Ordering::SeqCst).count_ones() >= REPLACED_MAX {
-            return false;
+    /// Lanes that carry fresh frames and were cold, as far as they may still be replaced.
+    fn replaceable(&self) -> u64 {
+        if self.replaced.load(Ordering::SeqCst).count_ones() >= REPLACED_MAX {
+            return 0;
         }
-        self.replaced.fetch_or(1 << candidates.trailing_zeros(), Ordering::SeqCst);
-        true
+        self.eager() & self.slots.load(Ordering::SeqCst) & self.cold.load(Ordering::SeqCst)
+    }
+
+    /// Whether a warm lane would be better than one of those seated.
+    pub(super) fn has_cold(&self) -> bool {
+        self.replaceable() != 0
+    }
+
+    /// Lets one cold lane rest, for a warm one that has come in the slot behind; true if there was one.
+    pub(super) fn replace_cold(&self) -> bool {
+        let candidates = self.replaceable();
+        if candidates != 0 {
+            self.replaced.fetch_or(1 << candidates.trailing_zeros(), Ordering::SeqCst);
+        }
+        candidates != 0
     }
 
     pub(super) fn learn(&self, outlook: Outlook) {
@@ -273,11 +284,11 @@ mod tests {
         let (warm, cold) = (Slot::take(&place).unwrap(), Slot::take(&place).unwrap());
         assert!(!place.replace_cold(), "none is cold");
         cold.set_cold();
-        assert!(place.replace_cold());
-        assert!(cold.rests() && !warm.rests());
-        assert_eq!(place.missing(), 1);
+        assert!(place.has_cold());
         let third = Slot::take(&place).unwrap();
-        assert!(!third.rests());
+        assert!(third.rests() && !cold.rests(), "until it has come");
+        assert!(place.replace_cold());
+        assert!(cold.rests() && !warm.rests() && !third.rests());
         assert_eq!(place.missing(), 0);
         drop(cold);
         assert_eq!(Slot::take(&place).unwrap().number, 3, "what was replaced stays so");
