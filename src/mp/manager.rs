@@ -41,7 +41,8 @@ use crate::{
     },
 };
 
-/// How long a request waits for its first lane: longer than a dial over a relay that lost two SYNs.
+/// How long a request waits for its first lane: longer than a dial over a relay that lost two SYNs. Paths that do not answer
+/// are dialled again until then, and the last of these dials is waited for as long again at most.
 pub(crate) const LANE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a response head may take: more than the 30 s that the upstream gives the root, so that its answer, which
 /// names the root, comes first.
@@ -68,6 +69,8 @@ pub enum FetchError {
     /// No path could be used.
     #[error("no path leads to the upstream now: {reason}")]
     NoLane {
+        /// Whether it is of use to dial again.
+        cause: NoLaneCause,
         /// What the last one said.
         reason: String,
     },
@@ -98,6 +101,25 @@ pub enum FetchError {
     /// The ring cannot be made.
     #[error(transparent)]
     Queue(#[from] queue::CapacityError),
+}
+
+impl FetchError {
+    /// For a request of `started`: no lane came, but one may, and there is time left to dial. A dial that was not answered
+    /// has taken seconds, so that there are few of them.
+    fn is_worth_another_dial(&self, started: Instant) -> bool {
+        matches!(self, Self::NoLane { cause: NoLaneCause::Unanswered, .. })
+            && started.elapsed() < LANE_DEADLINE
+    }
+}
+
+/// What paths without a lane have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoLaneCause {
+    /// Every path was refused: nobody listens there, no route leads there, the key is another. Whoever dials again at once
+    /// hears the same.
+    Refused,
+    /// One at least did not answer in time, as when its packets are lost: it may answer the next dial.
+    Unanswered,
 }
 
 /// A response that has begun.
@@ -358,24 +380,27 @@ impl Manager {
             return Err(FetchError::TooLarge);
         }
         let started = Instant::now();
-        for attempt in 1.. {
-            let suspect_before = (attempt > 1).then_some(started);
+        let (mut tries, mut suspect_before) = (1, None);
+        loop {
             let preferred = self.choose_upstream(lost);
             let unopened = match self.open(request.clone(), suspect_before, preferred).await {
                 Ok(incoming) => return Ok(incoming),
                 Err(unopened) => unopened,
             };
             match (&unopened.error, unopened.instance.or(preferred)) {
-                (FetchError::LanesLost { reason } | FetchError::NoLane { reason }, Some(instance))
-                    if attempt < TRIES =>
+                (FetchError::LanesLost { reason } | FetchError::NoLane { reason, .. }, Some(instance))
+                    if tries < TRIES =>
                 {
                     tracing::debug!(reason, "opened again on fresh lanes");
-                    lost = Some(instance);
+                    (lost, tries) = (Some(instance), tries + 1);
+                }
+                (error, _) if error.is_worth_another_dial(started) => {
+                    tracing::debug!(%error, "dialled again");
                 }
                 _ => return Err(unopened.error),
             }
+            suspect_before = Some(started);
         }
-        Err(FetchError::Busy)
     }
 
     /// Opens a transfer for a request that must not be sent twice, with `body` behind it, and waits for the response's head. It
@@ -389,33 +414,60 @@ impl Manager {
         request: Bytes,
         mut body: Option<RequestBody>,
     ) -> Result<Incoming, FetchError> {
-        let mut paths: Vec<_> = self.pools.borrow().iter().map(|pool| pool.path().clone()).collect();
-        paths.sort_by_key(|path| (path.live_instance().is_none(), path.round_trip()));
-        let mut refused = FetchError::NoLane { reason: "no path is configured".into() };
-        for path in paths {
-            let (crew, mut consumer) = self.man(request.clone(), vec![Place::new(path, 1)], None)?;
-            let busy = self.load.enter(exec::core());
-            let transfer = crew.transfer.clone();
-            if let Some(body) = body.take() {
-                transfer.set_body(body);
-            }
-            crew.board(None);
-            let mut sent = 0;
-            let outcome = loop {
-                match exec::timeout(HEAD_DEADLINE, consumer.head()).await {
-                    Ok(outcome) => break outcome,
-                    // A body takes its time; whoever reads it watches the client.
-                    Err(exec::Elapsed) if transfer.body_frames() > sent => sent = transfer.body_frames(),
-                    Err(exec::Elapsed) => break Err(FetchError::Deadline),
+        let started = Instant::now();
+        loop {
+            let mut refused =
+                FetchError::NoLane { cause: NoLaneCause::Refused, reason: "no path is configured".into() };
+            let mut may_answer = false;
+            let mut paths: Vec<_> = self.pools.borrow().iter().map(|pool| pool.path().clone()).collect();
+            paths.sort_by_key(|path| (path.live_instance().is_none(), path.round_trip()));
+            for path in paths {
+                match self.fetch_over(path, &request, &mut body).await? {
+                    Ok(incoming) => return Ok(incoming),
+                    Err(error) => {
+                        may_answer |= error.is_worth_another_dial(started);
+                        refused = error;
+                    }
                 }
-            };
-            match outcome {
-                Ok(head) => return Ok(Incoming { head, consumer, places: crew.places, _busy: busy }),
-                Err(error) if transfer.was_opened() => return Err(error),
-                Err(error) => (refused, body) = (error, transfer.take_body()),
+            }
+            if !may_answer {
+                return Err(refused);
+            }
+            tracing::debug!(error = %refused, "dialled again");
+        }
+    }
+
+    /// Opens it on one lane of `path`. The inner error says that the upstream has not heard of it, and `body` is whole.
+    async fn fetch_over(
+        self: &Rc<Self>,
+        path: Arc<PathStatus>,
+        request: &Bytes,
+        body: &mut Option<RequestBody>,
+    ) -> Result<Result<Incoming, FetchError>, FetchError> {
+        let (crew, mut consumer) = self.man(request.clone(), vec![Place::new(path, 1)], None)?;
+        let busy = self.load.enter(exec::core());
+        let transfer = crew.transfer.clone();
+        if let Some(body) = body.take() {
+            transfer.set_body(body);
+        }
+        crew.board(None);
+        let mut sent = 0;
+        let outcome = loop {
+            match exec::timeout(HEAD_DEADLINE, consumer.head(&crew.places)).await {
+                Ok(outcome) => break outcome,
+                // A body takes its time; whoever reads it watches the client.
+                Err(exec::Elapsed) if transfer.body_frames() > sent => sent = transfer.body_frames(),
+                Err(exec::Elapsed) => break Err(FetchError::Deadline),
+            }
+        };
+        match outcome {
+            Ok(head) => Ok(Ok(Incoming { head, consumer, places: crew.places, _busy: busy })),
+            Err(error) if transfer.was_opened() => Err(error),
+            Err(error) => {
+                *body = transfer.take_body();
+                Ok(Err(error))
             }
         }
-        Err(refused)
     }
 
     fn choose_upstream(&self, avoided: Option<u64>) -> Option<u64> {
@@ -442,7 +494,7 @@ impl Manager {
         let transfer = crew.transfer.clone();
         crew.board(suspect_before);
         let outcome = {
-            let (head, silence) = (pin!(consumer.head()), pin!(crew.silence()));
+            let (head, silence) = (pin!(consumer.head(&places)), pin!(crew.silence()));
             match exec::timeout(HEAD_DEADLINE, select(head, silence)).await {
                 Ok(Either::Left((head, _))) => head,
                 Ok(Either::Right((reason, _))) => Err(FetchError::LanesLost { reason: reason.into() }),
@@ -485,8 +537,8 @@ impl<E: Into<FetchError>> From<E> for Unopened {
 }
 
 impl Consumer {
-    /// Waits for the head, or for the certainty that none will come.
-    async fn head(&mut self) -> Result<Bytes, FetchError> {
+    /// Waits for the head, or for the certainty that none will come over `places`.
+    async fn head(&mut self, places: &Places) -> Result<Bytes, FetchError> {
         let transfer = self.transfer().clone();
         poll_fn(|cx| {
             transfer.register(cx);
@@ -510,7 +562,9 @@ impl Consumer {
             } else if transfer.was_busy() {
                 FetchError::Busy
             } else {
-                FetchError::NoLane { reason }
+                let may_answer = places.iter().any(|place| place.may_answer());
+                let cause = if may_answer { NoLaneCause::Unanswered } else { NoLaneCause::Refused };
+                FetchError::NoLane { cause, reason }
             }))
         })
         .await
@@ -520,6 +574,17 @@ impl Consumer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_silent_paths_are_dialled_again_and_only_for_so_long() {
+        let no_lane = |cause| FetchError::NoLane { cause, reason: String::new() };
+        let now = Instant::now();
+        assert!(no_lane(NoLaneCause::Unanswered).is_worth_another_dial(now));
+        assert!(!no_lane(NoLaneCause::Refused).is_worth_another_dial(now));
+        assert!(!FetchError::Busy.is_worth_another_dial(now));
+        let long_ago = now - LANE_DEADLINE;
+        assert!(!no_lane(NoLaneCause::Unanswered).is_worth_another_dial(long_ago));
+    }
 
     #[test]
     fn placement_follows_the_load() {

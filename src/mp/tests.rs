@@ -23,7 +23,7 @@ use tokio::sync::{Barrier, watch};
 use super::{
     consumer::{Sink, TransferError},
     crew::LaneCounts,
-    manager::{FetchError, Load, Manager, ManagerConfig, Placement},
+    manager::{FetchError, Load, Manager, ManagerConfig, NoLaneCause, Placement},
 };
 use crate::{
     exec::{self, Backend, Config, available_cpus},

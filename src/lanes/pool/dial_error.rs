@@ -1,7 +1,9 @@
 //! Why a path gives no lane.
 
+use std::io;
+
 use crate::{
-    lanes::handshake,
+    lanes::handshake::HandshakeFailed,
     net::{ConnectError, ResolveError},
     wire::route::PathSpec,
 };
@@ -31,7 +33,7 @@ pub enum DialError {
         /// The path as on the command line.
         path: String,
         /// What failed.
-        source: handshake::HandshakeFailed,
+        source: HandshakeFailed,
     },
     /// As many lanes stand as may.
     #[error("path {path}: all {max} lanes of this core are busy (raise --lanes-max)")]
@@ -51,5 +53,47 @@ impl DialError {
             DialError::Handshake { source, .. } => source.nobody_there(),
             DialError::Resolve { .. } | DialError::Busy { .. } => false,
         }
+    }
+
+    /// Nobody has said anything in time, neither yes nor no.
+    pub fn is_unanswered(&self) -> bool {
+        match self {
+            DialError::Resolve { source, .. } => matches!(source, ResolveError::Deadline { .. }),
+            DialError::Connect { source, .. } => match source {
+                ConnectError::Deadline { .. } => true,
+                // The kernel has given up sooner.
+                ConnectError::Refused { source, .. } => source.kind() == io::ErrorKind::TimedOut,
+                ConnectError::NoMptcp { .. } => false,
+            },
+            DialError::Handshake { source, .. } => matches!(source, HandshakeFailed::Deadline { .. }),
+            DialError::Busy { .. } => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::wire::{handshake::HandshakeError, reason::Reason};
+
+    #[test]
+    fn only_silence_is_no_answer() {
+        let (path, address, deadline) = (String::new, "127.0.0.1:1".parse().unwrap(), Duration::from_secs(4));
+        let connect = |source| DialError::Connect { path: path(), source };
+        let failed = |kind: io::ErrorKind| {
+            connect(ConnectError::Refused { address, source: kind.into() }).is_unanswered()
+        };
+        let shaken = |source| DialError::Handshake { path: path(), source }.is_unanswered();
+        assert!(connect(ConnectError::Deadline { address, deadline }).is_unanswered());
+        assert!(failed(io::ErrorKind::TimedOut));
+        assert!(shaken(HandshakeFailed::Deadline { deadline }));
+        assert!(!failed(io::ErrorKind::ConnectionRefused));
+        assert!(!failed(io::ErrorKind::HostUnreachable));
+        assert!(!failed(io::ErrorKind::NetworkUnreachable));
+        assert!(!shaken(HandshakeError::KeyMismatchReported.into()));
+        assert!(!shaken(HandshakeError::NobodyThere { reason: Reason::default() }.into()));
+        assert!(!DialError::Busy { path: path(), max: 1 }.is_unanswered());
     }
 }

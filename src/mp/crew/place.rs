@@ -37,6 +37,8 @@ pub(super) enum Outlook {
     Open,
     /// No lane could be had.
     Failed,
+    /// The same, and nobody has said why: there was no answer in time.
+    Unanswered,
     /// The upstream's own host says that no process listens there.
     NobodyThere,
 }
@@ -157,12 +159,18 @@ impl Place {
         self.learn(match error {
             DialError::Busy { .. } => return,
             error if error.nobody_there(self.path.spec()) => Outlook::NobodyThere,
+            error if error.is_unanswered() => Outlook::Unanswered,
             _ => Outlook::Failed,
         });
     }
 
     pub(super) fn is_at_least(&self, outlook: Outlook) -> bool {
         self.outlook.load(Ordering::SeqCst) >= outlook as u8
+    }
+
+    /// Whether the last dial was not answered, which the next one may be.
+    pub(in crate::mp) fn may_answer(&self) -> bool {
+        self.outlook.load(Ordering::SeqCst) == Outlook::Unanswered as u8
     }
 
     pub(super) fn is_starved(&self) -> bool {

@@ -293,7 +293,7 @@ fn without_an_upstream_the_path_is_named() {
     for setting in settings() {
         let address = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
         setting.run(&[address], Lanes::cold(2), async move |manager| match fetch(&manager, None).await.0 {
-            Err(Failure::Fetch(FetchError::NoLane { reason })) => {
+            Err(Failure::Fetch(FetchError::NoLane { cause: NoLaneCause::Refused, reason })) => {
                 assert!(reason.contains(&format!("path {address}")), "{reason}");
             }
             other => panic!("{setting}: {other:?}"),
