@@ -285,6 +285,8 @@ impl Consumer {
                     self.bytes += len as u64;
                     self.next += 1;
                     self.transfer.advance(self.next);
+                    #[cfg(test)]
+                    crate::simulation::ledger::has_given(self.transfer.id(), self.next);
                     if self.turn_bytes > TURN_BYTES_MAX {
                         self.turn_bytes = 0;
                         exec::yield_now().await;
@@ -491,6 +493,8 @@ impl Consumer {
             match filled {
                 Ok(Filled::Bytes(n)) => {
                     tap.read(n);
+                    #[cfg(test)]
+                    crate::simulation::ledger::has_read(self.transfer.id(), self.next, tap.unread());
                     *emitted += n;
                 }
                 Ok(Filled::Full) => {}

@@ -444,6 +444,8 @@ impl Producer {
             if let Some(bytes) = tap.park().map_err(|error| self.lane.lost(error))? {
                 self.transfer.park(bytes);
                 self.lane.path().parked(bytes);
+                #[cfg(test)]
+                crate::simulation::ledger::has_read(self.transfer.id(), tap.current(), tap.unread());
             }
         }
         Ok(())
@@ -522,6 +524,8 @@ impl Producer {
             }
         }
         self.transfer.park(len);
+        #[cfg(test)]
+        crate::simulation::ledger::has_read(self.transfer.id(), seq, self.unread);
         Ok(HandedFrame { offset, conduits, len })
     }
 }

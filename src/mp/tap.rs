@@ -79,6 +79,12 @@ impl Tap {
         self.unread.get()
     }
 
+    /// The newest frame.
+    #[cfg(test)]
+    pub fn current(&self) -> u64 {
+        self.current.get()
+    }
+
     /// `bytes` were read from the socket.
     pub fn read(&self, bytes: usize) {
         self.unread.set(self.unread.get() - bytes);

@@ -9,7 +9,8 @@
 //!
 //! Invariants, for every request: the client gets the bytes of the file, in order, each once; what is cut off is seen to be
 //! (a reset, or less than was announced), never taken for the end; it ends. Whenever one path is left in peace, or all are
-//! silent for no more than five seconds, it gets all of them. And when all is over: no transfer, frame, lane or task is left.
+//! silent for no more than five seconds, it gets all of them. The upstream lets go of no frame that the downstream has not
+//! got ([`ledger`]). And when all is over: no transfer, frame, lane or task is left.
 //!
 //! What it has found, and which faults that were put in on purpose it sees: bench/results/2026-11-26-simulation.md.
 //!
@@ -18,6 +19,7 @@
 mod chain;
 mod client;
 mod harm;
+pub(crate) mod ledger;
 mod root;
 mod scenario;
 mod tests;
@@ -65,10 +67,21 @@ impl AddAssign for Report {
 /// Runs one seed.
 pub(super) fn run(seed: u64) -> Report {
     let scenario = Rc::new(Scenario::of(seed));
+    ledger::keep(true);
+    let _end = End;
     let (mut report, steps) = on_simulator::simulate(seed, CORES, live(scenario));
-    Network::stop();
     report.steps = steps;
     report
+}
+
+/// Of a run, also by a panic: the next one on this thread is another.
+struct End;
+
+impl Drop for End {
+    fn drop(&mut self) {
+        ledger::keep(false);
+        Network::stop();
+    }
 }
 
 async fn live(scenario: Rc<Scenario>) -> Report {

@@ -191,6 +191,8 @@ impl Transfer {
             let mut board = self.board();
             board.striper.grant(limit);
             let seqs = board.striper.received(lane, frames, reading, self.now())?;
+            #[cfg(test)]
+            crate::simulation::ledger::let_go(self.id, &seqs);
             let released: Vec<_> = seqs.iter().filter_map(|seq| board.kept.remove(seq)).collect();
             (released, board.striper.is_delivered())
         };
