@@ -4,8 +4,8 @@
 use std::{io::Write, net::SocketAddr};
 
 use crate::{
-    chain::{Ground, Plan, Root},
-    client::{Client, ask},
+    chain::{Ground, Plan, Root, text},
+    client::{Answer, Client, ask},
     content::content,
     process::{Process, Settings},
     roots::{After, ScriptedRoot},
@@ -220,5 +220,96 @@ fn range_bombs() {
             }
             assert_eq!(client.ask("GET", "/f", "Range: bytes=0-9\r\n").unwrap().body, bytes[..10], "{shown}");
         }
+    }
+}
+
+/// The same with a cache, which answers several ranges in parts: what overlaps is joined, what are too many ranges are
+/// none (RFC 9110 section 14.2), and neither what is fetched nor what is kept grows with their number.
+#[test]
+fn range_bombs_at_a_cache() {
+    const BOMBS: usize = 1000;
+    /// With cores to itself a debug build grows by a few megabytes; a body for each range would be three gigabytes.
+    const GROWTH_BYTES_MAX: u64 = 48 << 20;
+    /// Around one part of an answer: a boundary, a type, a range.
+    const LINES_BYTES_MAX: usize = 256;
+    let bytes = content(3_000_000);
+    let list = |range: &dyn Fn(usize) -> String| (0..BOMBS).map(range).collect::<Vec<_>>().join(",");
+    let few = |range: &dyn Fn(usize) -> String| (0..32).map(range).collect::<Vec<_>>().join(",");
+    let bombs = [
+        list(&|first| format!("{first}-")),
+        list(&|_| "0-2999998".into()),
+        list(&|number| format!("{}-{}", number * 3000, number * 3000)),
+        list(&|number| format!("-{}", number + 1)),
+        list(&|number| format!("{}-18446744073709551615", 2_999_999 - number)),
+        // As many as are answered in parts.
+        few(&|first| format!("{}-", first + 1)),
+        few(&|_| "1-2999999".into()),
+        few(&|number| format!("{0}-{0}", number * 90_000)),
+        few(&|number| format!("{}-{}", number * 90_000, number * 90_000 + 89_000)),
+        few(&|number| format!("{}-{}", 2_999_999 - number * 1000, u64::MAX)),
+    ];
+    for root in [Root::Plait, Root::Directory] {
+        let ground = Ground::new();
+        for file in 0..bombs.len() {
+            ground.store(&format!("f{file}"), &bytes);
+        }
+        let cache = ground.scratch("cache");
+        let downstream = vec!["--cache".to_owned(), text(&cache).to_owned()];
+        let chain = Plan { root, downstream, ..Plan::default() }.start_on(ground);
+        let mut client = Client::connect(chain.address);
+        assert!(client.ask("GET", "/f0", "Range: bytes=0-9\r\n").unwrap().body == bytes[..10]);
+        let before = chain.downstream.resident_bytes();
+        // Each on a file that the cache does not have yet, and once more on what it has then.
+        for (file, ranges) in bombs.iter().enumerate().chain(bombs.iter().enumerate()) {
+            let (target, shown) = (format!("/f{file}"), &ranges[..40]);
+            let answer = client.ask("GET", &target, &format!("Range: bytes={ranges}\r\n")).unwrap();
+            let ranges_len = ranges.split(',').count();
+            match (answer.status(), answer.header("content-range")) {
+                (200, _) => assert!(answer.body == bytes, "{shown}"),
+                (206, Some(range)) => {
+                    let (first, last) = span(range);
+                    assert!(answer.body == bytes[first..=last], "{shown}: {range}");
+                }
+                (206, None) => {
+                    let got = parts(&answer, &bytes);
+                    let body_len = answer.body.len();
+                    assert!(got <= bytes.len() && ranges_len <= 32, "{shown}: {got} bytes in parts");
+                    assert!(body_len <= got + 33 * LINES_BYTES_MAX, "{shown}: {body_len} bytes for {got}");
+                }
+                (status, _) => panic!("{shown}: {status}"),
+            }
+            let ten = client.ask("GET", &target, "Range: bytes=1000-1009\r\n").unwrap();
+            assert!(ten.body == bytes[1000..1010], "{shown}");
+        }
+        let grown = chain.downstream.peak_resident_bytes().saturating_sub(before);
+        assert!(grown < GROWTH_BYTES_MAX, "{} MiB more", grown >> 20);
+    }
+}
+
+/// First and last byte of a `Content-Range`.
+fn span(range: &str) -> (usize, usize) {
+    let (first, last) =
+        range.strip_prefix("bytes ").unwrap().split_once('/').unwrap().0.split_once('-').unwrap();
+    (first.parse().unwrap(), last.parse().unwrap())
+}
+
+/// Checks every part of a `multipart/byteranges` against `bytes`; returns how many bytes they have.
+fn parts(answer: &Answer, bytes: &[u8]) -> usize {
+    let kind = answer.header("content-type").unwrap();
+    let boundary = kind.strip_prefix("multipart/byteranges; boundary=").unwrap();
+    let (mut rest, mut got) = (&answer.body[..], 0);
+    loop {
+        let line = format!("\r\n--{boundary}");
+        rest = rest.strip_prefix(line.as_bytes()).expect("a boundary");
+        if rest == b"--\r\n" {
+            return got;
+        }
+        let head_len = rest.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
+        let head = String::from_utf8_lossy(&rest[..head_len]);
+        let range = head.lines().find_map(|line| line.strip_prefix("Content-Range: ")).unwrap();
+        let (first, last) = span(range);
+        let part = &bytes[first..=last];
+        rest = rest[head_len..].strip_prefix(part).expect("the part's bytes");
+        got += part.len();
     }
 }
