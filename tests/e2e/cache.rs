@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use crate::{
@@ -379,6 +379,20 @@ fn several_ranges_in_one_answer() {
     }
     wanted.extend(format!("\r\n--{boundary}--\r\n").into_bytes());
     assert!(answer.body == wanted, "{}", answer.body.len());
+}
+
+/// Nothing is fresh for longer than the root says, by whatever clock it does.
+#[test]
+fn a_roots_clock_may_be_wrong_by_a_day() {
+    let (now, day) = (SystemTime::now(), Duration::from_secs(86_400));
+    for date in [now - day, now + day] {
+        let date = httpdate::fmt_http_date(date);
+        let film_root = Film::start(format!("Date: {date}\r\nCache-Control: max-age=1\r\n").leak());
+        let chain = film_chain(&film_root);
+        (0..2).for_each(|_| check(&get(&chain, ""), &film(0), 0..LENGTH));
+        film_root.change();
+        wait_until("the next version", || get(&chain, "").body == film(1));
+    }
 }
 
 #[test]

@@ -241,6 +241,21 @@ fn relays_that_are_killed_and_started_anew_again_and_again() {
     }
 }
 
+#[test]
+fn lanes_that_are_reset_or_end_in_the_middle() {
+    let bytes = content(BIG);
+    for (executor, placement) in WAYS {
+        let settings = Settings { executor, placement, ..Settings::default() };
+        let gated = gated(settings, 2, &[], |ground| ground.store("f", &bytes));
+        let mut viewer = Viewer::begin(gated.chain.address, 10_000_000);
+        for round in 0..8 {
+            gated.gates[round % 2].cut(round % 4 < 2);
+            viewer.take(10_000_000);
+        }
+        viewer.finish(&bytes);
+    }
+}
+
 /// Long enough for what stands still to be taken for lost.
 const OUTAGE: Duration = Duration::from_secs(5);
 

@@ -27,6 +27,8 @@ pub struct Passed {
 struct State {
     target: Option<SocketAddr>,
     passed: Passed,
+    /// The sides of the client of all connections, those that are over included.
+    near: Vec<TcpStream>,
     stopping: bool,
 }
 
@@ -55,7 +57,8 @@ impl Gate {
     pub fn to(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let state = State { target: Some(target), passed: Passed::default(), stopping: false };
+        let state =
+            State { target: Some(target), passed: Passed::default(), near: Vec::new(), stopping: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let served = shared.clone();
         thread::spawn(move || {
@@ -79,6 +82,18 @@ impl Gate {
     /// Leads new connections elsewhere.
     pub fn lead_to(&self, target: SocketAddr) {
         self.shared.change(|state| state.target = Some(target));
+    }
+
+    /// Ends all connections, by a reset or in order, as if the other side had.
+    pub fn cut(&self, by_reset: bool) {
+        for near in self.shared.change(|state| std::mem::take(&mut state.near)) {
+            // Those that are over have nothing left to end.
+            let _ = if by_reset {
+                rustix::net::connect_unspec(&near).map_err(std::io::Error::from)
+            } else {
+                near.shutdown(Shutdown::Both)
+            };
+        }
     }
 
     pub fn passed(&self) -> Passed {
@@ -112,6 +127,7 @@ fn pass(near: TcpStream, far: TcpStream, shared: &Arc<Shared>) {
     shared.change(|state| {
         state.passed.connections += 1;
         state.passed.standing += 1;
+        state.near.push(near.try_clone().unwrap());
     });
     let (mut from_near, mut to_far) = (near.try_clone().unwrap(), far.try_clone().unwrap());
     thread::spawn(move || {

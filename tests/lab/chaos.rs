@@ -2,7 +2,8 @@
 //! anew, and paths vanish, shrink and lose packets. Every byte is checked, and that nothing is left over afterwards.
 //!
 //! `PLAIT_CHAOS_SECONDS` says how long (20), `PLAIT_CHAOS_SEED` which faults and ranges (printed; timing varies all the same).
-//! `PLAIT_CHAOS_LOGS` names a directory for the logs of the roles, `PLAIT_LOG=debug` makes them long.
+//! `PLAIT_CHAOS_LOGS` names a directory for the logs of the roles, `PLAIT_LOG=debug` makes them long. `PLAIT_CHAOS_BINARY` names
+//! another binary than cargo's: a long run needs one that no build replaces.
 
 use std::{
     env, fs,
@@ -259,7 +260,8 @@ fn clients_get_their_bytes_whatever_happens_to_paths_and_relays() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("f"), &content).unwrap();
     let lab = Lab::build(&Scenario::parse("small.toml", SMALL).unwrap()).unwrap();
-    let mut options = ChainOptions::new(&lab, env!("CARGO_BIN_EXE_plait").into());
+    let binary = env::var_os("PLAIT_CHAOS_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_plait").into());
+    let mut options = ChainOptions::new(&lab, binary.into());
     options.content = Content::Directory(dir.path().to_owned());
     for role in ["downstream", "upstream", "relay"] {
         options.flags.push((role.into(), format!("--admin={ADMIN}")));
