@@ -222,6 +222,7 @@ fn wrong_requests_are_told_so() {
         ("POST /f.mp4 HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n".into(), 405),
         ("DELETE /f.mp4 HTTP/1.1\r\nHost: a\r\n\r\n".into(), 405),
         ("BREW /f.mp4 HTTP/1.1\r\nHost: a\r\n\r\n".into(), 501),
+        (format!("{long} /f.mp4 HTTP/1.1\r\nHost: a\r\n\r\n"), 414),
         (get("Host: a\r\nTransfer-Encoding: gzip\r\n"), 501),
         ("GET /f.mp4 HTTP/2.5\r\nHost: a\r\n\r\n".into(), 505),
         (format!("POST /f.mp4 HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", 1_u64 << 40), 413),

@@ -4,13 +4,15 @@ use std::{
     fmt::Write as _,
     fs,
     io::{Read, Write},
+    thread,
     time::Duration,
 };
 
 use fastrand::Rng;
 use plait::lab::{
     Lab, Scenario,
-    chain::{Chain, ChainOptions, Content},
+    chain::{Chain, ChainOptions, Content, Role},
+    scenario::Event,
 };
 
 use crate::possible;
@@ -31,20 +33,33 @@ rate-mbit = 40
 rtt-ms = 40
 "#;
 
+fn scenario(happens: &[(f64, usize, &str)]) -> Scenario {
+    let mut text = TWO_PATHS.to_owned();
+    for (at, path, what) in happens {
+        writeln!(text, "[[event]]\nat = {at:?}\npath = {path}\n{what}").unwrap();
+    }
+    Scenario::parse("shaken.toml", &text).unwrap()
+}
+
+fn event(path: usize, what: &str) -> Event {
+    scenario(&[(0.0, path, what)]).events.remove(0)
+}
+
 /// Fetches a file while these things happen: seconds after the beginning, path (from 1), what.
 fn comes_whole_although(happens: &[(f64, usize, &str)]) {
+    comes_whole_beside(happens, |_, _| ());
+}
+
+/// The same, while `beside` does what it likes.
+fn comes_whole_beside(happens: &[(f64, usize, &str)], beside: impl FnOnce(&Lab, &Chain) + Send) {
     if !possible() {
         return;
-    }
-    let mut scenario = TWO_PATHS.to_owned();
-    for (at, path, what) in happens {
-        writeln!(scenario, "[[event]]\nat = {at:?}\npath = {path}\n{what}").unwrap();
     }
     let mut content = vec![0; FILE_BYTES];
     Rng::with_seed(7).fill(&mut content);
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("f"), &content).unwrap();
-    let lab = Lab::build(&Scenario::parse("shaken.toml", &scenario).unwrap()).unwrap();
+    let lab = Lab::build(&scenario(happens)).unwrap();
     let mut options = ChainOptions::new(&lab, env!("CARGO_BIN_EXE_plait").into());
     options.content = Content::Directory(dir.path().to_owned());
     let chain = Chain::start(&lab, &options).unwrap();
@@ -55,7 +70,13 @@ fn comes_whole_although(happens: &[(f64, usize, &str)]) {
     // An answer to HTTP/1.0 ends with the connection: whatever is too much is seen, too.
     stream.write_all(b"GET /f HTTP/1.0\r\n\r\n").unwrap();
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).unwrap_or_else(|error| panic!("after {} bytes: {error}", answer.len()));
+    thread::scope(|scope| {
+        scope.spawn(|| beside(&lab, &chain));
+        stream
+            .read_to_end(&mut answer)
+            .map_err(|error| format!("after {} bytes: {error}", answer.len()))
+            .unwrap();
+    });
     let head_len = answer.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
     let (head, body) = answer.split_at(head_len);
     assert!(head.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(head));
@@ -94,4 +115,27 @@ fn paths_flap_shrink_grow_and_lose_a_fifth() {
         (4.0, 1, "down = false"),
         (4.0, 2, "down = false"),
     ]);
+}
+
+/// While nothing is on its way, the root being slow, relays die whose hosts cannot say so: the client's side has nothing to
+/// send either, and hears of it only if it asks.
+#[test]
+fn relays_die_unheard() {
+    comes_whole_beside(&[], |lab, chain| {
+        let roles =
+            |wanted: fn(Role) -> bool| chain.processes().iter().filter(move |role| wanted(role.role()));
+        let paths = |is_down| (1..=2).for_each(|path| lab.apply(&event(path, &format!("down = {is_down}"))));
+        thread::sleep(Duration::from_millis(500));
+        roles(|role| role == Role::Root).for_each(|root| root.freeze());
+        // What it has sent arrives.
+        thread::sleep(Duration::from_millis(1500));
+        paths(true);
+        let relays = || roles(|role| matches!(role, Role::Relay(_)));
+        relays().for_each(|relay| relay.kill());
+        // Longer than their kernel repeats itself.
+        thread::sleep(Duration::from_millis(2500));
+        relays().for_each(|relay| relay.start_again().unwrap());
+        paths(false);
+        roles(|role| role == Role::Root).for_each(|root| root.thaw());
+    });
 }
