@@ -9,11 +9,10 @@ use std::{
     time::Duration,
 };
 
-use socket2::{SockRef, TcpKeepalive};
-
 use super::{
     PathStatus,
     census::{Counted, End},
+    keep_alive::{ASK_OFTEN, keep_alive},
 };
 use crate::{
     exec::{self, Budget, Instant},
@@ -76,20 +75,6 @@ const WARM: u32 = 20;
 /// 8 MiB: what has carried more is no warmer, and the one used last is the best.
 const WARMTH_MAX: u32 = 23;
 
-/// A host that has lost its process, or started anew, while its path was silent could not say so; it does when it is asked.
-/// As often as TCP repeats what was not acknowledged on lanes, so that a silent lane is found out as soon as a busy one.
-const ASK_PAUSE: Duration = Duration::from_secs(1);
-/// A host that answers nothing is given up after as long as TCP's usual 15 tries take then.
-const ASK_TRIES: u32 = 14;
-
-/// Has the kernel ask the peer of a silent connection for a sign of life. A lane on loan says nothing for as long as nothing
-/// comes, and would wait for ever on a connection of which its peer knows nothing any more.
-fn keep_alive(socket: &Socket) {
-    let keepalive = TcpKeepalive::new().with_time(ASK_PAUSE).with_interval(ASK_PAUSE).with_retries(ASK_TRIES);
-    // Kernels that cannot for MPTCP ask after two hours, and pings find out idle lanes all the same.
-    let _ = SockRef::from(socket).set_tcp_keepalive(&keepalive);
-}
-
 /// A lane. Dropping it closes the connection.
 pub struct Lane {
     socket: Rc<Socket>,
@@ -119,7 +104,7 @@ impl Lane {
     pub(super) fn new(socket: Socket, path: Arc<PathStatus>, accepted: Accepted) -> Self {
         let Accepted { instance, fell_back } = accepted;
         path.lane_opened(instance);
-        keep_alive(&socket);
+        keep_alive(&socket, ASK_OFTEN);
         let lane = Self {
             counted: Counted::new(End::Downstream, path.name().to_owned(), &socket),
             socket: Rc::new(socket),

@@ -45,6 +45,7 @@ use crate::{
         census::{Counted, End},
         door::{Door, Knock, Wrong},
         handshake::{self, HandshakeFailed},
+        keep_alive::{ASK_SELDOM, keep_alive},
     },
     net::{Legs, Listener, Socket},
     root::files::open_directory,
@@ -263,6 +264,7 @@ pub(crate) async fn serve_lane(
 ) {
     socket.set_congestion(&upstream.legs.lane, peer.ip());
     socket.bound_backoff();
+    keep_alive(&socket, ASK_SELDOM);
     match authenticate_and_run(&upstream, &socket, peer, knock, &mut shutdown).await {
         Ok(()) => {}
         Err(ServeError::Hello(error)) => upstream.door.failed(Some(peer), &error),
