@@ -46,13 +46,18 @@ pub enum HandshakeFailed {
 }
 
 impl HandshakeFailed {
-    /// The connection broke, perhaps because its listener has just stopped: another one may reach whoever took over.
+    /// The connection broke or was closed without a word, perhaps because its listener has just stopped, so that another one
+    /// reaches whoever took over; or because the path was silent for longer than a hello is waited for, and is not any more.
     pub fn is_worth_another_try(&self) -> bool {
         let broke = |kind| {
             use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
             matches!(kind, ConnectionReset | BrokenPipe | UnexpectedEof)
         };
-        matches!(self, Self::Io(error) if broke(error.kind()))
+        match self {
+            Self::Io(error) => broke(error.kind()),
+            Self::Refused(HandshakeError::Truncated { .. }) => true,
+            _ => false,
+        }
     }
 
     /// The upstream's host has answered that no process listens there.

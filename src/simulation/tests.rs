@@ -153,3 +153,9 @@ fn has_failed_33784_and_104059() {
     run_all(33784..33785);
     run_all(104059..104060);
 }
+
+/// The path was silent for longer than the relay waits for a hello, and then back; the lane was not dialled again.
+#[test]
+fn has_failed_49914() {
+    run_all(49914..49915);
+}
