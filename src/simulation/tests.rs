@@ -159,3 +159,9 @@ fn has_failed_33784_and_104059() {
 fn has_failed_49914() {
     run_all(49914..49915);
 }
+
+/// Lanes that were allowed the same bytes, and had to wait for each other, kept more of them than all may.
+#[test]
+fn has_failed_53521() {
+    run_all(53521..53522);
+}

@@ -376,6 +376,8 @@ impl Transfer {
         if self.ending().is_some() || self.board().striper.is_body_ended() {
             return None;
         }
+        // Others have kept theirs while this lane waited for the source.
+        let want = self.share.allowed(want)?;
         let Stream { source, gathered } = stream;
         let is_last = match source.pull(want, gathered, view).await {
             Ok(is_last) => is_last,
