@@ -156,8 +156,9 @@ fn has_failed_33784_and_104059() {
 
 /// The path was silent for longer than the relay waits for a hello, and then back; the lane was not dialled again.
 #[test]
-fn has_failed_49914() {
+fn has_failed_49914_and_64515() {
     run_all(49914..49915);
+    run_all(64515..64516);
 }
 
 /// Lanes that were allowed the same bytes, and had to wait for each other, kept more of them than all may.
