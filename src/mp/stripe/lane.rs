@@ -5,26 +5,20 @@
 
 use std::collections::VecDeque;
 
-use super::model::{LaneModel, RateSample};
+use super::model::{LaneModel, QUEUE_SECONDS, RateSample};
 use crate::wire::frame::Reading;
 
 /// A lane within one [`super::Striper`]; never reused there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LaneId(pub u32);
 
-/// A lane is full with so much in flight: slow start doubles its rate each round trip, which is known one later, and a
-/// lossy lane catches up after a pause.
-const QUEUE_ROUND_TRIPS: f64 = 3.0;
-const QUEUE_SECONDS: f64 = 0.1;
+/// A lane is full with what it carries in its round trip, [`QUEUE_SECONDS`], and one more round trip, or as many as two
+/// where its acknowledgements pause: a lossy lane catches up. What is on a lane is what others must bring once it is lost.
+const GAP_ROUND_TRIPS: [f64; 2] = [1.0, 2.0];
+/// The next pause is often longer.
+const GAP_FACTOR: f64 = 2.0;
 /// Until the first acknowledgement of a transfer it can carry no more than this, and faster lanes may be about to join.
 const FIRST_FLIGHT_ROUND_TRIPS: f64 = 1.25;
-/// A cold lane may have so much in flight, and twice what it has brought: slow start has as much on its way as has arrived
-/// within the round trip, and acknowledgements are a round trip old. It is the window that TCP begins with, doubled twice.
-const FIRST_WINDOW_BYTES: u64 = 48 << 10;
-/// Slow start doubles the rate each round trip. It is over when the rate has not grown by this factor
-const GROWTH_MIN: f64 = 1.25;
-/// for so many of them, as BBR has it.
-const GROWTH_ROUND_TRIPS: f64 = 3.0;
 /// How often a lane that brings nothing in time is tried again.
 const TRIAL_PAUSE_SECONDS: f64 = 1.0;
 const TRIAL_PAUSE_ROUND_TRIPS: f64 = 4.0;
@@ -37,12 +31,14 @@ pub(super) struct Sent {
     /// Bytes the lane has carried with this frame's last one.
     upto: u64,
     at: f64,
+    /// The same by the lane's busy time: without what it was given nothing for although it had room.
+    busy_at: f64,
     /// When its acknowledgement was expected as it was sent.
     due: f64,
-    /// Bytes acknowledged as it was sent, and when the last of them was; and when that one was sent.
+    /// Bytes acknowledged as it was sent, and when the last of them was; and when that one was sent, by the lane's busy time.
     acknowledged: u64,
     acknowledged_at: f64,
-    acknowledged_sent_at: f64,
+    acknowledged_busy_at: f64,
     /// The lane had been without work.
     after_idleness: bool,
 }
@@ -58,8 +54,12 @@ pub(super) struct Lane {
     bytes_acknowledged: u64,
     /// When the last acknowledgement came, or the lane became busy again.
     quiet_since: f64,
-    /// When the last frame acknowledged was sent.
-    acknowledged_sent_at: f64,
+    /// When the last frame acknowledged was sent, by the lane's busy time: a rate is not lower because it had less in flight.
+    acknowledged_busy_at: f64,
+    /// When the first acknowledgement since the last frame came: from then on the lane could have been given more.
+    unanswered_since: Option<f64>,
+    /// Seconds for which it was not.
+    paused: f64,
     /// Samples of frames sent before this much was acknowledged do not show all the lane can carry.
     idle_upto: u64,
     pub(super) reading: Reading,
@@ -70,36 +70,11 @@ pub(super) struct Lane {
     pub(super) asked_at: f64,
     /// Frames that others bring in time as well: they show whether the lane has become better.
     pub(super) is_trial: bool,
-    growth: Growth,
-}
-
-/// Whether a lane that was cold is still in slow start: its rate is known a round trip late, and keeping to it would slow
-/// it down.
-#[derive(Debug)]
-struct Growth {
-    /// Bytes a second.
-    highest: f64,
-    since: f64,
-    /// The quickest acknowledgement so far; later ones have waited in queues of the lane's own making.
-    round_trip: f64,
-    is_over: bool,
-}
-
-impl Growth {
-    /// The rate was `rate` at `now`, by an acknowledgement that took `round_trip`.
-    fn saw(&mut self, rate: f64, round_trip: f64, now: f64) {
-        if rate > GROWTH_MIN * self.highest {
-            (self.highest, self.since) = (rate, now);
-        }
-        self.round_trip = self.round_trip.min(round_trip);
-        self.is_over |= now - self.since > GROWTH_ROUND_TRIPS * self.round_trip;
-    }
 }
 
 impl Lane {
-    pub(super) fn new(id: LaneId, model: LaneModel, now: f64) -> Self {
-        let growth =
-            Growth { highest: 0.0, since: now, round_trip: f64::INFINITY, is_over: model.rate().is_some() };
+    pub(super) fn new(id: LaneId, mut model: LaneModel, now: f64) -> Self {
+        model.begins();
         Self {
             id,
             model,
@@ -108,7 +83,9 @@ impl Lane {
             bytes_sent: 0,
             bytes_acknowledged: 0,
             quiet_since: now,
-            acknowledged_sent_at: now,
+            acknowledged_busy_at: now,
+            unanswered_since: None,
+            paused: 0.0,
             // Its first flight waits a round trip for the first acknowledgement.
             idle_upto: 1,
             reading: Reading::Eager,
@@ -116,7 +93,6 @@ impl Lane {
             has_asked: false,
             asked_at: now,
             is_trial: false,
-            growth,
         }
     }
 
@@ -150,10 +126,14 @@ impl Lane {
             return false;
         };
         let is_first_flight = self.bytes_acknowledged == 0;
-        let round_trips = if is_first_flight { FIRST_FLIGHT_ROUND_TRIPS } else { QUEUE_ROUND_TRIPS };
-        let seconds = round_trips * round_trip + QUEUE_SECONDS;
-        let slow_start =
-            if self.growth.is_over { 0 } else { FIRST_WINDOW_BYTES + 2 * self.bytes_acknowledged };
+        let seconds = QUEUE_SECONDS
+            + if is_first_flight {
+                FIRST_FLIGHT_ROUND_TRIPS * round_trip
+            } else {
+                let [least, most] = GAP_ROUND_TRIPS.map(|round_trips| round_trips * round_trip);
+                round_trip + (GAP_FACTOR * self.model.gap()).clamp(least, most)
+            };
+        let slow_start = self.model.slow_start(self.bytes_acknowledged);
         self.in_flight() >= least.max((rate * seconds) as u64).max(slow_start)
     }
 
@@ -181,9 +161,11 @@ impl Lane {
 
     /// A frame goes on the lane; returns its number there.
     pub(super) fn send(&mut self, seq: u64, len: u64, now: f64) -> u64 {
+        self.paused += self.unanswered_since.take().map_or(0.0, |since| now - since);
+        let busy_at = now - self.paused;
         if self.sent.is_empty() {
             self.quiet_since = now;
-            self.acknowledged_sent_at = now;
+            self.acknowledged_busy_at = busy_at;
         }
         let round_trip = self.model.round_trip().unwrap_or(0.0);
         let arrival = self.model.arrival(self.in_flight() as f64, len as f64);
@@ -194,10 +176,11 @@ impl Lane {
             len,
             upto: self.bytes_sent,
             at: now,
+            busy_at,
             due,
             acknowledged: self.bytes_acknowledged,
             acknowledged_at: self.quiet_since,
-            acknowledged_sent_at: self.acknowledged_sent_at,
+            acknowledged_busy_at: self.acknowledged_busy_at,
             after_idleness: self.bytes_acknowledged < self.idle_upto,
         });
         self.frames_acknowledged + self.sent.len() as u64 - 1
@@ -207,12 +190,18 @@ impl Lane {
     pub(super) fn acknowledge(&mut self, count: usize, now: f64) -> Vec<u64> {
         let elapsed = now - self.quiet_since;
         self.model.saw_stall(self.overdue(now), elapsed);
+        if let (Some(first), Some(rate), Some(round_trip)) =
+            (self.sent.front(), self.model.rate(), self.model.round_trip())
+        {
+            let since = self.quiet_since.max(first.at + round_trip);
+            self.model.saw_gap(now - since - first.len as f64 / rate, elapsed);
+        }
         let acknowledged: Vec<Sent> = self.sent.drain(..count).collect();
         self.frames_acknowledged += count as u64;
         if let Some(last) = acknowledged.last() {
             self.bytes_acknowledged = last.upto;
             let bytes = last.upto - last.acknowledged;
-            let spent = (now - last.acknowledged_at).max(last.at - last.acknowledged_sent_at);
+            let spent = (now - last.acknowledged_at).max(last.busy_at - last.acknowledged_busy_at);
             self.model.saw_rate(RateSample {
                 bytes: bytes as f64,
                 seconds: spent,
@@ -220,10 +209,11 @@ impl Lane {
                 is_floor: last.after_idleness,
             });
             self.model.saw_round_trip(now - last.at, last.len as f64, elapsed);
-            self.acknowledged_sent_at = last.at;
-            self.growth.saw(self.model.rate().unwrap_or(0.0), now - last.at, now);
+            self.acknowledged_busy_at = last.busy_at;
+            self.model.saw_progress(last.after_idleness, self.bytes_acknowledged, self.bytes_sent);
         }
         self.quiet_since = now;
+        self.unanswered_since.get_or_insert(now);
         acknowledged.into_iter().map(|sent| sent.seq).collect()
     }
 
@@ -274,7 +264,7 @@ impl Lane {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::growth::FIRST_WINDOW_BYTES, *};
 
     #[test]
     fn a_cold_lane_is_full_once_its_rate_stands_still() {
@@ -298,7 +288,7 @@ mod tests {
                 acknowledgements.push_back(free_at + ROUND_TRIP / 2.0);
             }
         }
-        let wanted = RATE * (QUEUE_ROUND_TRIPS * ROUND_TRIP + QUEUE_SECONDS);
+        let wanted = RATE * ((1.0 + GAP_ROUND_TRIPS[0]) * ROUND_TRIP + QUEUE_SECONDS);
         let in_flight = lane.in_flight() as f64;
         assert!(
             in_flight > 0.8 * wanted && in_flight < 1.4 * wanted,

@@ -4,6 +4,7 @@
 //! what a lane with room is to do next. Called by the upstream's transfers and lanes ([`Striper`], [`FrameSizer`]) and by
 //! the downstream's manager ([`LaneCount`]). Invariant: no I/O and no clock, so that tests drive it in virtual time.
 
+mod growth;
 mod lane;
 mod lane_count;
 mod model;

@@ -4,6 +4,10 @@
 //! arrive, and how late an acknowledgement may be. Called by `lane`. Invariant: estimates are positive and finite; until
 //! the first acknowledgement of a lane's life there are none.
 
+use super::growth::Growth;
+
+/// A lane may have so much more in flight than its round trips need: what the clocks and wakeups of the hosts on the way cost.
+pub(super) const QUEUE_SECONDS: f64 = 0.1;
 /// The round trip's minimum forgets what is older than one to two of these: a path that got longer is noticed, and a
 /// queue of some seconds is not taken for the path.
 const ROUND_TRIP_MEMORY_SECONDS: f64 = 15.0;
@@ -14,6 +18,8 @@ const RATE_MEMORY_SECONDS_MIN: f64 = 0.1;
 const STALL_MEMORY_SECONDS: f64 = 60.0;
 /// Longer pauses are faults, not a lane's habit: nothing is learned from them, or the next fault would be noticed later.
 const STALL_SECONDS_MAX: f64 = 1.2;
+/// Gaps between acknowledgements fade within this time: a path that loses one packet in a thousand has several in it.
+const GAP_MEMORY_SECONDS: f64 = 4.0;
 /// How much longer than the longest pause seen a lane may be silent: the next one is often somewhat longer.
 const STALL_FACTOR: f64 = 1.5;
 /// A packet lost once comes again after another round trip, queue included, and what was lost with it a little later.
@@ -33,6 +39,9 @@ pub struct LaneModel {
     quickest: Option<[Quickest; 2]>,
     /// The longest pause, fading.
     stall: f64,
+    /// The longest time without an acknowledgement although there was something to acknowledge, fading sooner.
+    gap: f64,
+    growth: Growth,
     /// Time since the halves of `quickest` were shifted, and since the last sample: clocks restart with transfers.
     quickest_age: f64,
 }
@@ -73,6 +82,21 @@ impl LaneModel {
         Some((quickest.seconds - transmission).max(quickest.seconds / 4.0))
     }
 
+    /// Another transfer begins.
+    pub(super) fn begins(&mut self) {
+        self.growth.begins();
+    }
+
+    /// `acknowledged` bytes of the `sent` ones of a transfer are; `was_idle`: the lane had less to send than it could.
+    pub(super) fn saw_progress(&mut self, was_idle: bool, acknowledged: u64, sent: u64) {
+        self.growth.saw(self.rate.unwrap_or(0.0), was_idle, acknowledged, sent);
+    }
+
+    /// Bytes that slow start needs in flight once so many of the transfer are acknowledged; 0 once it is over.
+    pub(super) fn slow_start(&self, acknowledged: u64) -> u64 {
+        self.growth.needs(acknowledged, self.round_trip().unwrap_or(0.0))
+    }
+
     /// Seconds until the last of `len` bytes given now would be at the downstream, behind `in_flight` others whose
     /// acknowledgement has not come.
     pub(super) fn arrival(&self, in_flight: f64, len: f64) -> Option<f64> {
@@ -83,6 +107,11 @@ impl LaneModel {
     /// The longest pause of the last minute or so, in seconds.
     pub(super) fn stall(&self) -> f64 {
         self.stall
+    }
+
+    /// The longest gap between acknowledgements of late, in seconds.
+    pub(super) fn gap(&self) -> f64 {
+        self.gap
     }
 
     /// Seconds by which an acknowledgement that was expected after `expected` may be late, and the lane quiet, before the
@@ -122,6 +151,11 @@ impl LaneModel {
         // That it is no less is certain.
         let weight = if sample.is_floor { weight.max(0.5) } else { weight };
         self.rate = Some(rate + (measured - rate) * weight);
+    }
+
+    /// Frames arrived `seconds` later than right behind those before; `elapsed` since the acknowledgement before.
+    pub(super) fn saw_gap(&mut self, seconds: f64, elapsed: f64) {
+        self.gap = (self.gap * (-elapsed / GAP_MEMORY_SECONDS).exp()).max(seconds);
     }
 
     /// The lane was quiet for so long with an acknowledgement due, and then went on; `elapsed` since the time before.
