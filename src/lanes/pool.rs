@@ -273,9 +273,14 @@ impl Pool {
     }
 
     /// Tells who waits longest. While lanes stand, nobody is told: they come back, and a path that is too busy for one
-    /// more lane must not turn away requests that those can carry.
+    /// more lane must not turn away requests that those can carry. Where nobody has answered, somebody may the next time: a
+    /// dial that was not answered has taken seconds, so that there are few of them while anybody waits.
     fn dial_failed(&self, error: DialError) {
         if self.open.get() > self.dialling.get() {
+            self.waiting.borrow_mut().retain(|waiter| !waiter.lease.is_closed());
+            if error.is_unanswered() && self.waiting.borrow().len() > self.dialling.get() {
+                self.dial_for_waiter();
+            }
             return;
         }
         if let Some(waiter) = self.next_waiter() {

@@ -154,6 +154,12 @@ fn has_failed_33784_and_104059() {
     run_all(104059..104060);
 }
 
+/// The same while other lanes stood, which carried something: a request that waited for one more was not dialled for again.
+#[test]
+fn has_failed_79691() {
+    run_all(79691..79692);
+}
+
 /// The path was silent for longer than the relay waits for a hello, and then back; the lane was not dialled again.
 #[test]
 fn has_failed_49914_and_64515() {
