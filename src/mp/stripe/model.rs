@@ -24,6 +24,8 @@ const GAP_MEMORY_SECONDS: f64 = 4.0;
 const STALL_FACTOR: f64 = 1.5;
 /// A packet lost once comes again after another round trip, queue included, and what was lost with it a little later.
 const RETRANSMISSION_FACTOR: f64 = 1.25;
+/// That is so many without a queue at most: bottlenecks hold one round trip, and what waits in a relay is not on the way yet.
+const RETRANSMISSION_ROUND_TRIPS: f64 = 2.0;
 /// TCP's smallest retransmission timeout on Linux: one of these is part of any lossy path.
 const SILENCE_SECONDS_MIN: f64 = 0.2;
 /// Rates below this are as good as none; it keeps divisions finite.
@@ -117,7 +119,9 @@ impl LaneModel {
     /// Seconds by which an acknowledgement that was expected after `expected` may be late, and the lane quiet, before the
     /// lane counts as silent.
     pub(super) fn patience(&self, expected: f64) -> f64 {
-        let retransmission = (RETRANSMISSION_FACTOR * expected).min(STALL_SECONDS_MAX);
+        let round_trip = self.round_trip().unwrap_or(f64::INFINITY);
+        let retransmission = expected.min(RETRANSMISSION_ROUND_TRIPS * round_trip);
+        let retransmission = (RETRANSMISSION_FACTOR * retransmission).min(STALL_SECONDS_MAX);
         retransmission.max(SILENCE_SECONDS_MIN).max(STALL_FACTOR * self.stall)
     }
 
