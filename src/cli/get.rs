@@ -30,7 +30,8 @@ use crate::{
     lanes::PathStatus,
     mp::{
         consumer::{Consumer, Sink, TransferError},
-        manager::{FetchError, Incoming, Manager},
+        fetch_error::FetchError,
+        manager::{Incoming, Manager},
     },
 };
 

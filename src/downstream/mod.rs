@@ -33,7 +33,8 @@ use crate::{
     },
     mp::{
         consumer::{Progress, Sink, TransferError},
-        manager::{FetchError, Incoming, Manager},
+        fetch_error::FetchError,
+        manager::{Incoming, Manager},
     },
     net::{Legs, Listener},
 };

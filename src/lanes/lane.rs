@@ -12,11 +12,10 @@ use std::{
 use super::{
     PathStatus,
     census::{Counted, End},
-    keep_alive::{ASK_OFTEN, keep_alive},
 };
 use crate::{
     exec::{self, Budget, Instant},
-    net::Socket,
+    net::{Socket, keep_alive::ASK_OFTEN},
     wire::{
         frame::{Frame, FrameError, HEADER_BYTES, Reading},
         handshake::Accepted,
@@ -104,7 +103,7 @@ impl Lane {
     pub(super) fn new(socket: Socket, path: Arc<PathStatus>, accepted: Accepted) -> Self {
         let Accepted { instance, fell_back } = accepted;
         path.lane_opened(instance);
-        keep_alive(&socket, ASK_OFTEN);
+        socket.keep_alive(ASK_OFTEN);
         let lane = Self {
             counted: Counted::new(End::Downstream, path.name().to_owned(), &socket),
             socket: Rc::new(socket),

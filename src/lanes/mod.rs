@@ -8,7 +8,6 @@
 pub mod census;
 pub mod door;
 pub mod handshake;
-pub(crate) mod keep_alive;
 mod lane;
 mod path;
 mod pool;

@@ -22,7 +22,8 @@ use place::Outlook;
 pub(super) use place::{Place, Places, Slot};
 
 use super::{
-    manager::{FetchError, LANE_DEADLINE, Manager},
+    fetch_error::FetchError,
+    manager::{LANE_DEADLINE, Manager},
     producer::{Delivery, Producer},
     queue,
     share::{Look, Share},

@@ -23,7 +23,8 @@ use tokio::sync::{Barrier, watch};
 use super::{
     consumer::{Sink, TransferError},
     crew::LaneCounts,
-    manager::{FetchError, Load, Manager, ManagerConfig, NoLaneCause, Placement},
+    fetch_error::{FetchError, NoLaneCause},
+    manager::{Load, Manager, ManagerConfig, Placement},
 };
 use crate::{
     exec::{self, Backend, Config, available_cpus},

@@ -12,6 +12,7 @@ mod conduit;
 mod congestion;
 mod discard;
 mod hand_over;
+pub(crate) mod keep_alive;
 mod listener;
 mod low_water;
 mod mptcp;

@@ -20,8 +20,8 @@ use rustix::{
 use socket2::{Domain, Protocol, SockRef, Type};
 
 use super::{
-    Congestion, MptcpMissing, MptcpState, Shared, TcpInfo, backoff, discard::discard, low_water, mptcp,
-    pipe::close_idle_pipes, receive::receive, splice_probe,
+    Congestion, MptcpMissing, MptcpState, Shared, TcpInfo, backoff, discard::discard, keep_alive, low_water,
+    mptcp, pipe::close_idle_pipes, receive::receive, splice_probe,
 };
 use crate::{
     exec::{self, Instant, Interest, Watch},
@@ -207,6 +207,12 @@ impl Socket {
     pub fn bound_backoff(&self) {
         // TCP only; one that is no lane of ours any more shows its error elsewhere.
         let _ = backoff::bound(self.fd.as_fd());
+    }
+
+    /// Has the kernel ask the peer for a sign of life each time the connection was silent for `pause`, and break it after 14
+    /// questions without an answer, or at once if the peer knows nothing of it.
+    pub fn keep_alive(&self, pause: Duration) {
+        keep_alive::ask(&SockRef::from(&self.fd), pause);
     }
 
     /// Keeps what is accepted and not sent yet below `bytes` (TCP_NOTSENT_LOWAT, tcp(7)), so that frames bind to lanes

@@ -12,6 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use socket2::SockRef;
+
 use super::*;
 use crate::{
     exec::{self, Backend, Interest},
@@ -293,5 +295,17 @@ fn room_that_is_not_used_is_asked_for_with_pauses_and_not_for_ever() {
         conduit.put(b"yz").unwrap();
         assert_eq!(conduit.drain(&socket, usize::MAX).unwrap(), Drained::Bytes(2));
         assert!(socket.room_seen_at.get().is_none());
+    });
+}
+
+#[test]
+fn the_kernel_asks_whether_the_other_end_lives() {
+    on_each(|| async {
+        let (near, _far) = pair();
+        near.keep_alive(keep_alive::ASK_OFTEN);
+        let socket = SockRef::from(&near);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), keep_alive::ASK_OFTEN);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), keep_alive::ASK_OFTEN);
     });
 }

@@ -24,7 +24,9 @@ use crate::{
         door::{Door, Knock, Wrong},
         handshake,
     },
-    net::{ConnectError, Legs, Listener, MptcpState, ResolveError, Socket, pump, resolve},
+    net::{
+        ConnectError, Legs, Listener, MptcpState, ResolveError, Socket, keep_alive::ASK_SELDOM, pump, resolve,
+    },
     wire::{
         handshake::{Accepted, Refusal},
         key_ring::KeyRing,
@@ -214,6 +216,8 @@ async fn forward(
             return Err(error);
         }
     };
+    // It sends nothing of its own: lanes of a host that has vanished would stay for ever.
+    [&near, &far].into_iter().for_each(|end| end.keep_alive(ASK_SELDOM));
     tracing::debug!(%peer, near = ?near.mptcp(), far = ?far.mptcp(), "a lane stands");
     let ends = (
         Counted::new(End::RelayNear, peer.ip().to_canonical().to_string(), &near),

@@ -153,6 +153,37 @@ fn the_far_ends_close_reaches_the_downstream() {
     });
 }
 
+/// Whoever has vanished without a word is found out: the kernel's timer of either end is one that asks.
+#[test]
+fn both_ends_of_a_lane_are_asked_whether_they_live() {
+    with_relays(1, &[], |addresses| {
+        let upstream = Upstream::of_lanes(1, |mut lane| {
+            lane.await_close();
+            Ok(())
+        });
+        let (lane, _) = open(&[addresses[0], upstream.address], &key()).unwrap();
+        // Rows of proc(5): number, local, remote, state, queues, timer; 2 is keepalive's.
+        let asks = |is_end: &dyn Fn(&str, &str) -> bool| {
+            let rows = std::fs::read_to_string("/proc/net/tcp").unwrap();
+            let rows = rows.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
+            rows.filter(|row| row[3] == "01" && is_end(row[1], row[2])).any(|row| row[5].starts_with("02:"))
+        };
+        let port = |address: SocketAddr| format!(":{:04X}", address.port());
+        let (relay, client) = (port(addresses[0]), port(lane.local_addr().unwrap()));
+        let next = port(upstream.address);
+        let started = Instant::now();
+        // What was just sent has a timer of its own until it is acknowledged.
+        let asks_both = || {
+            asks(&|local, remote| local.ends_with(&relay) && remote.ends_with(&client))
+                && asks(&|_, remote| remote.ends_with(&next))
+        };
+        while !asks_both() {
+            assert!(started.elapsed() < PATIENCE, "an end is not asked");
+            thread::sleep(Duration::from_millis(10));
+        }
+    });
+}
+
 #[test]
 fn refusals_name_the_hop_and_the_remedy() {
     with_relays(1, &["*:1"], |addresses| {

@@ -45,9 +45,8 @@ use crate::{
         census::{Counted, End},
         door::{Door, Knock, Wrong},
         handshake::{self, HandshakeFailed},
-        keep_alive::{ASK_SELDOM, keep_alive},
     },
-    net::{Legs, Listener, Socket},
+    net::{Legs, Listener, Socket, keep_alive::ASK_SELDOM},
     root::files::open_directory,
     wire::{handshake::Refusal, key_ring::KeyRing, reason::Reason, route::HopAddr},
 };
@@ -264,7 +263,6 @@ pub(crate) async fn serve_lane(
 ) {
     socket.set_congestion(&upstream.legs.lane, peer.ip());
     socket.bound_backoff();
-    keep_alive(&socket, ASK_SELDOM);
     match authenticate_and_run(&upstream, &socket, peer, knock, &mut shutdown).await {
         Ok(()) => {}
         Err(ServeError::Hello(error)) => upstream.door.failed(Some(peer), &error),
@@ -291,6 +289,7 @@ async fn authenticate_and_run(
         return Err(error);
     }
     socket.send_all(&hello.accept(upstream.instance), false).await?;
+    socket.keep_alive(ASK_SELDOM);
     tracing::debug!(mptcp = ?socket.mptcp(), "a lane stands");
     let counted = Counted::new(End::Upstream, peer.ip().to_canonical().to_string(), socket);
     // In a box: a stranger costs no room for it.

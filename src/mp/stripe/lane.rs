@@ -266,17 +266,19 @@ impl Lane {
 mod tests {
     use super::{super::growth::FIRST_WINDOW_BYTES, *};
 
-    #[test]
-    fn a_cold_lane_is_full_once_its_rate_stands_still() {
-        const RATE: f64 = 6.25e6;
-        const ROUND_TRIP: f64 = 0.1;
-        const FRAME: u64 = 16 << 10;
+    const RATE: f64 = 6.25e6;
+    const ROUND_TRIP: f64 = 0.1;
+    const FRAME: u64 = 16 << 10;
+
+    /// A lane that was cold, after a few seconds on a path that queues without end, as a relay does, and where acknowledgements
+    /// pause for so many seconds each second.
+    fn driven(pause: f64) -> Lane {
         let mut lane = Lane::new(LaneId(0), LaneModel::default(), 0.0);
-        // A path that queues without end, as a relay does; when acknowledgements come, and when it is free again.
+        // When acknowledgements come, and when the path is free again.
         let (mut acknowledgements, mut free_at) = (VecDeque::new(), 0.0_f64);
-        for step in 0..4000 {
+        for step in 0..8000 {
             let now = f64::from(step) / 1000.0;
-            while acknowledgements.front().is_some_and(|&at| at <= now) {
+            while now % 1.0 >= pause && acknowledgements.front().is_some_and(|&at| at <= now) {
                 acknowledgements.pop_front();
                 lane.acknowledge(1, now);
             }
@@ -288,17 +290,41 @@ mod tests {
                 acknowledgements.push_back(free_at + ROUND_TRIP / 2.0);
             }
         }
-        let wanted = RATE * ((1.0 + GAP_ROUND_TRIPS[0]) * ROUND_TRIP + QUEUE_SECONDS);
-        let in_flight = lane.in_flight() as f64;
-        assert!(
-            in_flight > 0.8 * wanted && in_flight < 1.4 * wanted,
-            "{in_flight} in flight, {wanted} wanted"
-        );
+        lane
+    }
+
+    #[test]
+    fn a_cold_lane_is_full_once_its_rate_stands_still() {
+        let seconds = driven(0.0).in_flight() as f64 / RATE;
+        let wanted = 2.0 * ROUND_TRIP + QUEUE_SECONDS;
+        assert!(seconds > 0.95 * wanted && seconds < 1.05 * wanted, "{seconds} s in flight, {wanted} wanted");
+    }
+
+    #[test]
+    fn slow_start_that_is_over_is_over_for_the_next_transfer_too() {
+        let next = Lane::new(LaneId(1), driven(0.0).model, 0.0);
+        assert_eq!(next.model.slow_start(0), 0);
+    }
+
+    #[test]
+    fn a_lane_whose_acknowledgements_pause_may_have_more_in_flight() {
+        let seconds = driven(0.15).in_flight() as f64 / RATE;
+        let wanted = 3.0 * ROUND_TRIP + QUEUE_SECONDS;
+        assert!(seconds > 0.85 * wanted && seconds < 1.15 * wanted, "{seconds} s in flight, {wanted} wanted");
+    }
+
+    #[test]
+    fn a_lane_is_silent_before_what_waits_in_a_relay_could_have_come() {
+        let mut lane = driven(0.0);
+        let now = lane.quiet_since;
+        // Two seconds of it.
+        (0..2 * RATE as u64 / FRAME).for_each(|_| _ = lane.send(0, FRAME, now));
+        let silent_after = lane.silent_at().unwrap() - lane.sent.front().unwrap().due.max(now);
+        assert!(silent_after < 3.0 * ROUND_TRIP, "{silent_after} s late");
     }
 
     #[test]
     fn a_lane_with_a_queue_is_not_idle_although_it_is_given_nothing() {
-        const FRAME: u64 = 16 << 10;
         let mut lane = Lane::new(LaneId(0), LaneModel::default(), 0.0);
         let mut at = 0.0;
         // A megabyte a second, then a tenth of it, with ten frames on their way.
