@@ -20,8 +20,8 @@ use bytes::BytesMut;
 use tokio::sync::Notify;
 
 use super::{
-    Cache,
-    object::{Lead, Object},
+    Cache, Debut,
+    object::{Lead, Object, Seat},
 };
 use crate::{
     exec::{self, Interest},
@@ -30,10 +30,15 @@ use crate::{
 
 /// Copies are written when so many bytes have gathered: a system call's cost is small next to copying them.
 const GATHER_BYTES: usize = 256 << 10;
+/// Nobody waits for them: as many as a pipe holds, so that a disk that pauses for a moment costs no byte of the copy.
+const GATHER_ALONE_BYTES: usize = 1 << 20;
 /// Or when the first of them has waited so long for the others, and others wait for it.
 const GATHER_TIME_MAX: Duration = Duration::from_millis(10);
 /// Between two looks at a writer that has no room because of other fetches, or at clients that are given way to.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// The last bytes wait so long for a writer without room: a kernel that is told to slow down sleeps 0.2 s at a time.
+const SETTLE_MAX: Duration = Duration::from_secs(2);
 
 /// Nobody wants the rest of a span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +51,7 @@ pub struct Attachment {
     position: Cell<u64>,
     until: u64,
     failed: RefCell<Option<io::Error>>,
+    seat: Cell<Option<Seat>>,
     moved_at: Cell<Instant>,
     blocked: Cell<bool>,
     changed: Notify,
@@ -60,6 +66,7 @@ impl Attachment {
             position: Cell::new(span.start),
             until: span.end,
             failed: RefCell::new(None),
+            seat: Cell::new(None),
             moved_at: Cell::new(Instant::now()),
             blocked: Cell::new(false),
             changed: Notify::new(),
@@ -84,6 +91,17 @@ impl Attachment {
             self.changed.notify_waiters();
             self.fetch.notify_waiters();
         }
+    }
+
+    /// The client goes on as a reader, without a moment in which nobody wants the fetch.
+    fn seat(&self, lead: &Lead) {
+        self.seat.set(lead.seat(self.position.get()));
+        self.detach();
+    }
+
+    /// The client's seat among the readers, if the fetch has let it go.
+    pub fn take_seat(&self) -> Option<Seat> {
+        self.seat.take()
     }
 
     /// Waits until the fetch sends no more: it has sent everything, or ended, or let the client go.
@@ -139,6 +157,8 @@ pub struct Fill {
     cache: Arc<Cache>,
     lead: Lead,
     attachment: Option<Rc<Attachment>>,
+    /// Others are let in once the client has been given its first bytes: what that costs, it does not wait for.
+    debut: Option<Debut>,
     /// Copies on their way to the writer, from `handed` on.
     gathered: Conduit,
     gathering_since: Instant,
@@ -158,6 +178,7 @@ impl Fill {
             cache,
             lead,
             attachment,
+            debut: None,
             gathered: Conduit::new(),
             gathering_since: Instant::now(),
             handed,
@@ -169,6 +190,12 @@ impl Fill {
     /// The same, giving way to clients that wait for other bytes.
     pub fn giving_way(mut self) -> Self {
         self.gives_way = true;
+        self
+    }
+
+    /// The same, of an object that nobody finds yet.
+    pub fn with_debut(mut self, debut: Option<Debut>) -> Self {
+        self.debut = debut;
         self
     }
 
@@ -228,6 +255,12 @@ impl Fill {
     /// # Errors
     /// [`Unwanted`] when nobody needs the rest, or the copies cannot be made and others need them.
     pub fn take(&mut self, conduit: &mut Conduit) -> Result<Drained, Unwanted> {
+        let taken = self.take_for_all(conduit);
+        self.debut = None;
+        taken
+    }
+
+    fn take_for_all(&mut self, conduit: &mut Conduit) -> Result<Drained, Unwanted> {
         while let Some(client) = self.client() {
             let must_store = self.lead.readers() > 0 && !self.cache.has_room_to_write();
             if self.copied == 0 && !must_store {
@@ -236,7 +269,7 @@ impl Fill {
             let Some(attachment) = &self.attachment else { break };
             if self.copied == 0 {
                 // Others need every byte on the disk, which has to catch up: from here on this client reads like them.
-                attachment.detach();
+                attachment.seat(&self.lead);
                 break;
             }
             match conduit.drain(&client, self.copied) {
@@ -249,7 +282,7 @@ impl Fill {
                     attachment.blocked.set(true);
                     return Ok(Drained::Blocked);
                 }
-                Ok(Drained::Blocked) => attachment.detach(),
+                Ok(Drained::Blocked) => attachment.seat(&self.lead),
                 Err(error) => {
                     attachment.failed.replace(Some(error));
                     attachment.detach();
@@ -297,20 +330,23 @@ impl Fill {
         Err(Unwanted)
     }
 
-    /// Copies from the front of `conduit` what can be copied. Returns how many bytes of it need no more copying.
+    /// Copies from the front of `conduit` what can be copied. Returns how many bytes of it need no more copying; 0 where
+    /// others need them and the writer has no room.
     fn copy(&mut self, conduit: &mut Conduit) -> usize {
+        // Others need every byte on the disk; for this client alone, what the writer cannot take now is not stored.
         let others_wait = self.lead.readers() > 0;
-        if self.is_due(others_wait) {
-            self.hand_over(false);
+        if self.is_due(others_wait) && !self.hand_over(others_wait) && others_wait {
+            return 0;
         }
         if self.object().is_stored() {
             for _ in 0..2 {
                 self.note_begin();
                 match conduit.tee_to(&mut self.gathered) {
-                    Ok(0) => self.hand_over(false),
+                    Ok(0) if !self.hand_over(others_wait) && others_wait => return 0,
+                    Ok(0) => {}
                     Ok(copied) => {
                         if self.is_due(others_wait) {
-                            self.hand_over(false);
+                            self.hand_over(others_wait);
                         }
                         return copied;
                     }
@@ -331,7 +367,7 @@ impl Fill {
     }
 
     fn is_due(&self, others_wait: bool) -> bool {
-        self.gathered.len() >= GATHER_BYTES
+        self.gathered.len() >= if others_wait { GATHER_BYTES } else { GATHER_ALONE_BYTES }
             || (others_wait && !self.gathered.is_empty() && self.gathering_since.elapsed() >= GATHER_TIME_MAX)
     }
 
@@ -350,9 +386,19 @@ impl Fill {
         self.handed += len;
         self.lead.hand_on(self.handed, has_room);
         if has_room {
+            // The writer gives up what the index does not hold.
+            self.debut = None;
             self.cache.write(self.object(), offset, bytes, &self.lead.wake);
         }
         has_room
+    }
+
+    /// All has come: waits until the writer has room for what has gathered, or until it has had none for long.
+    pub async fn settle(&mut self) {
+        let patience = Instant::now();
+        while !self.hand_over(true) && patience.elapsed() < SETTLE_MAX {
+            exec::sleep(PAUSE).await;
+        }
     }
 
     /// Waits until [`Fill::take`] may do more.
@@ -385,6 +431,7 @@ impl Fill {
 
 impl Drop for Fill {
     fn drop(&mut self) {
+        self.debut = None;
         self.hand_over(false);
         // In this order: the record then says that nothing grows any more.
         self.lead.end();

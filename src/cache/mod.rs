@@ -150,6 +150,25 @@ impl Drop for Asking {
     }
 }
 
+/// A new object that others wait for, and that nobody finds yet. Dropped, it is found, and they look again.
+pub struct Debut {
+    object: Arc<Object>,
+    asking: Asking,
+}
+
+impl Debut {
+    /// Of the object that the root's answer has become.
+    pub fn new(object: Arc<Object>, asking: Asking) -> Self {
+        Self { object, asking }
+    }
+}
+
+impl Drop for Debut {
+    fn drop(&mut self) {
+        self.asking.cache.publish(&self.object);
+    }
+}
+
 /// A client that waits for the root.
 pub struct Waiting(Arc<Cache>);
 

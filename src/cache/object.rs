@@ -26,6 +26,9 @@ use super::{
 /// How far a fetch may be ahead of its fastest reader when no client takes its bytes directly: two seconds of the
 /// fastest video, so that a film whose viewers leave was not fetched in vain.
 pub const AHEAD_BYTES: u64 = 16 << 20;
+/// Who is farther behind is no reader of the fetch any more. More than it may be ahead, by what it takes at a time, or the
+/// fastest reader would lose it while both wait for the disk.
+const BEHIND_BYTES: u64 = 2 * AHEAD_BYTES;
 /// A reader waits for a fetch that is this far before it; one that has longer to go is not waited for.
 const JOIN_BYTES: u64 = 4 << 20;
 /// What a fetch that nobody reads any more may still bring: the rest of a segment that a player has left.
@@ -258,7 +261,7 @@ impl Course {
     fn serves(&self, position: u64, joins: bool) -> bool {
         position < self.end
             && (!joins || position.saturating_sub(self.at) <= JOIN_BYTES)
-            && position.saturating_add(AHEAD_BYTES) > self.at
+            && position.saturating_add(BEHIND_BYTES) > self.at
     }
 
     fn want(&mut self, position: u64) {
@@ -473,6 +476,15 @@ impl Lead {
     pub fn end(&self) {
         self.object.state().courses.retain(|course| course.id != self.course);
         self.object.changed.notify_waiters();
+    }
+
+    /// A seat for one more reader, who is at `position`.
+    pub fn seat(&self, position: u64) -> Option<Seat> {
+        let mut state = self.object.state();
+        let course = state.courses.iter_mut().find(|course| course.id == self.course)?;
+        course.readers += 1;
+        course.want(position);
+        Some(Seat { object: self.object.clone(), course: self.course })
     }
 
     /// Readers besides the client that takes the bytes directly.

@@ -126,6 +126,43 @@ fn a_fetch_is_wanted_by_its_readers() {
 }
 
 #[test]
+fn who_waits_for_the_disk_keeps_the_fetch() {
+    let object = object();
+    let (mut fast, mut slow) = (None, None);
+    let Step::Missing(lead) = object.step(0..LEN, &mut fast, true) else { panic!() };
+    for seat in [&mut fast, &mut slow] {
+        assert!(matches!(object.step(0..LEN, seat, true), Step::Coming));
+    }
+    // As far ahead as it may be, and what comes at a time; not one byte is on the disk.
+    lead.hand_on(AHEAD_BYTES + (1 << 20), true);
+    assert!(matches!(object.step(0..LEN, &mut fast, true), Step::Coming));
+    assert_eq!(lead.readers(), 2);
+    // The other one is left behind.
+    object.written(0..AHEAD_BYTES + (1 << 20), true);
+    lead.hand_on(BEHIND_BYTES, true);
+    assert!(matches!(object.step(AHEAD_BYTES..LEN, &mut fast, true), Step::Present(_)));
+    assert!(matches!(object.step(0..LEN, &mut slow, true), Step::Present(_)));
+    assert_eq!(lead.readers(), 1);
+}
+
+#[test]
+fn a_client_that_the_fetch_lets_go_is_its_reader() {
+    let object = object();
+    let lead = object.begin(0..LEN);
+    lead.hand_on(8 << 20, true);
+    let mut seat = lead.seat(8 << 20);
+    assert_eq!(lead.demand(8 << 20), Some(Demand { readers: 1, until: (8 << 20) + AHEAD_BYTES }));
+    // Its bytes are on their way to the disk.
+    assert!(matches!(object.step((8 << 20) - 1..LEN, &mut seat, true), Step::Coming));
+    assert_eq!(lead.readers(), 1);
+    drop(seat);
+    assert_eq!(lead.demand(8 << 20), None);
+    let object = lead.object().clone();
+    lead.end();
+    assert!(lead.seat(0).is_none() && !object.wants(lead.course()));
+}
+
+#[test]
 fn one_who_seeks_far_ahead_does_not_wait() {
     let object = object();
     let (mut first, mut second) = (None, None);

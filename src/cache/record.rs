@@ -30,6 +30,8 @@ pub const SLOT_BYTES: usize = 32 << 10;
 pub const BODY_OFFSET: u64 = 2 * SLOT_BYTES as u64;
 /// URL and heads together; larger ones are not stored.
 const TEXT_BYTES_MAX: usize = SLOT_BYTES - 16 * SPANS_MAX - 512;
+/// What the heads begin and end with, a `Date` and a `Host` of their own among it.
+const FIRST_LINES_BYTES_MAX: usize = 128;
 const MAGIC: &[u8; 8] = b"plaitob1";
 const CHECKSUM_BYTES: usize = 16;
 /// Magic, length, checksum.
@@ -81,7 +83,14 @@ impl Meta {
 
     /// Whether it fits into a record.
     pub fn is_storable(&self) -> bool {
-        self.url.len() + self.texts().iter().map(Vec::len).sum::<usize>() <= TEXT_BYTES_MAX
+        self.text_bytes_max() <= TEXT_BYTES_MAX
+    }
+
+    /// The length of URL and heads, or a little more: they are not written to find out.
+    fn text_bytes_max(&self) -> usize {
+        let lines = self.headers.iter().chain(&self.selecting);
+        let lines = lines.map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+        self.url.len() + lines.sum::<usize>() + FIRST_LINES_BYTES_MAX
     }
 
     /// The header maps as heads, whose parser is strict and bounded.
@@ -242,6 +251,21 @@ mod tests {
         let at = UNIX_EPOCH + Duration::from_millis(1_000_000_000_123);
         let meta = Meta::new("a/film.mp4".into(), headers, selecting, at..at, Duration::from_secs(5));
         Record { era: Era { boot: 1 << 100, epoch: 3 }, sequence, len: 1 << 40, meta, present }
+    }
+
+    #[test]
+    fn the_length_of_heads_is_known_without_writing_them() {
+        let mut meta = record(1, &[]).meta;
+        for _ in 0..3 {
+            let written = meta.url.len() + meta.texts().iter().map(Vec::len).sum::<usize>();
+            assert!(
+                (written..=written + FIRST_LINES_BYTES_MAX).contains(&meta.text_bytes_max()),
+                "{written}"
+            );
+            meta.headers.remove("date");
+            meta.headers.append("set-cookie", HeaderValue::from_static("a=b"));
+            meta.selecting.append("host", HeaderValue::from_static("film.example"));
+        }
     }
 
     #[test]

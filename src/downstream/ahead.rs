@@ -139,11 +139,10 @@ impl Quest<'_> {
                 let Turn::Yours(asking) = self.edge.cache.turn(self.key) else { return };
                 let requested_at = SystemTime::now();
                 let Ok(answer) = fetch(&self.edge.manager, &self.onward).await else { return };
-                let Ok((object, begun)) = self.keep(answer, requested_at) else {
-                    asking.is_uncacheable();
-                    return;
-                };
-                (object, Some(begun))
+                match self.keep(answer, requested_at, asking) {
+                    Ok((object, begun)) => (object, Some(begun)),
+                    Err((_, asking)) => return asking.is_uncacheable(),
+                }
             }
         };
         let meta = object.meta();
@@ -181,7 +180,7 @@ impl Quest<'_> {
                     if !stored::is_span(&answer.head, answer.framing, &meta, object.len(), &lead.span) {
                         return;
                     }
-                    self.edge.start_ahead(Begun { incoming: answer.incoming, lead }, joins);
+                    self.edge.start_ahead(Begun { incoming: answer.incoming, lead, debut: None }, joins);
                 }
                 Step::Lost => return,
             }

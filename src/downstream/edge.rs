@@ -13,7 +13,10 @@ use std::{
 };
 
 use futures_util::{FutureExt, pin_mut, select_biased};
-use http::{HeaderMap, Method, StatusCode, header::RANGE};
+use http::{
+    HeaderMap, Method, StatusCode,
+    header::{HOST, RANGE},
+};
 
 use super::{
     RootAnswer,
@@ -25,7 +28,7 @@ use super::{
 };
 use crate::{
     cache::{
-        self, Asked, Asking, Cache, Key, Turn,
+        self, Asked, Asking, Cache, Debut, Key, Turn,
         control::Directives,
         fill::{self, Attachment, Fill},
         freshness::{self, Verdict},
@@ -76,6 +79,8 @@ pub(super) struct Quest<'a> {
 pub(super) struct Begun {
     pub(super) incoming: Incoming,
     pub(super) lead: Lead,
+    /// It made the object, which others wait for.
+    pub(super) debut: Option<Debut>,
 }
 
 impl Edge {
@@ -85,22 +90,37 @@ impl Edge {
         connection: &mut HttpConnection,
         request: &RequestHead,
     ) -> io::Result<()> {
-        if self.hit(connection, request).await? {
+        let url = cache::url(request);
+        let key = Key::of(&url);
+        if self.hit(connection, request, (&url, key)).await? {
             return Ok(());
         }
         let onward = match forward::request_to_root(request, default_host(connection, request).as_ref()) {
             Ok(head) => head,
             Err(error) => return connection.respond_problem(&error.problem()).await,
         };
-        Quest::new(self, request, onward).answer(connection).await
+        // Only a request without a Host, or with one elsewhere, becomes another one on its way.
+        let quest =
+            if onward.headers.get(HOST) == request.headers.get(HOST) && onward.target() == request.target() {
+                Quest::of(self, request, onward, (url, key))
+            } else {
+                Quest::new(self, request, onward)
+            };
+        quest.answer(connection).await
     }
 }
 
 impl<'a> Quest<'a> {
     pub(super) fn new(edge: &'a Edge, request: &'a RequestHead, onward: RequestHead) -> Self {
         let url = cache::url(&onward);
+        let key = Key::of(&url);
+        Self::of(edge, request, onward, (url, key))
+    }
+
+    /// The same, of what the root will be asked for.
+    fn of(edge: &'a Edge, request: &'a RequestHead, onward: RequestHead, (url, key): (String, Key)) -> Self {
         let asked = Directives::of_request(&request.headers);
-        Self { edge, request, key: Key::of(&url), url, onward, asked }
+        Self { edge, request, key, url, onward, asked }
     }
 
     async fn answer(&self, connection: &mut HttpConnection) -> io::Result<()> {
@@ -218,12 +238,9 @@ impl<'a> Quest<'a> {
                 .respond_problem(&Problem::new(StatusCode::BAD_GATEWAY, Side::Root, text))
                 .await;
         }
-        match self.keep(answer, requested_at) {
-            Ok((object, begun)) => {
-                drop(asking);
-                self.serve(connection, &object, Some(begun), way).await
-            }
-            Err(answer) => {
+        match self.keep(answer, requested_at, asking) {
+            Ok((object, begun)) => self.serve(connection, &object, Some(begun), way).await,
+            Err((answer, asking)) => {
                 if let Some(stale) = stale.filter(|_| !answer.head.status.is_server_error()) {
                     self.edge.cache.forget_object(&stale);
                 }
@@ -244,12 +261,16 @@ impl<'a> Quest<'a> {
         &self,
         answer: RootAnswer,
         requested_at: SystemTime,
-    ) -> Result<(Arc<Object>, Begun), Box<RootAnswer>> {
+        asking: Asking,
+    ) -> Result<(Arc<Object>, Begun), (Box<RootAnswer>, Asking)> {
         let span = stored::object_span(&self.onward, &answer.head, answer.framing);
-        let Some((len, span)) = span else { return Err(Box::new(answer)) };
-        let Some(meta) = self.meta(&answer.head, requested_at) else { return Err(Box::new(answer)) };
-        let (object, lead) = self.publish(len, meta, span);
-        Ok((object, Begun { incoming: answer.incoming, lead }))
+        let Some((len, span)) = span else { return Err((Box::new(answer), asking)) };
+        let Some(meta) = self.meta(&answer.head, requested_at) else {
+            return Err((Box::new(answer), asking));
+        };
+        let (object, lead) = self.make(len, meta, span);
+        let debut = Some(Debut::new(object.clone(), asking));
+        Ok((object, Begun { incoming: answer.incoming, lead, debut }))
     }
 
     /// What is stored of an answer that comes now, besides its body; none if that is too much.
@@ -261,11 +282,11 @@ impl<'a> Quest<'a> {
         Some(Meta::new(self.url.clone(), headers, selecting, times, usual)).filter(Meta::is_storable)
     }
 
-    fn publish(&self, len: u64, meta: Meta, span: Range<u64>) -> (Arc<Object>, Lead) {
+    /// An object that nobody finds yet.
+    fn make(&self, len: u64, meta: Meta, span: Range<u64>) -> (Arc<Object>, Lead) {
         let place = self.edge.cache.place(self.key, &self.url, |meta| self.is_selected(meta));
         let object = Object::new(place, len, meta);
         let lead = object.begin(span);
-        self.edge.cache.publish(&object);
         (object, lead)
     }
 
@@ -294,7 +315,8 @@ impl<'a> Quest<'a> {
             asking.is_uncacheable();
             return Ok(());
         };
-        let (object, lead) = self.publish(body.len() as u64, meta, 0..body.len() as u64);
+        let (object, lead) = self.make(body.len() as u64, meta, 0..body.len() as u64);
+        self.edge.cache.publish(&object);
         Fill::with_all(self.edge.cache.clone(), lead, body);
         ahead::learn(self.edge, &self.onward, &object);
         let cache = self.edge.cache.clone();
@@ -379,13 +401,11 @@ impl<'a> Quest<'a> {
                 }
                 let mut sending = Sending::new(edge, onward, object, span, head);
                 match begun {
-                    Some(Begun { incoming, lead }) if lead.span.start == start => {
+                    Some(begun) if begun.lead.span.start == start => {
                         sending.send_head(connection, way).await?;
-                        sending.ride(connection, incoming, lead).await?;
+                        sending.ride(connection, begun).await?;
                     }
-                    Some(Begun { incoming, lead }) => {
-                        edge.start(Begun { incoming, lead }, None, validator.is_some())
-                    }
+                    Some(begun) => edge.start(begun, None, validator.is_some()),
                     None => {}
                 }
                 let outcome = sending.run(connection).await;
@@ -402,8 +422,8 @@ impl<'a> Quest<'a> {
                 outcome
             }
             Answer::SendParts(mut head, lines, parts) if self.request.method == Method::GET => {
-                if let Some(Begun { incoming, lead }) = begun {
-                    edge.start(Begun { incoming, lead }, None, validator.is_some());
+                if let Some(begun) = begun {
+                    edge.start(begun, None, validator.is_some());
                 }
                 head.headers.append(CACHE_STATUS, status);
                 connection.send_head(head, true, true).await?;
@@ -447,7 +467,9 @@ impl<'a> Quest<'a> {
 impl Edge {
     /// Runs a fetch as a task of this core, to its end or until nobody wants the rest.
     pub(super) fn start(&self, begun: Begun, attachment: Option<Rc<Attachment>>, joins: bool) {
-        let fill = Fill::new(self.cache.clone(), begun.lead, attachment);
+        // Only a client that is fed directly gains by the delay.
+        let debut = begun.debut.filter(|_| attachment.is_some());
+        let fill = Fill::new(self.cache.clone(), begun.lead, attachment).with_debut(debut);
         self.run(begun.incoming, fill, joins);
     }
 
@@ -459,7 +481,8 @@ impl Edge {
 
     fn run(&self, incoming: Incoming, fill: Fill, joins: bool) {
         let cache = self.cache.clone();
-        exec::spawn(async move {
+        let is_attached = fill.is_attached();
+        let mut task = Box::pin(async move {
             let (mut incoming, mut fill) = (incoming, fill);
             let (object, length, vigil) = (fill.object().clone(), fill.len(), fill.vigil());
             let progress = incoming.consumer.progress();
@@ -475,6 +498,9 @@ impl Edge {
                     error = silent => Some(error),
                 }
             };
+            // The lanes are free from here on.
+            drop(incoming);
+            fill.settle().await;
             drop(fill);
             // Without a validator the rest of this very answer is the only one that fits.
             if !joins && !object.is_whole() {
@@ -487,5 +513,10 @@ impl Edge {
                 }
             }
         });
+        // The client's first bytes are most often there: they do not wait for the task's turn.
+        if is_attached && task.as_mut().now_or_never().is_some() {
+            return;
+        }
+        exec::spawn(task);
     }
 }

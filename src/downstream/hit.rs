@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     cache::{
-        self, Key,
+        Key,
         control::Directives,
         freshness::{self, Verdict},
         object::Object,
@@ -48,7 +48,7 @@ const WISHES: [HeaderName; 9] = [
 ];
 
 impl Edge {
-    /// Answers `request`, if it can be answered in this way; false if nothing was sent.
+    /// Answers `request`, whose URL and key are given, if it can be answered in this way; false if nothing was sent.
     ///
     /// # Errors
     /// The answer was begun and could not be completed.
@@ -56,6 +56,7 @@ impl Edge {
         &self,
         connection: &mut HttpConnection,
         request: &RequestHead,
+        (url, key): (&str, Key),
     ) -> io::Result<bool> {
         let is_usual = request.method == Method::GET
             && request.version == Version::Http11
@@ -64,9 +65,7 @@ impl Edge {
         if !is_usual {
             return Ok(false);
         }
-        let url = cache::url(request);
-        let key = Key::of(&url);
-        let Some(object) = self.cache.find_open(key, &url) else { return Ok(false) };
+        let Some(object) = self.cache.find_open(key, url) else { return Ok(false) };
         let (meta, now) = (object.meta(), SystemTime::now());
         if meta.freshness.verdict(&Directives::default(), now) != Verdict::Fresh {
             return Ok(false);

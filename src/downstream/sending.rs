@@ -32,7 +32,6 @@ use crate::{
         response::ResponseHead,
         server::HttpConnection,
     },
-    mp::manager::Incoming,
     net::sendfile,
 };
 
@@ -201,22 +200,18 @@ impl<'a> Sending<'a> {
             return Err(self.fail(Problem::new(StatusCode::BAD_GATEWAY, Side::Root, text)));
         }
         self.send_head(connection, self.way_if(Way::Partial)).await?;
-        self.ride(connection, answer.incoming, lead).await.map_err(Failure::Broken)
+        let begun = Begun { incoming: answer.incoming, lead, debut: None };
+        self.ride(connection, begun).await.map_err(Failure::Broken)
     }
 
     /// Lets a fetch that begins where this client is feed it directly, for as long as that holds up nobody.
-    pub(super) async fn ride(
-        &mut self,
-        connection: &HttpConnection,
-        incoming: Incoming,
-        lead: Lead,
-    ) -> io::Result<()> {
-        let span = self.position..self.end.min(lead.span.end);
-        let attachment = Attachment::new(connection.shared_socket(), span, &lead);
+    pub(super) async fn ride(&mut self, connection: &HttpConnection, begun: Begun) -> io::Result<()> {
+        let span = self.position..self.end.min(begun.lead.span.end);
+        let attachment = Attachment::new(connection.shared_socket(), span, &begun.lead);
         let _let_go = LetGo(attachment.clone());
-        let figures = incoming.figures();
-        self.edge.start(Begun { incoming, lead }, Some(attachment.clone()), self.joins);
+        let figures = begun.incoming.figures();
         let _waits = self.edge.cache.client_waits();
+        self.edge.start(begun, Some(attachment.clone()), self.joins);
         let outcome = {
             let detached = attachment.detached().fuse();
             let gone = connection.socket().ready(Interest::HangUp).fuse();
@@ -234,6 +229,7 @@ impl<'a> Sending<'a> {
         connection.account().add_body_bytes(attachment.position() - self.position);
         connection.account().add_carried(figures.carried());
         self.position = attachment.position();
+        self.seat = attachment.take_seat();
         outcome
     }
 
