@@ -93,7 +93,7 @@ fn main() -> ExitCode {
 
 fn run(flags: &Flags) -> Outcome<Findings> {
     let dir = load::directory()?;
-    processes::clean_up_on_signal(dir.path().to_owned())?;
+    processes::clean_up_on_signal(vec![dir.path().to_owned()])?;
     let wanted = |scenario: Scenario| flags.only.is_empty() || flags.only.contains(&scenario);
     let bench = Bench {
         library: Library::create(dir, wanted(Scenario::Merge) && !flags.quick)?,

@@ -34,8 +34,8 @@ const NS_PER_TICK: u64 = 10_000_000;
 /// The PIDs that must not outlive this program.
 static STARTED: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 
-/// Stops everything that was started, and removes `dir`, when a signal ends the program before its guards run.
-pub fn clean_up_on_signal(dir: PathBuf) -> Outcome<()> {
+/// Stops everything that was started, and removes `dirs`, when a signal ends the program before its guards run.
+pub fn clean_up_on_signal(dirs: Vec<PathBuf>) -> Outcome<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
@@ -43,7 +43,9 @@ pub fn clean_up_on_signal(dir: PathBuf) -> Outcome<()> {
                 // Already gone is as good as stopped.
                 let _ = kill_process(pid, Signal::KILL);
             }
-            let _ = fs::remove_dir_all(&dir);
+            for dir in &dirs {
+                let _ = fs::remove_dir_all(dir);
+            }
             std::process::exit(128 + signal);
         }
     });

@@ -145,7 +145,7 @@ impl Chain {
 fn run(flags: &Flags) -> Outcome<usize> {
     let descriptors = clients::raise_descriptor_limit()?;
     let dir = TempDir::with_prefix("plait-load-")?;
-    processes::clean_up_on_signal(dir.path().to_owned())?;
+    processes::clean_up_on_signal(vec![dir.path().to_owned()])?;
     let slow = Slow { rate: flags.rate, bytes: flags.rate * flags.seconds };
     println!(
         "## load\n\n{} clients, {} KiB/s each for {} s, {} a second arrive; each a file of its own, every byte checked.",

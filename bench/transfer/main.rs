@@ -125,7 +125,7 @@ fn run(flags: &Flags) -> Outcome<bool> {
         return Ok(true);
     }
     let dir = content(plan.bytes)?;
-    processes::clean_up_on_signal(dir.path().to_owned())?;
+    processes::clean_up_on_signal(vec![dir.path().to_owned()])?;
     let target = target_directory();
     let mut run = circumstances(flags, &plan)?;
     announce(&plan, &scenarios);
