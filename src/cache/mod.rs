@@ -49,7 +49,7 @@ use crate::{http::request::RequestHead, net::Conduit};
 use eras::Eras;
 use index::Index;
 use object::Object;
-use playlist::{Programme, Segment};
+use playlist::{Next, Programme, Segment};
 use record::{BODY_OFFSET, Meta, Record, SLOT_BYTES};
 use writer::{Shelf, Writer};
 
@@ -469,9 +469,11 @@ impl Cache {
         self.programme.lock().unwrap_or_else(PoisonError::into_inner).learn(host, segments);
     }
 
-    /// What follows the segment under `key` whose span begins at `start`.
-    pub fn next_segments(&self, key: Key, start: u64, count: usize) -> Vec<Segment> {
-        self.programme.lock().unwrap_or_else(PoisonError::into_inner).next(key, start, count)
+    /// What to fetch ahead now that the segment under `key` whose span begins at `start` is asked for. `caught_up`: it was
+    /// fetched ahead, and is not there yet.
+    pub fn next_segments(&self, key: Key, start: u64, caught_up: bool) -> Next {
+        let mut programme = self.programme.lock().unwrap_or_else(PoisonError::into_inner);
+        programme.next(key, start, caught_up, Instant::now())
     }
 
     /// A client waits for the root, until what is returned is dropped.

@@ -3,7 +3,11 @@
 //! In: the text of a playlist, and requests for segments. Out: what [`usual_lifetime`](super::freshness::usual_lifetime)
 //! needs, and what a player will ask for next. No I/O. Invariant: what is remembered is bounded, whatever playlists say.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use m3u8_rs::Playlist as Parsed;
 use quick_cache::unsync;
@@ -112,11 +116,47 @@ fn place(host: &str, base: &str, reference: &str) -> Option<String> {
     Some(format!("/{}{query}", segments.join("/")))
 }
 
+/// Segments fetched ahead of the one that was asked for last. Players hold some 30 s; three segments of 6 s bridge the time
+/// in which a new rendition or a slow path catches up.
+const SEGMENTS_AHEAD: usize = 3;
+/// The same for a player that fills its buffer: segments of 40 ms (500 KB at 100 Mbit/s) that are asked for one after the
+/// other need four on their way at a round trip of 150 ms.
+const SEGMENTS_AHEAD_OF_THE_FAST: usize = 8;
+/// A player fills its buffer while it asks again sooner than this, once it has caught up with what is fetched ahead for it;
+/// one that plays asks once in a segment's time, of some seconds.
+const FAST_FOR: Duration = Duration::from_millis(500);
+
+/// The segments of a playlist.
+struct List {
+    segments: Vec<Segment>,
+    /// Until when somebody counts as filling a buffer from it.
+    fast_until: Mutex<Option<Instant>>,
+}
+
+impl List {
+    /// Whether who asks at `now` fills a buffer.
+    fn is_fast(&self, caught_up: bool, now: Instant) -> bool {
+        let mut until = self.fast_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_fast = caught_up || until.is_some_and(|until| now < until);
+        *until = is_fast.then(|| now + FAST_FOR);
+        is_fast
+    }
+}
+
 /// Where a segment stands.
 #[derive(Clone)]
 struct Place {
-    list: Arc<[Segment]>,
+    list: Arc<List>,
     index: u32,
+}
+
+/// What to fetch ahead.
+#[derive(Debug, Default, PartialEq)]
+pub struct Next {
+    /// In the order in which they are played.
+    pub segments: Vec<Segment>,
+    /// All at once, or one after the other, so that the next one comes first.
+    pub at_once: bool,
 }
 
 /// Which segments follow which, for the playlists that were asked for last.
@@ -134,18 +174,22 @@ impl Default for Programme {
 impl Programme {
     /// Remembers the segments of a playlist on `host`.
     pub fn learn(&mut self, host: &str, segments: Vec<Segment>) {
-        let list: Arc<[Segment]> = segments.into();
-        for (index, segment) in list.iter().enumerate() {
+        let list = Arc::new(List { segments, fast_until: Mutex::default() });
+        for (index, segment) in list.segments.iter().enumerate() {
             let key = Key::of(&format!("{host}{}", segment.target));
             let start = segment.span.as_ref().map_or(0, |span| span.start);
             self.places.insert((key, start), Place { list: list.clone(), index: index as u32 });
         }
     }
 
-    /// The `count` segments behind the one with this key whose span begins at `start`.
-    pub fn next(&mut self, key: Key, start: u64, count: usize) -> Vec<Segment> {
-        let Some(Place { list, index }) = self.places.get(&(key, start)) else { return Vec::new() };
-        list.iter().skip(*index as usize + 1).take(count).cloned().collect()
+    /// What to fetch when the segment with this key whose span begins at `start` is asked for at `now`. `caught_up`: it was
+    /// expected, and is not there yet.
+    pub fn next(&mut self, key: Key, start: u64, caught_up: bool, now: Instant) -> Next {
+        let Some(Place { list, index }) = self.places.get(&(key, start)) else { return Next::default() };
+        let at_once = list.is_fast(caught_up, now);
+        let count = if at_once { SEGMENTS_AHEAD_OF_THE_FAST } else { SEGMENTS_AHEAD };
+        let segments = list.segments.iter().skip(*index as usize + 1).take(count).cloned().collect();
+        Next { segments, at_once }
     }
 }
 
@@ -169,10 +213,35 @@ mod tests {
         assert_eq!(reading.segments[0].span, Some(0..800));
         let mut programme = Programme::default();
         programme.learn("a:80", reading.segments);
-        let next = programme.next(Key::of("a:80/films/x/1.m4s?t=1"), 0, 3);
-        assert_eq!(next.iter().map(|segment| segment.target.as_str()).collect::<Vec<_>>(), wanted[2..]);
-        assert_eq!(programme.next(Key::of("a:80/abs/3.m4s"), 0, 3), []);
-        assert_eq!(programme.next(Key::of("b/abs/3.m4s"), 0, 3), []);
+        let now = Instant::now();
+        let mut next = |url, start| programme.next(Key::of(url), start, false, now).segments;
+        let behind = next("a:80/films/x/1.m4s?t=1", 0);
+        assert_eq!(behind.iter().map(|segment| segment.target.as_str()).collect::<Vec<_>>(), wanted[2..]);
+        assert_eq!(next("a:80/abs/3.m4s", 0), []);
+        assert_eq!(next("b/abs/3.m4s", 0), []);
+    }
+
+    #[test]
+    fn a_player_that_fills_its_buffer_is_kept_ahead_of() {
+        let text: String = (0..40).map(|number| format!("#EXTINF:2.0,\n{number}.ts\n")).collect();
+        let text = format!("#EXTM3U\n#EXT-X-TARGETDURATION:2\n{text}#EXT-X-ENDLIST\n");
+        let mut programme = Programme::default();
+        programme.learn("a", read(text.as_bytes(), "a", "/l.m3u8").unwrap().segments);
+        let began = Instant::now();
+        let mut ask = |number: u32, caught_up, after_ms| {
+            let now = began + Duration::from_millis(after_ms);
+            let next = programme.next(Key::of(&format!("a/{number}.ts")), 0, caught_up, now);
+            (next.segments.len(), next.at_once)
+        };
+        let (usual, fast) = ((SEGMENTS_AHEAD, false), (SEGMENTS_AHEAD_OF_THE_FAST, true));
+        assert_eq!(ask(0, false, 0), usual);
+        assert_eq!(ask(1, true, 200), fast);
+        // What was fetched is there now, and it goes on as fast.
+        assert_eq!([ask(2, false, 201), ask(3, false, 600), ask(4, false, 1000)], [fast; 3]);
+        // Its buffer is full.
+        assert_eq!([ask(5, false, 2500), ask(6, false, 2600)], [usual; 2]);
+        assert_eq!(ask(7, true, 4500), fast);
+        assert_eq!(ask(39, false, 4600).0, 0);
     }
 
     #[test]
@@ -185,7 +254,7 @@ mod tests {
         assert_eq!(spans, [Some(50..150), Some(150..180)]);
         let mut programme = Programme::default();
         programme.learn("a", reading.segments);
-        assert_eq!(programme.next(Key::of("a/f.ts"), 50, 3).len(), 1);
+        assert_eq!(programme.next(Key::of("a/f.ts"), 50, false, Instant::now()).segments.len(), 1);
     }
 
     #[test]

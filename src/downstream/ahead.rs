@@ -11,6 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures_util::stream::{self, StreamExt};
 use http::{
     Method,
     header::{HOST, RANGE},
@@ -28,16 +29,13 @@ use crate::{
         fill::until,
         freshness::{self, Verdict},
         object::{Object, Seat, Step},
-        playlist::{self, Segment},
+        playlist::{self, Next, Segment},
         record::Meta,
     },
     exec,
     http::{range::RangeSpec, request::RequestHead},
 };
 
-/// Segments fetched ahead of the one that was asked for last. Players hold some 30 s; three segments of 6 s bridge the time
-/// in which a new rendition or a slow path catches up.
-const SEGMENTS_AHEAD: usize = 3;
 /// Players of one core that are read ahead for at once; others are served as they ask.
 const RUNNING_MAX: usize = 32;
 /// How long a playlist may take to the disk after it was sent.
@@ -66,20 +64,28 @@ impl Drop for Running {
 }
 
 /// A request for the URL with `key` is answered with a span that begins at `start`: fetches what comes next, if that is
-/// known. `onward` is that request as the root would read it.
-pub(super) fn follow(edge: &Edge, onward: impl FnOnce() -> Option<RequestHead>, key: Key, start: u64) {
-    let next = edge.cache.next_segments(key, start, SEGMENTS_AHEAD);
-    if next.is_empty() {
+/// known. `onward` is that request as the root would read it; `caught_up`: what it asks for was fetched ahead, and is not
+/// there yet.
+pub(super) fn follow(
+    edge: &Edge,
+    onward: impl FnOnce() -> Option<RequestHead>,
+    (key, start): (Key, u64),
+    caught_up: bool,
+) {
+    let Next { segments, at_once } = edge.cache.next_segments(key, start, caught_up);
+    if segments.is_empty() {
         return;
     }
     let Some(running) = edge.ahead.enter() else { return };
     let Some(onward) = onward() else { return };
-    let requests: Vec<_> = next.into_iter().filter_map(|segment| request_for(&onward, segment)).collect();
+    let requests: Vec<_> = segments.into_iter().filter_map(|segment| request_for(&onward, segment)).collect();
     let edge = edge.clone();
     exec::spawn(async move {
-        for (request, span) in &requests {
+        let fetched = stream::iter(&requests).map(async |(request, span)| {
             Quest::new(&edge, request, request.clone()).fetch_ahead(span.clone()).await;
-        }
+        });
+        let side_by_side = if at_once { requests.len() } else { 1 };
+        fetched.buffered(side_by_side).for_each(async |()| {}).await;
         drop(running);
     });
 }

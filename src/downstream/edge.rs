@@ -394,10 +394,13 @@ impl<'a> Quest<'a> {
         let outcome = match ranged {
             Answer::Send(head, span) if self.request.method == Method::GET => {
                 let (start, head) = (span.start, Some((head, way)));
-                // What this client waits for itself comes first.
+                // What this client waits for itself comes first, unless that was fetched ahead for it, or for another.
                 let waits = !object.is_whole();
-                if !waits {
-                    ahead::follow(edge, || Some(onward.clone()), self.key, start);
+                let follow =
+                    |caught_up| ahead::follow(edge, || Some(onward.clone()), (self.key, start), caught_up);
+                let follows_after = waits && begun.is_some();
+                if !follows_after {
+                    follow(waits);
                 }
                 let mut sending = Sending::new(edge, onward, object, span, head);
                 match begun {
@@ -412,8 +415,8 @@ impl<'a> Quest<'a> {
                 if outcome.is_ok() {
                     ahead::learn(edge, onward, object);
                 }
-                if outcome.is_ok() && waits {
-                    ahead::follow(edge, || Some(onward.clone()), self.key, start);
+                if outcome.is_ok() && follows_after {
+                    follow(false);
                 }
                 if let Err(Failure::Broken(error)) = &outcome {
                     let (what, sent) = (self.request.target(), sending.position() - start);
