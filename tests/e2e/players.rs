@@ -21,42 +21,14 @@ use crate::{
     roots::{After, ScriptedRoot},
 };
 
+#[path = "../players/library.rs"]
+mod library;
+
+use library::{CHROMIUM_FLAGS, make_library};
+
 /// Where `.ci/packages` puts them.
 fn of_npm(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/players").join(path)
-}
-
-/// Makes thirty seconds in two renditions, fMP4 in segments of 2 s. False if this ffmpeg has no encoder that browsers
-/// decode.
-fn make_library(dir: &Path) -> bool {
-    fs::create_dir(dir).unwrap();
-    let scaled = "[0:v]split=2[a][b];[a]scale=320:180[low];[b]scale=640:360[high]";
-    let output = run(Command::new("ffmpeg")
-        .current_dir(dir)
-        .args(["-nostdin", "-hide_banner", "-v", "error", "-y"])
-        .args(["-f", "lavfi", "-i", "testsrc2=size=640x360:rate=25:duration=30"])
-        .args(["-f", "lavfi", "-i", "sine=frequency=440:duration=30", "-filter_complex", scaled])
-        .args(["-map", "[low]", "-map", "1:a", "-map", "[high]", "-map", "1:a"])
-        .args([
-            "-c:v",
-            "libx264",
-            "-preset",
-            "ultrafast",
-            "-pix_fmt",
-            "yuv420p",
-            "-g",
-            "50",
-            "-sc_threshold",
-            "0",
-        ])
-        .args(["-b:v:0", "300k", "-b:v:1", "900k", "-c:a", "aac", "-ac", "2"])
-        .args(["-f", "hls", "-hls_time", "2", "-hls_list_size", "0", "-hls_segment_type", "fmp4"])
-        .args(["-hls_fmp4_init_filename", "init.mp4", "-hls_segment_filename", "%v/%03d.m4s"])
-        .args(["-master_pl_name", "master.m3u8", "-var_stream_map", "v:0,a:0 v:1,a:1", "%v/list.m3u8"]));
-    if !output.status.success() {
-        eprintln!("skipped: this ffmpeg makes no H.264: {}", String::from_utf8_lossy(&output.stderr));
-    }
-    output.status.success()
 }
 
 /// The server of the page, on an origin of its own, and what the page reports.
@@ -92,15 +64,7 @@ fn page_of(script: PathBuf) -> (ScriptedRoot, Receiver<Value>) {
 
 fn chromium(url: &str, profile: &Path) -> Process {
     let mut command = Command::new("chromium");
-    command.args([
-        "--headless=new",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--no-proxy-server",
-    ]);
-    command.args(["--disable-background-networking", "--disable-component-update", "--mute-audio"]);
-    command.args(["--autoplay-policy=no-user-gesture-required", "--disable-background-timer-throttling"]);
+    command.args(CHROMIUM_FLAGS).arg("--disable-background-timer-throttling");
     if rustix::process::geteuid().is_root() {
         // Its sandbox refuses root.
         command.arg("--no-sandbox");
@@ -119,7 +83,7 @@ fn watch(player: &str, script: &str) {
         return;
     }
     let ground = Ground::new();
-    if !make_library(&ground.files().join("film")) {
+    if !make_library(&ground.files().join("film"), ["300k", "900k"]) {
         return;
     }
     let cache = ground.scratch("cache");
@@ -152,6 +116,49 @@ fn hls_js_plays_switches_and_seeks() {
 #[test]
 fn shaka_player_plays_switches_and_seeks() {
     watch("shaka", "node_modules/shaka-player/dist/shaka-player.compiled.js");
+}
+
+/// From the beginning and from a place that it seeks to, with a cache that has nothing and one that has it.
+#[test]
+fn mpv_plays_and_seeks() {
+    if !installed("mpv") || !installed("ffmpeg") {
+        return;
+    }
+    let ground = Ground::new();
+    let film = ground.files().join("film");
+    if !make_library(&film, ["300k", "900k"]) {
+        return;
+    }
+    // mpv 0.35 does not seek in HLS with fMP4, from a disk neither.
+    let hls = ["-f", "hls", "-hls_time", "2", "-hls_list_size", "0", "film.m3u8"];
+    for output in [&["film.mp4"][..], &hls] {
+        let mut copy = Command::new("ffmpeg");
+        copy.current_dir(&film).args(["-nostdin", "-v", "error", "-i", "1/list.m3u8", "-c", "copy"]);
+        let copied = run(copy.args(output));
+        assert!(copied.status.success(), "{copied:?}");
+    }
+    let cache = vec!["--cache".to_owned(), text(&ground.scratch("cache")).to_owned()];
+    let chain = Plan { downstream: cache, ..Plan::default() }.start_on(ground);
+    for (number, (file, start)) in [
+        ("film.mp4", "0"),
+        ("film.mp4", "21"),
+        ("film.mp4", "5"),
+        ("master.m3u8", "0"),
+        ("film.m3u8", "0"),
+        ("film.m3u8", "17"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let shown = chain.ground.scratch(&format!("shown-{number}"));
+        let played = run(Command::new("mpv")
+            .args(["--no-config", "--no-terminal", "--ao=null", "--vo=image", "--untimed", "--frames=60"])
+            .args([&format!("--vo-image-outdir={}", text(&shown)), &format!("--start={start}")])
+            .arg(chain.url(&format!("/film/{file}"))));
+        assert!(played.status.success(), "{file} from {start} s: {played:?}");
+        let pictures = fs::read_dir(&shown).unwrap().count();
+        assert!(pictures >= 50, "{file} from {start} s: {pictures} pictures");
+    }
 }
 
 /// What shaka-player asks before it asks for a range, with and without a cache.

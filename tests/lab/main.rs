@@ -5,6 +5,7 @@
 mod chaos;
 mod leftovers;
 mod network;
+mod player;
 mod shaken;
 
 use plait::lab::Lab;
