@@ -183,6 +183,7 @@ pub(super) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
         congestion_window: samples().map(|sample| sample.congestion_window).sum(),
         retransmitted: samples().map(|sample| sample.retransmitted).sum(),
         not_sent_bytes: not_sent(socket)?,
+        unacknowledged: samples().map(|sample| sample.unacknowledged).sum(),
         acknowledged_bytes: if len > offset_of!(RawMptcpInfo, bytes_acked) {
             info.bytes_acked
         } else {

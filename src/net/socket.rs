@@ -393,6 +393,11 @@ impl Socket {
         }
     }
 
+    /// True once the peer has all that was sent, and the end if that was said, or there is no peer any more.
+    pub fn is_acknowledged(&self) -> bool {
+        self.tcp_info().map_or(true, |info| info.unacknowledged == 0 && info.not_sent_bytes == 0)
+    }
+
     /// Says that no more is sent; what was sent still arrives.
     pub fn finish(&self) {
         let _ = rustix::net::shutdown(&self.fd, Shutdown::Write);

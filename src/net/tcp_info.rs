@@ -79,6 +79,8 @@ pub struct TcpInfo {
     pub retransmitted: u32,
     /// Bytes accepted from the application and not yet sent for the first time.
     pub not_sent_bytes: u32,
+    /// Segments sent, the end of the stream included, that the peer has not acknowledged.
+    pub unacknowledged: u32,
     /// Bytes the peer has acknowledged since the connection began.
     pub acknowledged_bytes: u64,
     /// Bytes received in order since the connection began.
@@ -123,6 +125,7 @@ impl From<&RawTcpInfo> for TcpInfo {
             congestion_window: raw.snd_cwnd,
             retransmitted: raw.total_retrans,
             not_sent_bytes: raw.notsent_bytes,
+            unacknowledged: raw.unacked,
             acknowledged_bytes: raw.bytes_acked,
             received_bytes: raw.bytes_received,
             sent_bytes: raw.bytes_sent,

@@ -44,6 +44,8 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long a side that has been told the end may still say something before its connection is closed.
 const LINGER: Duration = Duration::from_secs(3);
+/// A lane that was silent is closed once the end has arrived; looked at so often.
+const LINGER_LOOK: Duration = Duration::from_millis(20);
 /// Thrown away at once then: it says no more than a few credits.
 const LINGER_BYTES: usize = 4 << 10;
 
@@ -280,21 +282,27 @@ async fn carry(
     let (up, down) = (&counted.up, &counted.down);
     let ended = {
         let (upward, downward) = (pump(near, &far, up), pump(&far, near, down));
-        let idle_at_shutdown = drained(up, down, shutdown);
+        let idle_at_shutdown = drained(up, down, shutdown).map(|outcome| outcome.map(|()| true));
         pin_mut!(upward, downward, idle_at_shutdown);
-        let lane = select(upward, downward).map(|either| either.factor_first().0);
+        let lane = select(upward, downward).map(|either| either.factor_first().0.map(|()| false));
         pin_mut!(lane);
         select(lane, idle_at_shutdown).await.factor_first().0
     };
     match ended {
         // What was sent last may still be on its way to the near side. A word from there to a closed socket would be
         // answered by a reset, which destroys it.
-        Ok(()) => {
+        Ok(was_silent) => {
             // Its bytes have all come; an upstream that stops waits for this.
             drop(far);
             near.finish();
             let gone = async { while near.discard(LINGER_BYTES).await.is_ok_and(|bytes| bytes > 0) {} };
-            let _ = exec::timeout(LINGER, gone).await;
+            let arrived = async {
+                // A lane with a transfer has credits on their way.
+                while !was_silent || !near.is_acknowledged() {
+                    exec::sleep(LINGER_LOOK).await;
+                }
+            };
+            let _ = exec::timeout(LINGER, select(pin!(gone), pin!(arrived))).await;
         }
         // The other side must not take a broken lane for a finished one.
         Err(error) => {

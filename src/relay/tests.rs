@@ -184,6 +184,29 @@ fn both_ends_of_a_lane_are_asked_whether_they_live() {
     });
 }
 
+/// The near end of an idle lane, which only looks at it when it needs one, may hear of its end late.
+#[test]
+fn a_relay_with_idle_lanes_stops_before_they_are_closed() {
+    let (mut lanes, mut asked_at) = (Vec::new(), None);
+    let lanes_and_time = std::cell::RefCell::new((&mut lanes, &mut asked_at));
+    with_relays(1, &[], |addresses| {
+        let upstream = Upstream::of_lanes(1, |mut lane| {
+            lane.await_close();
+            Ok(())
+        });
+        let (lane, _) = open(&[addresses[0], upstream.address], &key()).unwrap();
+        let (lanes, asked_at) = &mut *lanes_and_time.borrow_mut();
+        if let Some(before) = asked_at.replace(Instant::now()) {
+            assert!(before.elapsed() < LINGER, "the first executor's relay waited for its idle lane");
+        }
+        lanes.push(lane);
+    });
+    assert!(asked_at.is_some_and(|before| before.elapsed() < LINGER), "it waited for its idle lane");
+    for mut lane in lanes {
+        assert_eq!(lane.read(&mut [0]).unwrap(), 0, "the end has arrived");
+    }
+}
+
 #[test]
 fn refusals_name_the_hop_and_the_remedy() {
     with_relays(1, &["*:1"], |addresses| {
