@@ -30,8 +30,11 @@ use crate::{
 
 /// Copies are written when so many bytes have gathered: a system call's cost is small next to copying them.
 const GATHER_BYTES: usize = 256 << 10;
-/// Nobody waits for them: as many as a pipe holds, so that a disk that pauses for a moment costs no byte of the copy.
+/// Nobody waits for them, and they come fast: as many as a pipe holds, so that a disk that pauses costs no byte of the copy.
 const GATHER_ALONE_BYTES: usize = 1 << 20;
+/// What comes no faster than [`GATHER_BYTES`] in so long is 10 MB/s or less: of such fetches there may be thousands, and each
+/// keeps what it gathers in the kernel's memory.
+const GATHER_ALONE_TIME: Duration = Duration::from_millis(25);
 /// Or when the first of them has waited so long for the others, and others wait for it.
 const GATHER_TIME_MAX: Duration = Duration::from_millis(10);
 /// Between two looks at a writer that has no room because of other fetches, or at clients that are given way to.
@@ -157,8 +160,9 @@ pub struct Fill {
     cache: Arc<Cache>,
     lead: Lead,
     attachment: Option<Rc<Attachment>>,
-    /// Others are let in once the client has been given its first bytes: what that costs, it does not wait for.
-    debut: Option<Debut>,
+    /// Others are let in once the client has been given its first bytes, if they are there: it does not wait for what that
+    /// costs.
+    debut: Rc<Cell<Option<Debut>>>,
     /// Copies on their way to the writer, from `handed` on.
     gathered: Conduit,
     gathering_since: Instant,
@@ -178,7 +182,7 @@ impl Fill {
             cache,
             lead,
             attachment,
-            debut: None,
+            debut: Rc::default(),
             gathered: Conduit::new(),
             gathering_since: Instant::now(),
             handed,
@@ -193,8 +197,8 @@ impl Fill {
         self
     }
 
-    /// The same, of an object that nobody finds yet.
-    pub fn with_debut(mut self, debut: Option<Debut>) -> Self {
+    /// The same, of an object that nobody finds yet: until the first bytes come, or what is in the cell is taken.
+    pub fn with_debut(mut self, debut: Rc<Cell<Option<Debut>>>) -> Self {
         self.debut = debut;
         self
     }
@@ -256,7 +260,7 @@ impl Fill {
     /// [`Unwanted`] when nobody needs the rest, or the copies cannot be made and others need them.
     pub fn take(&mut self, conduit: &mut Conduit) -> Result<Drained, Unwanted> {
         let taken = self.take_for_all(conduit);
-        self.debut = None;
+        self.debut.take();
         taken
     }
 
@@ -367,8 +371,11 @@ impl Fill {
     }
 
     fn is_due(&self, others_wait: bool) -> bool {
-        self.gathered.len() >= if others_wait { GATHER_BYTES } else { GATHER_ALONE_BYTES }
-            || (others_wait && !self.gathered.is_empty() && self.gathering_since.elapsed() >= GATHER_TIME_MAX)
+        let (len, time) = (self.gathered.len(), || self.gathering_since.elapsed());
+        if others_wait {
+            return len >= GATHER_BYTES || (len > 0 && time() >= GATHER_TIME_MAX);
+        }
+        len >= GATHER_ALONE_BYTES || (len >= GATHER_BYTES && time() >= GATHER_ALONE_TIME)
     }
 
     /// Gives what has gathered to the writer. If that has no room, false, and it stays if `keeps`, or else is dropped.
@@ -387,7 +394,7 @@ impl Fill {
         self.lead.hand_on(self.handed, has_room);
         if has_room {
             // The writer gives up what the index does not hold.
-            self.debut = None;
+            self.debut.take();
             self.cache.write(self.object(), offset, bytes, &self.lead.wake);
         }
         has_room
@@ -431,7 +438,7 @@ impl Fill {
 
 impl Drop for Fill {
     fn drop(&mut self) {
-        self.debut = None;
+        self.debut.take();
         self.hand_over(false);
         // In this order: the record then says that nothing grows any more.
         self.lead.end();

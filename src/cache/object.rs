@@ -75,6 +75,7 @@ pub struct Object {
     named: AtomicBool,
     /// A playlist that was read.
     was_read: AtomicBool,
+    comes_whole: AtomicBool,
     /// Held while a record is written, so that records of one file go in order.
     recording: Mutex<()>,
 }
@@ -154,6 +155,7 @@ impl Object {
             named: AtomicBool::new(file.is_some()),
             file: file.map_or_else(OnceLock::new, OnceLock::from),
             was_read: AtomicBool::new(false),
+            comes_whole: AtomicBool::new(false),
             recording: Mutex::new(()),
         })
     }
@@ -205,6 +207,16 @@ impl Object {
     /// Bytes that are there.
     pub fn present_bytes(&self) -> u64 {
         self.state().present.total()
+    }
+
+    /// Whether the root has sent all of it where a part was asked for: it may be asked for nothing else.
+    pub fn comes_whole(&self) -> bool {
+        self.comes_whole.load(Ordering::Relaxed)
+    }
+
+    /// The root has ignored a range.
+    pub fn set_comes_whole(&self) {
+        self.comes_whole.store(true, Ordering::Relaxed);
     }
 
     /// True for the first who asks.

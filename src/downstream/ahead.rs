@@ -152,7 +152,7 @@ impl Quest<'_> {
             }
         };
         let meta = object.meta();
-        let joins = stored::strong_validator(&meta.headers).is_some();
+        let joins = stored::joins(&object);
         let ranged = stored::plan(self.request, &meta, object.len(), joins, now);
         let span = match (span, ranged) {
             (Some(_), Answer::Send(_, span)) => span,

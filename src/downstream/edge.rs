@@ -5,14 +5,16 @@
 //! an answer are of one version of the response; what cannot be completed ends in a reset.
 
 use std::{
+    cell::Cell,
     io,
     ops::Range,
+    pin::pin,
     rc::Rc,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use futures_util::{FutureExt, pin_mut, select_biased};
+use futures_util::{FutureExt, future::poll_immediate, pin_mut, select_biased};
 use http::{
     HeaderMap, Method, StatusCode,
     header::{HOST, RANGE},
@@ -269,6 +271,9 @@ impl<'a> Quest<'a> {
             return Err((Box::new(answer), asking));
         };
         let (object, lead) = self.make(len, meta, span);
+        if stored::ignores_ranges(&self.onward, answer.head.status) {
+            object.set_comes_whole();
+        }
         let debut = Some(Debut::new(object.clone(), asking));
         Ok((object, Begun { incoming: answer.incoming, lead, debut }))
     }
@@ -385,8 +390,8 @@ impl<'a> Quest<'a> {
         way: Way,
     ) -> io::Result<()> {
         let (meta, now) = (object.meta(), SystemTime::now());
-        let validator = stored::strong_validator(&meta.headers);
-        let ranges = validator.is_some() || object.is_whole();
+        let joins = stored::joins(object);
+        let ranges = joins || object.is_whole();
         let ranged = stored::plan(self.request, &meta, object.len(), ranges, now);
         let status = stored::cache_status(way, Some((&meta, now)));
         connection.account().set_cache(way.cache_use());
@@ -404,11 +409,21 @@ impl<'a> Quest<'a> {
                 }
                 let mut sending = Sending::new(edge, onward, object, span, head);
                 match begun {
-                    Some(begun) if begun.lead.span.start == start => {
-                        sending.send_head(connection, way).await?;
+                    Some(mut begun) if begun.lead.span.start == start => {
+                        {
+                            let mut head = pin!(sending.send_head(connection, way));
+                            match poll_immediate(head.as_mut()).await {
+                                Some(sent) => sent?,
+                                // A client that takes nothing now holds up nobody.
+                                None => {
+                                    begun.debut = None;
+                                    head.await?;
+                                }
+                            }
+                        }
                         sending.ride(connection, begun).await?;
                     }
-                    Some(begun) => edge.start(begun, None, validator.is_some()),
+                    Some(begun) => edge.start(begun, None, joins),
                     None => {}
                 }
                 let outcome = sending.run(connection).await;
@@ -426,17 +441,21 @@ impl<'a> Quest<'a> {
             }
             Answer::SendParts(mut head, lines, parts) if self.request.method == Method::GET => {
                 if let Some(begun) = begun {
-                    edge.start(begun, None, validator.is_some());
+                    edge.start(begun, None, joins);
                 }
                 head.headers.append(CACHE_STATUS, status);
                 connection.send_head(head, true, true).await?;
                 self.send_parts(connection, object, &lines, &parts).await
             }
             Answer::Send(mut head, _) | Answer::SendParts(mut head, ..) | Answer::NotModified(mut head) => {
+                drop(begun);
                 head.headers.append(CACHE_STATUS, status);
                 connection.send_head(head, true, false).await.map_err(Failure::Broken)
             }
-            Answer::Refuse(problem) => return connection.respond_problem(&problem).await,
+            Answer::Refuse(problem) => {
+                drop(begun);
+                return connection.respond_problem(&problem).await;
+            }
         };
         match outcome {
             Ok(()) => {
@@ -470,10 +489,11 @@ impl<'a> Quest<'a> {
 impl Edge {
     /// Runs a fetch as a task of this core, to its end or until nobody wants the rest.
     pub(super) fn start(&self, begun: Begun, attachment: Option<Rc<Attachment>>, joins: bool) {
-        // Only a client that is fed directly gains by the delay.
-        let debut = begun.debut.filter(|_| attachment.is_some());
-        let fill = Fill::new(self.cache.clone(), begun.lead, attachment).with_debut(debut);
+        let debut = Rc::new(Cell::new(begun.debut));
+        let fill = Fill::new(self.cache.clone(), begun.lead, attachment).with_debut(debut.clone());
         self.run(begun.incoming, fill, joins);
+        // The client has been given what is there.
+        debut.take();
     }
 
     /// The same for a fetch that gives way to clients who wait.

@@ -15,7 +15,7 @@ use futures_util::{FutureExt, pin_mut, select_biased};
 use http::StatusCode;
 
 use super::{
-    DEADLINE_CHECK, LANES_STALL_MAX, ask_root,
+    DEADLINE_CHECK, LANES_STALL_MAX, RootAnswer, ask_root,
     edge::{Begun, Edge},
     stored::{self, CACHE_STATUS, Way},
 };
@@ -23,7 +23,7 @@ use crate::{
     cache::{
         fill::Attachment,
         object::{Lead, Object, Seat, Step},
-        record::BODY_OFFSET,
+        record::{BODY_OFFSET, Meta},
     },
     exec::{self, Interest},
     http::{
@@ -79,7 +79,7 @@ impl<'a> Sending<'a> {
             edge,
             onward,
             object: object.clone(),
-            joins: stored::strong_validator(&object.meta().headers).is_some(),
+            joins: stored::joins(object),
             seat: None,
             position: span.start,
             end: span.end,
@@ -129,8 +129,7 @@ impl<'a> Sending<'a> {
                 }
                 Step::Missing(lead) => self.fetch(connection, lead).await?,
                 Step::Lost => {
-                    let text =
-                        "the rest of the answer is lost, and the root gives no validator to ask for it";
+                    let text = "the rest of the answer is lost, and the root does not send parts, or gives no validator to ask for one";
                     return Err(self.fail(Problem::new(StatusCode::BAD_GATEWAY, Side::Root, text)));
                 }
             }
@@ -171,6 +170,11 @@ impl<'a> Sending<'a> {
     /// Fetches the span of `lead` from the root, straight to the client.
     async fn fetch(&mut self, connection: &mut HttpConnection, lead: Lead) -> Result<(), Failure> {
         let meta = self.object.meta();
+        let successor = self.edge.cache.find_open(self.object.key(), &meta.url);
+        if let Some(successor) = successor.filter(|other| self.is_succeeded_by(other)) {
+            self.go_on_with(successor);
+            return Ok(());
+        }
         let Some(validator) = stored::strong_validator(&meta.headers) else {
             return Err(io::Error::from(io::ErrorKind::InvalidData).into());
         };
@@ -182,12 +186,16 @@ impl<'a> Sending<'a> {
         let _waits = self.edge.cache.client_waits();
         let mut onward = self.onward.clone();
         stored::ask_for_span(&mut onward.headers, &lead.span, validator);
+        let requested_at = SystemTime::now();
         let answer = match ask_root(&self.edge.manager, connection, &onward).await? {
             Ok(answer) => answer,
             // Once the head is sent, the next try may find another lane.
             Err(_) if self.head.is_none() => return Ok(()),
             Err(problem) => return Err(Failure::Problem(problem)),
         };
+        if stored::is_all(&answer.head, answer.framing, &meta, self.object.len()) {
+            return self.fetch_all(connection, answer, requested_at..SystemTime::now(), lead).await;
+        }
         if !stored::is_span(&answer.head, answer.framing, &meta, self.object.len(), &lead.span) {
             let status = answer.head.status;
             if !status.is_server_error() {
@@ -202,6 +210,48 @@ impl<'a> Sending<'a> {
         self.send_head(connection, self.way_if(Way::Partial)).await?;
         let begun = Begun { incoming: answer.incoming, lead, debut: None };
         self.ride(connection, begun).await.map_err(Failure::Broken)
+    }
+
+    /// The root ignores ranges: its answer is a new object, which takes the place of this one.
+    async fn fetch_all(
+        &mut self,
+        connection: &mut HttpConnection,
+        answer: RootAnswer,
+        times: Range<SystemTime>,
+        lead: Lead,
+    ) -> Result<(), Failure> {
+        let old = self.object.meta();
+        let headers = stored::end_to_end(&answer.head.headers);
+        let meta = Meta::new(old.url.clone(), headers, old.selecting.clone(), times, old.usual);
+        let object = Object::new(self.object.key(), self.object.len(), meta);
+        object.set_comes_whole();
+        let begun = Begun { incoming: answer.incoming, lead: object.begin(0..object.len()), debut: None };
+        self.edge.cache.publish(&object);
+        // Whoever waits for the part finds that object then.
+        drop(lead);
+        self.go_on_with(object);
+        if self.position > 0 {
+            // It waits for its place as a reader.
+            self.edge.start(begun, None, false);
+            return Ok(());
+        }
+        self.send_head(connection, self.way_if(Way::Partial)).await?;
+        self.ride(connection, begun).await.map_err(Failure::Broken)
+    }
+
+    /// Whether `other` is the same version in this object's place, which comes whole.
+    fn is_succeeded_by(&self, other: &Arc<Object>) -> bool {
+        let validator = |object: &Object| stored::strong_validator(&object.meta().headers);
+        !Arc::ptr_eq(other, &self.object)
+            && other.comes_whole()
+            && other.len() == self.object.len()
+            && validator(other) == validator(&self.object)
+    }
+
+    fn go_on_with(&mut self, object: Arc<Object>) {
+        self.seat = None;
+        self.object = object;
+        self.joins = false;
     }
 
     /// Lets a fetch that begins where this client is feed it directly, for as long as that holds up nobody.

@@ -14,7 +14,7 @@ use http::{
 };
 
 use crate::{
-    cache::{freshness, record::Meta},
+    cache::{freshness, object::Object, record::Meta},
     http::{
         account::CacheUse,
         conditional::{Decision, EntityTag, Validators, evaluate},
@@ -231,6 +231,21 @@ pub(super) fn strong_validator(headers: &HeaderMap) -> Option<HeaderValue> {
     (since.as_secs() >= 60).then(|| modified.clone())
 }
 
+/// Whether parts of several answers may be joined to this object: they can be had, and it can be told that they fit.
+pub(super) fn joins(object: &Object) -> bool {
+    !object.comes_whole() && strong_validator(&object.meta().headers).is_some()
+}
+
+/// Whether the root has ignored a range that is not all there is (RFC 9110 section 14.2: "A server MAY ignore the Range
+/// header field").
+pub(super) fn ignores_ranges(request: &RequestHead, status: StatusCode) -> bool {
+    let asked = requested_range(&request.headers).filter(|_| !request.headers.contains_key(IF_RANGE));
+    let is_part = asked.is_some_and(|spec| {
+        !matches!(spec, RangeSpec::FromTo { first: 0, .. } | RangeSpec::From { first: 0 })
+    });
+    status == StatusCode::OK && is_part
+}
+
 /// What a 304 makes of the stored headers (RFC 9111 section 3.2); `None` if it is about something else.
 pub(super) fn freshened(stored: &Meta, confirmed: &HeaderMap) -> Option<HeaderMap> {
     let tag = |headers: &HeaderMap| headers.get(ETAG).cloned();
@@ -297,6 +312,19 @@ pub(super) fn may_be_duplicated(request: &RequestHead, response: &ResponseHead, 
         && freshness::may_store(request, response)
 }
 
+/// Whether a response is of the version that is stored.
+fn is_same(response: &ResponseHead, meta: &Meta) -> bool {
+    match (meta.headers.get(ETAG), response.headers.get(ETAG)) {
+        (Some(old), new) => new == Some(old),
+        (None, _) => response.headers.get(LAST_MODIFIED) == meta.headers.get(LAST_MODIFIED),
+    }
+}
+
+/// Whether the answer to [`ask_for_span`] is all of that object, from a root that ignores ranges.
+pub(super) fn is_all(response: &ResponseHead, framing: Framing, meta: &Meta, len: u64) -> bool {
+    response.status == StatusCode::OK && is_same(response, meta) && framing == Framing::Fixed(len)
+}
+
 /// Whether the answer to [`ask_for_span`] is that span of that object.
 pub(super) fn is_span(
     response: &ResponseHead,
@@ -305,14 +333,10 @@ pub(super) fn is_span(
     len: u64,
     span: &Range<u64>,
 ) -> bool {
-    let same = match (meta.headers.get(ETAG), response.headers.get(ETAG)) {
-        (Some(old), new) => new == Some(old),
-        (None, _) => response.headers.get(LAST_MODIFIED) == meta.headers.get(LAST_MODIFIED),
-    };
     let range = ContentRange::of(&response.headers);
     let Some(ContentRange::Satisfied { range, complete: Some(complete) }) = range else { return false };
     response.status == StatusCode::PARTIAL_CONTENT
-        && same
+        && is_same(response, meta)
         && complete == len
         && (range.first()..range.last() + 1) == *span
         && framing == Framing::Fixed(range.len())

@@ -248,6 +248,92 @@ fn fifty_clients_cost_one_fetch() {
     });
 }
 
+/// The root takes its time between head and body, and in the middle of it; the client that asked first may be gone by then.
+#[test]
+fn who_asks_between_head_and_body_shares_the_fetch() {
+    each_setting(|settings| {
+        let wanted = film(0);
+        let body = wanted.clone();
+        let root = ScriptedRoot::start(move |_, stream| {
+            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\nETag: \"a\"\r\n")?;
+            write!(stream, "Cache-Control: max-age=60\r\n\r\n")?;
+            for half in body.chunks(LENGTH / 2) {
+                thread::sleep(Duration::from_millis(400));
+                stream.write_all(half)?;
+            }
+            Ok(After::Keep)
+        });
+        let chain = chain(Root::At(root.address), settings);
+        for leaves in [false, true] {
+            let url = if leaves { "/leaves.mp4" } else { "/stays.mp4" };
+            let mut first = Client::connect(chain.address);
+            first.request("GET", url, "");
+            thread::scope(|scope| {
+                for number in 1..10 {
+                    let (chain, wanted) = (&chain, &wanted);
+                    scope.spawn(move || {
+                        thread::sleep(Duration::from_millis(number * 70));
+                        check(&ask(chain.address, "GET", url, ""), wanted, 0..LENGTH);
+                    });
+                }
+                if leaves {
+                    thread::sleep(Duration::from_millis(100));
+                    drop(first);
+                } else {
+                    first.head().unwrap();
+                    assert!(first.some(LENGTH).unwrap() == wanted);
+                }
+            });
+            let fetched = root.asked().iter().filter(|asked| asked.line.contains(url)).count();
+            assert_eq!(fetched, 1, "{:?}", root.asked());
+        }
+    });
+}
+
+/// A validator says that parts would fit, and the root sends the whole of it each time: allowed by RFC 9110 section 14.2.
+#[test]
+fn a_root_that_ignores_ranges_costs_no_answer() {
+    const LONG: usize = 24_000_000;
+    each_setting(|settings| {
+        let wanted = content(LONG);
+        let body = wanted.clone();
+        let root = ScriptedRoot::start(move |_, stream| {
+            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {LONG}\r\nETag: \"a\"\r\n")?;
+            write!(stream, "Cache-Control: max-age=60\r\n\r\n")?;
+            stream.write_all(&body)?;
+            Ok(After::Keep)
+        });
+        let chain = chain(Root::At(root.address), settings);
+        // Parts are there when their viewer leaves; then some want all of it at once.
+        for url in ["/one.mp4", "/two.mp4"] {
+            let mut leaver = Client::connect(chain.address);
+            leaver.request("GET", url, "");
+            leaver.head().unwrap();
+            leaver.some(1_000_000).unwrap();
+            drop(leaver);
+            wait_until("the fetch's end", || chain.downstream.log().contains(&format!("GET {url} ")));
+            thread::scope(|scope| {
+                for _ in 0..if url == "/one.mp4" { 1 } else { 8 } {
+                    let (chain, wanted) = (&chain, &wanted);
+                    scope.spawn(move || check(&ask(chain.address, "GET", url, ""), wanted, 0..LONG));
+                }
+            });
+            // All of it is there by then, or will be.
+            let part = ask(chain.address, "GET", url, "Range: bytes=20000000-20000999\r\n");
+            assert!(part.status() == 206 || part.status() == 200, "{:?}", part.head);
+            let span = if part.status() == 206 { 20_000_000..20_001_000 } else { 0..LONG };
+            check(&part, &wanted, span);
+        }
+        // Nothing is there: what the root answers is what there is.
+        let part = ask(chain.address, "GET", "/three.mp4", "Range: bytes=20000000-20000999\r\n");
+        check(&part, &wanted, if part.status() == 206 { 20_000_000..20_001_000 } else { 0..LONG });
+        wait_until("the whole", || {
+            let part = ask(chain.address, "GET", "/three.mp4", "Range: bytes=20000000-20000999\r\n");
+            part.status() == 206 && part.body == wanted[20_000_000..20_001_000]
+        });
+    });
+}
+
 #[test]
 fn a_first_client_that_leaves_or_sleeps_holds_up_nobody() {
     let ground = Ground::new();
