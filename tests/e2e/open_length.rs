@@ -52,9 +52,10 @@ fn check_kept(settings: Settings) {
     let first = ask(chain.address, "GET", "/a", "");
     assert_eq!((first.header("content-length"), first.body.len()), (None, LENGTH));
     assert!(first.body == content(LENGTH) && !is_hit(&first));
-    let second = ask(chain.address, "GET", "/a", "");
+    // While the disk writes, it is told as collapsed.
+    let second = hit(&chain, "/a", "");
     assert_eq!(second.header("content-length"), Some("700000"));
-    assert!(second.body == content(LENGTH) && is_hit(&second));
+    assert!(second.body == content(LENGTH));
     let part = ask(chain.address, "GET", "/a", "Range: bytes=5-69999\r\n");
     assert_eq!((part.status(), part.header("content-range")), (206, Some("bytes 5-69999/700000")));
     assert!(part.body == content(LENGTH)[5..70_000]);
