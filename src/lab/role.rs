@@ -11,6 +11,7 @@ use std::{
     path::Path,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::channel},
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -109,9 +110,10 @@ impl RoleProcess {
         let (command, mut child) = lasting::spawn(command)
             .map_err(|source| LabError::System { what: format!("cannot start {program}"), source })?;
         life.command = Some(command);
+        let mut reader = None;
         if let Some(stderr) = child.stderr.take() {
             let (log, file) = (self.log.clone(), self.file.clone());
-            each_line(stderr, move |line| {
+            reader = Some(each_line(stderr, move |line| {
                 // A full disk must not stop the role.
                 let _ = file.as_deref().map(|mut file| file.write_all(format!("{line}\n").as_bytes()));
                 let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
@@ -119,7 +121,7 @@ impl RoleProcess {
                     log.pop_front();
                 }
                 log.push_back(line);
-            });
+            }));
         }
         let (said, listening) = channel();
         if let Some(stdout) = child.stdout.take() {
@@ -134,6 +136,7 @@ impl RoleProcess {
             // What it said last is there once it has ended.
             let _ = child.kill();
             let _ = child.wait();
+            let _ = reader.map(JoinHandle::join);
             let text = format!("{} does not listen; it says:\n{}", self.role, self.log());
             return Err(LabError::Program(text));
         }
@@ -202,6 +205,9 @@ impl Drop for RoleProcess {
 }
 
 /// Reads to the end even when nobody wants the lines any more: a full pipe must not block the role.
-fn each_line(stream: impl Read + Send + 'static, mut take: impl FnMut(String) + Send + 'static) {
-    std::thread::spawn(move || BufReader::new(stream).lines().map_while(Result::ok).for_each(&mut take));
+fn each_line(
+    stream: impl Read + Send + 'static,
+    mut take: impl FnMut(String) + Send + 'static,
+) -> JoinHandle<()> {
+    thread::spawn(move || BufReader::new(stream).lines().map_while(Result::ok).for_each(&mut take))
 }
