@@ -46,7 +46,9 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, watch};
 
 use crate::{http::request::RequestHead, net::Conduit};
+use control::Directives;
 use eras::Eras;
+use freshness::Verdict;
 use index::Index;
 use object::Object;
 use playlist::{Next, Programme, Segment};
@@ -311,6 +313,16 @@ impl Cache {
     pub fn find_open(&self, key: Key, url: &str) -> Option<Arc<Object>> {
         let object = self.shelf.index(|index| index.peek(&key)).0?.upgrade()?;
         (object.meta().url == url).then_some(object)
+    }
+
+    /// Whether `url` is fresh and there, or coming, or asked for.
+    pub fn expects(&self, url: &str) -> bool {
+        let key = Key::of(url);
+        let comes = |object: Arc<Object>| {
+            let verdict = object.meta().freshness.verdict(&Directives::default(), SystemTime::now());
+            verdict == Verdict::Fresh && (object.is_whole() || object.is_growing())
+        };
+        self.asking().contains_key(&key) || self.find_open(key, url).is_some_and(comes)
     }
 
     /// What is under this key is sent to a client.

@@ -8,13 +8,12 @@ use std::{
     cell::Cell,
     io,
     ops::Range,
-    pin::pin,
     rc::Rc,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use futures_util::{FutureExt, future::poll_immediate, pin_mut, select_biased};
+use futures_util::{FutureExt, pin_mut, select_biased};
 use http::{
     HeaderMap, Method, StatusCode,
     header::{HOST, RANGE},
@@ -409,19 +408,8 @@ impl<'a> Quest<'a> {
                 }
                 let mut sending = Sending::new(edge, onward, object, span, head);
                 match begun {
-                    Some(mut begun) if begun.lead.span.start == start => {
-                        {
-                            let mut head = pin!(sending.send_head(connection, way));
-                            match poll_immediate(head.as_mut()).await {
-                                Some(sent) => sent?,
-                                // A client that takes nothing now holds up nobody.
-                                None => {
-                                    begun.debut = None;
-                                    head.await?;
-                                }
-                            }
-                        }
-                        sending.ride(connection, begun).await?;
+                    Some(begun) if begun.lead.span.start == start => {
+                        sending.begin(connection, way, begun).await?;
                     }
                     Some(begun) => edge.start(begun, None, joins),
                     None => {}

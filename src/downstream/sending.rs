@@ -6,12 +6,13 @@
 use std::{
     io,
     ops::Range,
+    pin::pin,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-use futures_util::{FutureExt, pin_mut, select_biased};
+use futures_util::{FutureExt, future::poll_immediate, pin_mut, select_biased};
 use http::StatusCode;
 
 use super::{
@@ -193,8 +194,12 @@ impl<'a> Sending<'a> {
             Err(_) if self.head.is_none() => return Ok(()),
             Err(problem) => return Err(Failure::Problem(problem)),
         };
-        if stored::is_all(&answer.head, answer.framing, &meta, self.object.len()) {
-            return self.fetch_all(connection, answer, requested_at..SystemTime::now(), lead).await;
+        if stored::is_all(&onward, &answer.head, answer.framing, &meta, self.object.len()) {
+            let times = requested_at..SystemTime::now();
+            let meta = stored::renewed(&self.onward.headers, &meta, &answer.head.headers, times);
+            if meta.is_storable() {
+                return self.fetch_all(connection, answer, meta, lead).await;
+            }
         }
         if !stored::is_span(&answer.head, answer.framing, &meta, self.object.len(), &lead.span) {
             let status = answer.head.status;
@@ -217,12 +222,9 @@ impl<'a> Sending<'a> {
         &mut self,
         connection: &mut HttpConnection,
         answer: RootAnswer,
-        times: Range<SystemTime>,
+        meta: Meta,
         lead: Lead,
     ) -> Result<(), Failure> {
-        let old = self.object.meta();
-        let headers = stored::end_to_end(&answer.head.headers);
-        let meta = Meta::new(old.url.clone(), headers, old.selecting.clone(), times, old.usual);
         let object = Object::new(self.object.key(), self.object.len(), meta);
         object.set_comes_whole();
         let begun = Begun { incoming: answer.incoming, lead: object.begin(0..object.len()), debut: None };
@@ -252,6 +254,27 @@ impl<'a> Sending<'a> {
         self.seat = None;
         self.object = object;
         self.joins = false;
+    }
+
+    /// Sends the head and lets the fetch that has brought it feed the client.
+    pub(super) async fn begin(
+        &mut self,
+        connection: &mut HttpConnection,
+        way: Way,
+        mut begun: Begun,
+    ) -> io::Result<()> {
+        {
+            let mut head = pin!(self.send_head(connection, way));
+            match poll_immediate(head.as_mut()).await {
+                Some(sent) => sent?,
+                // A client that takes nothing now holds up nobody.
+                None => {
+                    begun.debut = None;
+                    head.await?;
+                }
+            }
+        }
+        self.ride(connection, begun).await
     }
 
     /// Lets a fetch that begins where this client is feed it directly, for as long as that holds up nobody.
@@ -298,6 +321,8 @@ struct LetGo(Rc<Attachment>);
 impl Drop for LetGo {
     fn drop(&mut self) {
         self.0.detach();
+        // One that nobody has taken would keep the fetch for a client that is gone.
+        drop(self.0.take_seat());
     }
 }
 

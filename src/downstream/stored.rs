@@ -320,9 +320,29 @@ fn is_same(response: &ResponseHead, meta: &Meta) -> bool {
     }
 }
 
-/// Whether the answer to [`ask_for_span`] is all of that object, from a root that ignores ranges.
-pub(super) fn is_all(response: &ResponseHead, framing: Framing, meta: &Meta, len: u64) -> bool {
-    response.status == StatusCode::OK && is_same(response, meta) && framing == Framing::Fixed(len)
+/// Whether the answer to [`ask_for_span`] is all of that object, from a root that ignores ranges, and may be stored in its place.
+pub(super) fn is_all(
+    request: &RequestHead,
+    response: &ResponseHead,
+    framing: Framing,
+    meta: &Meta,
+    len: u64,
+) -> bool {
+    response.status == StatusCode::OK
+        && is_same(response, meta)
+        && object_span(request, response, framing) == Some((len, 0..len))
+}
+
+/// What is stored of a newer answer of the same version.
+pub(super) fn renewed(
+    asked: &HeaderMap,
+    stored: &Meta,
+    headers: &HeaderMap,
+    times: Range<SystemTime>,
+) -> Meta {
+    let headers = end_to_end(headers);
+    let selecting = freshness::selecting_headers(asked, &headers);
+    Meta::new(stored.url.clone(), headers, selecting, times, stored.usual)
 }
 
 /// Whether the answer to [`ask_for_span`] is that span of that object.

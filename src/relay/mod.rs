@@ -298,7 +298,10 @@ async fn carry(
             let gone = async { while near.discard(LINGER_BYTES).await.is_ok_and(|bytes| bytes > 0) {} };
             let arrived = async {
                 // A lane with a transfer has credits on their way.
-                while !was_silent || !near.is_acknowledged() {
+                if !was_silent {
+                    std::future::pending::<()>().await;
+                }
+                while !near.is_acknowledged() {
                     exec::sleep(LINGER_LOOK).await;
                 }
             };

@@ -19,20 +19,20 @@ use crate::{
 };
 
 /// A root that answers single ranges and conditions of one file, and can be told to change it.
-struct Film {
-    root: ScriptedRoot,
+pub(crate) struct Film {
+    pub(crate) root: ScriptedRoot,
     version: std::sync::Arc<AtomicUsize>,
 }
 
-const LENGTH: usize = 3_000_000;
+pub(crate) const LENGTH: usize = 3_000_000;
 
 /// The bytes of a version of the film.
-fn film(version: usize) -> Vec<u8> {
+pub(crate) fn film(version: usize) -> Vec<u8> {
     content(LENGTH + version)
 }
 
 impl Film {
-    fn start(headers: &'static str) -> Self {
+    pub(crate) fn start(headers: &'static str) -> Self {
         let version = std::sync::Arc::new(AtomicUsize::new(0));
         let now = version.clone();
         let root = ScriptedRoot::start(move |asked, stream| {
@@ -46,7 +46,7 @@ impl Film {
         self.version.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn asked(&self) -> Vec<Asked> {
+    pub(crate) fn asked(&self) -> Vec<Asked> {
         self.root.asked()
     }
 }
@@ -87,13 +87,13 @@ fn serve_film(
 }
 
 /// A chain with a cache before this root.
-fn chain(root: Root, settings: Settings) -> Chain {
+pub(crate) fn chain(root: Root, settings: Settings) -> Chain {
     let ground = Ground::new();
     ground.store("f.mp4", &film(0));
     start_on(ground, root, settings)
 }
 
-fn start_on(ground: Ground, root: Root, settings: Settings) -> Chain {
+pub(crate) fn start_on(ground: Ground, root: Root, settings: Settings) -> Chain {
     let downstream = vec!["--cache".to_owned(), text(&cache_dir(&ground)).to_owned()];
     Plan { root, settings, downstream, ..Plan::default() }.start_on(ground)
 }
@@ -106,7 +106,7 @@ fn film_chain(film: &Film) -> Chain {
     chain(Root::At(film.root.address), Settings::default())
 }
 
-fn get(chain: &Chain, headers: &str) -> Answer {
+pub(crate) fn get(chain: &Chain, headers: &str) -> Answer {
     ask(chain.address, "GET", "/f.mp4", headers)
 }
 
@@ -115,14 +115,14 @@ fn status(answer: &Answer) -> &str {
 }
 
 #[track_caller]
-fn check(answer: &Answer, film: &[u8], span: std::ops::Range<usize>) {
+pub(crate) fn check(answer: &Answer, film: &[u8], span: std::ops::Range<usize>) {
     let whole = span == (0..film.len());
     assert!(answer.status() == 206 || (whole && answer.status() == 200), "{:?}", answer.head);
     assert!(answer.body == film[span.clone()], "{span:?} brought {} other bytes", answer.body.len());
 }
 
 /// Each executor, with and without splice.
-fn each_setting(check: impl Fn(Settings)) {
+pub(crate) fn each_setting(check: impl Fn(Settings)) {
     for settings in [
         Settings::default(),
         Settings { executor: "glommio", placement: "spread", ..Settings::default() },
@@ -231,129 +231,6 @@ fn what_must_not_be_stored_is_not() {
     assert_eq!(get(&chain, "Cache-Control: only-if-cached\r\n").status(), 504);
     check(&get(&chain, "Cache-Control: no-store\r\n"), &film(0), 0..LENGTH);
     assert_eq!(get(&chain, "Cache-Control: only-if-cached\r\n").status(), 504);
-}
-
-#[test]
-fn fifty_clients_cost_one_fetch() {
-    each_setting(|settings| {
-        let film_root = Film::start("Cache-Control: max-age=60\r\n");
-        let chain = chain(Root::At(film_root.root.address), settings);
-        let wanted = film(0);
-        thread::scope(|scope| {
-            for _ in 0..50 {
-                scope.spawn(|| check(&get(&chain, ""), &wanted, 0..LENGTH));
-            }
-        });
-        assert_eq!(film_root.asked().len(), 1, "{:?}", film_root.asked());
-    });
-}
-
-/// The root takes its time between head and body, and in the middle of it; the client that asked first may be gone by then.
-#[test]
-fn who_asks_between_head_and_body_shares_the_fetch() {
-    each_setting(|settings| {
-        let wanted = film(0);
-        let body = wanted.clone();
-        let root = ScriptedRoot::start(move |_, stream| {
-            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\nETag: \"a\"\r\n")?;
-            write!(stream, "Cache-Control: max-age=60\r\n\r\n")?;
-            for half in body.chunks(LENGTH / 2) {
-                thread::sleep(Duration::from_millis(400));
-                stream.write_all(half)?;
-            }
-            Ok(After::Keep)
-        });
-        let chain = chain(Root::At(root.address), settings);
-        for leaves in [false, true] {
-            let url = if leaves { "/leaves.mp4" } else { "/stays.mp4" };
-            let mut first = Client::connect(chain.address);
-            first.request("GET", url, "");
-            thread::scope(|scope| {
-                for number in 1..10 {
-                    let (chain, wanted) = (&chain, &wanted);
-                    scope.spawn(move || {
-                        thread::sleep(Duration::from_millis(number * 70));
-                        check(&ask(chain.address, "GET", url, ""), wanted, 0..LENGTH);
-                    });
-                }
-                if leaves {
-                    thread::sleep(Duration::from_millis(100));
-                    drop(first);
-                } else {
-                    first.head().unwrap();
-                    assert!(first.some(LENGTH).unwrap() == wanted);
-                }
-            });
-            let fetched = root.asked().iter().filter(|asked| asked.line.contains(url)).count();
-            assert_eq!(fetched, 1, "{:?}", root.asked());
-        }
-    });
-}
-
-/// A validator says that parts would fit, and the root sends the whole of it each time: allowed by RFC 9110 section 14.2.
-#[test]
-fn a_root_that_ignores_ranges_costs_no_answer() {
-    const LONG: usize = 24_000_000;
-    each_setting(|settings| {
-        let wanted = content(LONG);
-        let body = wanted.clone();
-        let root = ScriptedRoot::start(move |_, stream| {
-            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {LONG}\r\nETag: \"a\"\r\n")?;
-            write!(stream, "Cache-Control: max-age=60\r\n\r\n")?;
-            stream.write_all(&body)?;
-            Ok(After::Keep)
-        });
-        let chain = chain(Root::At(root.address), settings);
-        // Parts are there when their viewer leaves; then some want all of it at once.
-        for url in ["/one.mp4", "/two.mp4"] {
-            let mut leaver = Client::connect(chain.address);
-            leaver.request("GET", url, "");
-            leaver.head().unwrap();
-            leaver.some(1_000_000).unwrap();
-            drop(leaver);
-            wait_until("the fetch's end", || chain.downstream.log().contains(&format!("GET {url} ")));
-            thread::scope(|scope| {
-                for _ in 0..if url == "/one.mp4" { 1 } else { 8 } {
-                    let (chain, wanted) = (&chain, &wanted);
-                    scope.spawn(move || check(&ask(chain.address, "GET", url, ""), wanted, 0..LONG));
-                }
-            });
-            // All of it is there by then, or will be.
-            let part = ask(chain.address, "GET", url, "Range: bytes=20000000-20000999\r\n");
-            assert!(part.status() == 206 || part.status() == 200, "{:?}", part.head);
-            let span = if part.status() == 206 { 20_000_000..20_001_000 } else { 0..LONG };
-            check(&part, &wanted, span);
-        }
-        // Nothing is there: what the root answers is what there is.
-        let part = ask(chain.address, "GET", "/three.mp4", "Range: bytes=20000000-20000999\r\n");
-        check(&part, &wanted, if part.status() == 206 { 20_000_000..20_001_000 } else { 0..LONG });
-        wait_until("the whole", || {
-            let part = ask(chain.address, "GET", "/three.mp4", "Range: bytes=20000000-20000999\r\n");
-            part.status() == 206 && part.body == wanted[20_000_000..20_001_000]
-        });
-    });
-}
-
-#[test]
-fn a_first_client_that_leaves_or_sleeps_holds_up_nobody() {
-    let ground = Ground::new();
-    let film = content(60_000_000);
-    ground.store("f.mp4", &film);
-    let chain = start_on(ground, Root::Plait, Settings::default());
-    let mut sleeper = Client::connect(chain.address);
-    sleeper.request("GET", "/f.mp4", "");
-    let head = sleeper.head().unwrap();
-    sleeper.some(1000).unwrap();
-    let mut leaver = Client::connect(chain.address);
-    leaver.request("GET", "/f.mp4", "");
-    leaver.head().unwrap();
-    leaver.some(1000).unwrap();
-    drop(leaver);
-    for _ in 0..2 {
-        assert!(get(&chain, "").body == film);
-    }
-    let length: usize = head.header("content-length").unwrap().parse().unwrap();
-    assert!(sleeper.some(length - 1000).unwrap() == film[1000..]);
 }
 
 #[test]
@@ -510,7 +387,7 @@ fn players_of_other_origins_may_read() {
 
 /// Looks again and again until something holds that happens behind the clients' backs.
 #[track_caller]
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + DEADLINE;
     while !holds() {
         assert!(Instant::now() < until, "{what} did not happen");

@@ -34,6 +34,7 @@ mod roots;
 mod scripted;
 mod semantics;
 mod settings;
+mod shared_fetch;
 mod smuggling;
 mod survive;
 
