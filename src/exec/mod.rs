@@ -6,7 +6,9 @@
 //!
 //! Invariant: a task never leaves the core it was spawned on. Work crosses cores only as a closure through [`post`].
 
+mod affinity;
 mod budget;
+mod effort;
 mod mail;
 mod on_glommio;
 #[cfg(test)]
@@ -27,6 +29,7 @@ use std::{
 };
 
 pub use budget::Budget;
+pub use effort::Effort;
 use futures_util::future::select;
 pub use mail::{Mail, MailFull, Mesh};
 #[cfg(test)]
@@ -66,7 +69,8 @@ impl fmt::Display for Backend {
 pub struct Config {
     /// The executor of every core.
     pub backend: Backend,
-    /// CPU numbers as the kernel counts them; one pinned thread is started for each. Not empty.
+    /// CPU numbers as the kernel counts them; one thread is started for each and pinned to it, unless it has to share it
+    /// with other processes: then the kernel may place it on any of these. Not empty.
     pub cpus: Vec<usize>,
 }
 
@@ -111,6 +115,7 @@ struct Here {
     backend: Backend,
     core: Core,
     mesh: Mesh,
+    cpus: Arc<[usize]>,
 }
 
 thread_local! {
@@ -140,15 +145,16 @@ where
     let mesh = Mesh::new(config.cpus.len());
     let entry = Arc::new(entry);
     let backend = config.backend;
+    let cpus: Arc<[usize]> = config.cpus.clone().into();
     let threads: Vec<_> = config
         .cpus
         .iter()
         .enumerate()
         .map(|(index, &cpu)| {
-            let (mesh, entry) = (mesh.clone(), entry.clone());
+            let (mesh, entry, cpus) = (mesh.clone(), entry.clone(), cpus.clone());
             let started = std::thread::Builder::new().name(format!("plait-core-{index}")).spawn(move || {
-                core_affinity::set_for_current(core_affinity::CoreId { id: cpu });
-                run_core(backend, cpu, Core(index), mesh, entry)
+                affinity::settle(cpu, &cpus);
+                run_core(backend, (cpu, cpus), Core(index), mesh, entry)
             });
             (cpu, started)
         })
@@ -166,7 +172,7 @@ where
 
 fn run_core<F, Fut>(
     backend: Backend,
-    cpu: usize,
+    (cpu, cpus): (usize, Arc<[usize]>),
     core: Core,
     mesh: Mesh,
     entry: Arc<F>,
@@ -175,7 +181,7 @@ where
     F: Fn(Core) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = ()> + 'static,
 {
-    HERE.with(|here| *here.borrow_mut() = Some(Here { backend, core, mesh: mesh.clone() }));
+    HERE.with(|here| *here.borrow_mut() = Some(Here { backend, core, mesh: mesh.clone(), cpus }));
     let inbox = mesh.clone();
     let main = async move {
         let closing = inbox.clone();
@@ -233,6 +239,8 @@ pub fn spawn(task: impl Future<Output = ()> + 'static) {
 /// # Errors
 /// [`MailFull`] gives the closure back when the core's bounded inbox is full.
 pub fn post(core: Core, letter: Mail) -> Result<(), MailFull> {
+    #[cfg(test)]
+    let letter = if backend() == Backend::Simulator { on_simulator::signed(letter) } else { letter };
     here(|here| here.mesh.clone()).post(core, letter)
 }
 
@@ -277,11 +285,16 @@ pub async fn yield_now() {
 
 /// Runs a closure that may block (name resolution, a slow disk) on a thread that is not a core.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let cpus = here(|here| here.cpus.clone());
+    let elsewhere = move || {
+        affinity::leave(&cpus);
+        work()
+    };
     match backend() {
-        Backend::TokioUring => on_tokio_uring::blocking(work).await,
-        Backend::Glommio => on_glommio::blocking(work).await,
+        Backend::TokioUring => on_tokio_uring::blocking(elsewhere).await,
+        Backend::Glommio => on_glommio::blocking(elsewhere).await,
         #[cfg(test)]
-        Backend::Simulator => work(),
+        Backend::Simulator => elsewhere(),
     }
 }
 
@@ -359,6 +372,7 @@ impl Watch {
     /// # Errors
     /// Only what the kernel says of the poll itself (EBADF, ENOMEM); the descriptor's own errors make it ready.
     pub fn ready(&self, interest: Interest) -> Ready<'_> {
+        affinity::look();
         Ready { watch: self, interest }
     }
 }

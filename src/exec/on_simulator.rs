@@ -133,7 +133,12 @@ pub(crate) fn simulate<T>(seed: u64, cores: usize, main: impl Future<Output = T>
         steps: Cell::new(0),
     });
     RUN.set(Some(this.clone()));
-    HERE.set(Some(Here { backend: Backend::Simulator, core: Core(0), mesh: Mesh::new(cores) }));
+    HERE.set(Some(Here {
+        backend: Backend::Simulator,
+        core: Core(0),
+        mesh: Mesh::new(cores),
+        cpus: Arc::default(),
+    }));
     // Also after a panic: the next run on this thread is another.
     let _end = End(this.clone());
     let output = this.drive(main);
@@ -298,6 +303,17 @@ impl Run {
 pub(crate) fn open_mail(core: Core) {
     let mesh = super::mesh();
     spawn(async move { mesh.deliver(core).await });
+}
+
+/// A letter whose tasks belong to the process that writes it, whoever opens it.
+pub(super) fn signed(letter: super::Mail) -> super::Mail {
+    let process = run().process.get();
+    Box::new(move || {
+        let run = run();
+        let opener = run.process.replace(process);
+        letter();
+        run.process.set(opener);
+    })
 }
 
 /// A process that runs nothing yet.

@@ -1,7 +1,9 @@
-//! The waist on tokio-uring: readiness is a one-shot POLL_ADD, timers and tasks are tokio's.
+//! The waist on tokio-uring: readiness is a one-shot POLL_ADD, timers are the ring's, tasks are tokio's.
 //!
 //! Called only by `exec`. Invariant: at most one POLL_ADD is in flight per descriptor and [`Interest`]. Splice itself
 //! is not sent through the ring: `IORING_OP_SPLICE` always goes to a kernel worker thread.
+
+mod timers;
 
 use std::{
     cell::RefCell,
@@ -39,7 +41,7 @@ pub(super) fn spawn(task: impl Future<Output = ()> + 'static) {
 }
 
 pub(super) async fn sleep(time: Duration) {
-    tokio::time::sleep(time).await;
+    timers::Sleep::new(time).await;
 }
 
 pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {

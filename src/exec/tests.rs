@@ -6,7 +6,11 @@ use std::{
     os::{fd::AsRawFd, unix::net::UnixStream},
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
-    sync::{Arc, Mutex, mpsc},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     time::Instant,
 };
 
@@ -376,4 +380,52 @@ fn a_full_inbox_refuses() {
         taken += 1;
     }
     assert_eq!(taken, 4096);
+}
+
+/// CPUs that the calling thread may run on.
+fn allowed() -> usize {
+    rustix::thread::sched_getaffinity(None).unwrap().count() as usize
+}
+
+#[test]
+fn a_thread_that_shares_its_cpu_may_leave_it() {
+    let cpus = available_cpus();
+    if cpus.len() < 2 {
+        println!("not tested: there is one CPU, and nowhere to go");
+        return;
+    }
+    for backend in BACKENDS {
+        let done = Arc::new(AtomicBool::new(false));
+        let (stop, cpu) = (done.clone(), cpus[0]);
+        // Another process, as far as the scheduler can tell.
+        let hog = std::thread::spawn(move || {
+            core_affinity::set_for_current(core_affinity::CoreId { id: cpu });
+            while !stop.load(Ordering::Relaxed) {}
+        });
+        let config = Config { backend, cpus: cpus.clone() };
+        run(&config, move |core| {
+            let done = done.clone();
+            async move {
+                assert_eq!(allowed(), 1);
+                if core != Core(0) {
+                    return;
+                }
+                let (near, _far) = UnixStream::pair().unwrap();
+                let watch = Watch::new(near.as_raw_fd());
+                let deadline = Instant::now() + Duration::from_secs(60);
+                while allowed() == 1 {
+                    assert!(
+                        Instant::now() < deadline,
+                        "still pinned to a CPU that another thread keeps busy"
+                    );
+                    let until = Instant::now() + Duration::from_micros(100);
+                    while Instant::now() < until {}
+                    watch.ready(Interest::Write).await.unwrap();
+                }
+                done.store(true, Ordering::Relaxed);
+            }
+        })
+        .unwrap();
+        hog.join().unwrap();
+    }
 }

@@ -19,7 +19,6 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::{Either, select};
-use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{Barrier, watch};
 
 use super::{
@@ -33,7 +32,7 @@ use super::{
     window::Usual,
 };
 use crate::{
-    exec::{self, Core, Instant},
+    exec::{self, Core, Effort, Instant},
     http::account::Carried,
     lanes::{PathStatus, Pool, PoolConfig},
     wire::{
@@ -127,7 +126,7 @@ impl Load {
 
     fn enter(&self, core: Core) -> Busy {
         self.running[core.0].fetch_add(1, Ordering::Relaxed);
-        Busy { load: self.clone(), core, began: Instant::now(), cpu_began: thread_cpu_time() }
+        Busy { load: self.clone(), core, effort: Effort::begin() }
     }
 
     /// What windows came to, and how many transfers run.
@@ -153,35 +152,21 @@ impl Load {
     }
 }
 
-/// A transfer shorter than this says nothing of its core's load.
-const LOAD_TIME_MIN: Duration = Duration::from_millis(20);
-/// A core that ran for this share of a transfer's time was its bottleneck.
-const SATURATED: f64 = 0.85;
-
 /// A transfer that runs, and what this core's thread has spent since it began.
 #[derive(Debug)]
 struct Busy {
     load: Load,
     core: Core,
-    began: Instant,
-    cpu_began: Duration,
+    effort: Effort,
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
         self.load.running[self.core.0].fetch_sub(1, Ordering::Relaxed);
-        let time = self.began.elapsed();
-        if time >= LOAD_TIME_MIN {
-            let cpu_time = thread_cpu_time().saturating_sub(self.cpu_began);
-            CORE_SATURATED.set(cpu_time.as_secs_f64() > time.as_secs_f64() * SATURATED);
+        if let Some(saturated) = self.effort.has_saturated() {
+            CORE_SATURATED.set(saturated);
         }
     }
-}
-
-/// CPU time of this core's thread, clock_gettime(2).
-fn thread_cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::try_from(time).unwrap_or_default()
 }
 
 thread_local! {
