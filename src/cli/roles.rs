@@ -179,7 +179,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
         }
         Command::Upstream(args) => {
             let keys = Arc::new(KeyRing::load(&args.key)?);
-            let upstream = open_upstream(&args, keys.clone(), legs(&global))?;
+            let upstream = open_upstream(&args, keys.clone(), &global)?;
             let reload: Reload = Box::new(move || reload_keys(&keys, &args.key));
             let port = Listeners::open(&args.listen, &global, Transport::Mptcp)?;
             let doors = vec![("upstream", upstream.door().clone())];
@@ -272,10 +272,15 @@ pub(super) fn open_root(dir: &Path, limits: Limits) -> Result<Root, RunError> {
 }
 
 /// The upstream of `--root`: a URL, or a directory.
-fn open_upstream(args: &args::Upstream, keys: Arc<KeyRing>, legs: Legs) -> Result<Arc<Upstream>, RunError> {
+fn open_upstream(
+    args: &args::Upstream,
+    keys: Arc<KeyRing>,
+    global: &Global,
+) -> Result<Arc<Upstream>, RunError> {
     let kept_bytes_max = usize::try_from(args.max_kept.0).unwrap_or(usize::MAX);
     let door = door(&args.strangers);
-    Ok(Arc::new(Upstream::new(args.root.parse()?, keys, legs, door, kept_bytes_max)?))
+    let (root, legs) = (args.root.parse()?, legs(global));
+    Ok(Arc::new(Upstream::new(root, keys, legs, door, kept_bytes_max, global.placement)?))
 }
 
 fn door(strangers: &Strangers) -> Arc<Door> {

@@ -89,6 +89,7 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
         legs.clone(),
         Door::new(HELLOS_MAX as usize),
         KEPT_BYTES_MAX,
+        global.placement,
     )?);
     let relay = Arc::new(Relay {
         keys,

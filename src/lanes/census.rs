@@ -52,6 +52,8 @@ pub struct Standing {
     peer: String,
     number: usize,
     connection: Glimpse,
+    /// It came up on this core, and not on another one that it was moved from.
+    is_new: bool,
     /// It carries a transfer.
     pub in_use: Cell<bool>,
     /// Bytes towards the upstream (relay).
@@ -153,6 +155,15 @@ impl Deref for Counted {
 impl Counted {
     /// A lane of this core over `socket` stands.
     pub fn new(end: End, peer: String, socket: &Socket) -> Self {
+        Self::standing(end, peer, socket, true)
+    }
+
+    /// A lane that stood on another core has come to this one.
+    pub fn moved(end: End, peer: String, socket: &Socket) -> Self {
+        Self::standing(end, peer, socket, false)
+    }
+
+    fn standing(end: End, peer: String, socket: &Socket, is_new: bool) -> Self {
         REGISTER.with_borrow_mut(|register| {
             let lanes = register.standing.entry((end, peer.clone())).or_default();
             let number = lanes.iter().position(Option::is_none).unwrap_or(lanes.len());
@@ -161,6 +172,7 @@ impl Counted {
                 peer,
                 number,
                 connection: socket.share().glimpse(),
+                is_new,
                 in_use: Cell::new(false),
                 up: Cell::new(0),
                 down: Cell::new(0),
@@ -178,7 +190,7 @@ impl Counted {
 
 impl Standing {
     fn count(&self, totals: &mut EndTotals) {
-        totals.opened += 1;
+        totals.opened += u64::from(self.is_new);
         totals.up_bytes += self.up.get();
         totals.down_bytes += self.down.get();
         totals.resent_bytes += self.resent.get();

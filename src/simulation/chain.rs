@@ -165,9 +165,15 @@ impl Chain {
         let process = on_simulator::new_process();
         let (root, door) = (format!("http://{}", root::ADDRESS), Door::new(1000));
         let kept_bytes_max = self.scenario.kept_bytes_max;
-        let upstream =
-            Upstream::new(root.parse().unwrap(), keys(), Legs::default(), door.clone(), kept_bytes_max)
-                .unwrap();
+        let upstream = Upstream::new(
+            root.parse().unwrap(),
+            keys(),
+            Legs::default(),
+            door.clone(),
+            kept_bytes_max,
+            Placement::Local,
+        )
+        .unwrap();
         let upstream = Arc::new(upstream);
         self.upstreams.borrow_mut()[number] = Some((process, upstream.clone()));
         let stopping = self.stopping.clone();

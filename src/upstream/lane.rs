@@ -18,7 +18,7 @@ use super::{
     upload::{Inlet, PIECE_BYTES_MAX, upload},
 };
 use crate::{
-    exec::{self, Budget, Instant},
+    exec::{self, Budget, Core, Effort, Instant},
     lanes::census::Counted,
     mp::stripe::{FrameSizer, LaneId, LaneModel, Overcount, Piece, Turn},
     net::{Drained, Socket, sendfile},
@@ -118,7 +118,25 @@ impl Headers {
     }
 }
 
-/// Serves the lane until the downstream closes it, or until `shutdown` turns true and no transfer is on it.
+/// A lane between two transfers, or with one that has not begun on it: all that another core needs to go on.
+#[derive(Debug, Default)]
+pub(super) struct Course {
+    sizer: FrameSizer,
+    model: LaneModel,
+    has_carried: bool,
+    /// It was moved for this.
+    opening: Option<Opening>,
+}
+
+#[derive(Debug)]
+struct Opening {
+    transfer: TransferId,
+    head: Vec<u8>,
+    opened: Opened,
+}
+
+/// Serves the lane until the downstream closes it, or until `shutdown` turns true and no transfer is on it; or until its next
+/// transfer is on another core, which is to go on with the course.
 ///
 /// # Errors
 /// [`LaneError`]: the lane is to be closed.
@@ -127,13 +145,18 @@ pub(super) async fn run(
     socket: &Socket,
     counted: &Counted,
     shutdown: &mut watch::Receiver<bool>,
-) -> Result<(), LaneError> {
+    mut course: Course,
+) -> Result<Option<(Core, Course)>, LaneError> {
     let mut headers = Headers::default();
-    let (mut sizer, mut model) = (FrameSizer::default(), LaneModel::default());
-    socket.bind_late(sizer.size());
-    let mut has_carried = false;
+    socket.bind_late(course.sizer.size());
     let mut budget = Budget::default();
     loop {
+        if let Some(opening) = course.opening.take() {
+            course.has_carried = true;
+            counted.in_use.set(true);
+            open(upstream, (socket, counted), &mut headers, &mut course, opening).await?;
+            counted.in_use.set(false);
+        }
         budget.spend().await;
         let frame = {
             let (next, stop) = (headers.next(socket).fuse(), stopped(shutdown).fuse());
@@ -141,25 +164,26 @@ pub(super) async fn run(
             select_biased! {
                 frame = next => frame?,
                 () = stop => {
-                    if has_carried {
+                    if course.has_carried {
                         linger(socket).await;
                     }
-                    return Ok(());
+                    return Ok(None);
                 }
             }
         };
         match frame {
-            None => return Ok(()),
+            None => return Ok(None),
             Some(Frame::Open { transfer, head_len }) => {
                 let mut head = vec![0; head_len.as_usize()];
                 exec::timeout(OPEN_DEADLINE, socket.recv_exact(&mut head))
                     .await
                     .map_err(|exec::Elapsed| LaneError::OpenDeadline)??;
-                has_carried = true;
-                counted.in_use.set(true);
-                open(upstream, (socket, counted), &mut headers, (&mut sizer, &mut model), transfer, head)
-                    .await?;
-                counted.in_use.set(false);
+                let opened = upstream.registry.open(transfer, exec::core(), &upstream.pool);
+                let core = opened.core();
+                course.opening = Some(Opening { transfer, head, opened });
+                if let Some(core) = core.filter(|core| *core != exec::core()) {
+                    return Ok(Some((core, course)));
+                }
             }
             Some(Frame::Ping { token }) => send(socket, &Frame::Pong { token }.encode(), false).await?,
             // It crossed the END.
@@ -184,18 +208,18 @@ async fn stopped(shutdown: &mut watch::Receiver<bool>) {
     }
 }
 
-/// Answers one OPEN. `sizer` and `model` are what the lane learned so far.
+/// Answers one OPEN. `course` is what the lane learned so far.
 async fn open(
     upstream: &Arc<Upstream>,
     (socket, counted): (&Socket, &Counted),
     headers: &mut Headers,
-    (sizer, model): (&mut FrameSizer, &mut LaneModel),
-    id: TransferId,
-    head: Vec<u8>,
+    Course { sizer, model, .. }: &mut Course,
+    Opening { transfer: id, head, opened }: Opening,
 ) -> Result<(), LaneError> {
+    let mut effort = None;
     // The lane that starts a transfer is the one that brings the request's body, if there is one.
     let mut inlet = None;
-    let transfer = match upstream.registry.open(id, &upstream.pool) {
+    let transfer = match opened {
         Opened::Ended(ending) => return send_end(socket, id, &ending).await,
         Opened::Busy => {
             let reason = Reason::new("upstream: busy, too many transfers at once");
@@ -204,6 +228,7 @@ async fn open(
         }
         Opened::Started(transfer) => {
             tracing::debug!(transfer = %id, "a transfer begins");
+            effort = Some(Effort::begin());
             let (lane_end, root_end) = upload();
             inlet = Some(lane_end);
             exec::spawn(fetch(upstream.clone(), transfer.clone(), head, root_end));
@@ -220,10 +245,14 @@ async fn open(
         write((socket, counted), sizer, &transfer, membership.lane).fuse(),
     );
     pin_mut!(listener, writer);
-    select_biased! {
+    let outcome = select_biased! {
         lost = listener => Err(lost),
         outcome = writer => outcome,
+    };
+    if let Some(effort) = effort {
+        transfer.home().note(&effort);
     }
+    outcome
 }
 
 /// A lane's part in a transfer. What a lane that is lost has carried is sent again by the others.

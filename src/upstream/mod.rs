@@ -8,6 +8,7 @@
 
 mod directory;
 mod fetch;
+mod home;
 mod keep;
 mod lane;
 mod registry;
@@ -21,32 +22,32 @@ mod with_body;
 mod tests;
 
 use std::{
-    cell::Cell,
+    future::Future,
     io,
     net::SocketAddr,
     os::fd::OwnedFd,
     path::Path,
     pin::pin,
-    rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use tokio::sync::watch;
 
-use self::{keep::Keep, lane::LaneError, registry::Registry, root_pool::RootPool};
+use self::{home::Homes, keep::Keep, lane::Course, registry::Registry, root_pool::RootPool};
 use crate::{
-    exec,
+    exec::{self, Core, MailFull},
     http::traffic::{Histogram, HistogramReport, TIME_BOUNDS_S},
     lanes::{
         census::{Counted, End},
         door::{Door, Knock, Wrong},
         handshake::{self, HandshakeFailed},
     },
-    net::{Legs, Listener, Socket, keep_alive::ASK_SELDOM},
+    mp::manager::Placement,
+    net::{Legs, Listener, Shared, Socket, keep_alive::ASK_SELDOM},
     root::files::open_directory,
     wire::{handshake::Refusal, key_ring::KeyRing, reason::Reason, route::HopAddr},
 };
@@ -124,6 +125,8 @@ pub struct Upstream {
     registry: Arc<Registry>,
     pool: Arc<RootPool>,
     figures: RootFigures,
+    /// Connections on all cores.
+    present: AtomicUsize,
 }
 
 /// Why a connection is no lane, or no longer one.
@@ -135,19 +138,13 @@ enum ServeError {
         "downstream: this is the upstream, but the route goes on to {next} (name the upstream as the last hop of --path)"
     )]
     RouteGoesOn { next: HopAddr },
-    #[error("{0}")]
-    Lane(#[from] LaneError),
-}
-
-impl From<io::Error> for ServeError {
-    fn from(error: io::Error) -> Self {
-        LaneError::from(error).into()
-    }
+    #[error("the lane was lost: {0}")]
+    Lost(#[from] io::Error),
 }
 
 impl Upstream {
     /// An upstream of `root` with a new instance number. The frames of all transfers that nobody has acknowledged take
-    /// `kept_bytes_max` and a few KiB each.
+    /// `kept_bytes_max` and a few KiB each; `placement` says whether the lanes of one meet on a core.
     ///
     /// # Errors
     /// The kernel has no randomness for the instance's number.
@@ -157,17 +154,19 @@ impl Upstream {
         legs: Legs,
         door: Arc<Door>,
         kept_bytes_max: usize,
+        placement: Placement,
     ) -> Result<Self, getrandom::Error> {
         let mut instance = [0; 8];
         exec::fill_random(&mut instance)?;
-        let registry = Arc::new(Registry::new(Keep::new(kept_bytes_max)));
+        let registry = Arc::new(Registry::new(Keep::new(kept_bytes_max), Homes::new(placement)));
         let instance = u64::from_be_bytes(instance);
         let figures = RootFigures {
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             first_byte: Histogram::new(TIME_BOUNDS_S),
         };
-        Ok(Self { root, keys, legs, door, instance, registry, pool: Arc::default(), figures })
+        let present = AtomicUsize::new(0);
+        Ok(Self { root, keys, legs, door, instance, registry, pool: Arc::default(), figures, present })
     }
 }
 
@@ -225,61 +224,79 @@ impl Upstream {
     }
 }
 
+/// Counts a connection until this is dropped, on whatever core.
+struct Present(Arc<Upstream>);
+
+impl Present {
+    fn new(upstream: Arc<Upstream>) -> Self {
+        upstream.present.fetch_add(1, Ordering::Relaxed);
+        Self(upstream)
+    }
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.0.present.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Serves lanes on this core until `shutdown` turns true; then transfers that run may finish.
 pub async fn serve(upstream: Arc<Upstream>, listener: Listener, mut shutdown: watch::Receiver<bool>) {
-    let running = Rc::new(Cell::new(0_usize));
     while let Some(socket) = listener.next(&mut shutdown).await {
         // Without a peer it is gone already.
         let Ok(peer) = socket.peer() else { continue };
         let Some(knock) = upstream.door.knock(peer) else { continue };
-        let (upstream, running, shutdown) = (upstream.clone(), running.clone(), shutdown.clone());
-        exec::spawn(async move {
-            running.set(running.get() + 1);
-            serve_lane(upstream, socket, peer, knock, shutdown).await;
-            running.set(running.get() - 1);
-        });
+        exec::spawn(serve_lane(upstream.clone(), socket, peer, knock, shutdown.clone()));
     }
     drop(listener);
+    // Those of other cores, too: their lanes may come here for a transfer.
     let drained = async {
-        while running.get() > 0 {
+        while upstream.present.load(Ordering::Relaxed) > 0 {
             exec::sleep(DRAIN_LOOK).await;
         }
     };
-    if exec::timeout(DRAIN_DEADLINE, drained).await.is_err() {
+    if exec::timeout(DRAIN_DEADLINE, drained).await.is_err() && exec::core() == Core(0) {
         tracing::warn!(
-            lanes = running.get(),
+            lanes = upstream.present.load(Ordering::Relaxed),
             "transfers were cut off: they did not end within {DRAIN_DEADLINE:?}"
         );
     }
 }
 
 /// Authenticates one connection and serves it as a lane until it ends; what went wrong is logged with the peer's name.
-pub(crate) async fn serve_lane(
+pub(crate) fn serve_lane(
     upstream: Arc<Upstream>,
     socket: Socket,
     peer: SocketAddr,
     knock: Knock,
-    mut shutdown: watch::Receiver<bool>,
-) {
-    socket.set_congestion(&upstream.legs.lane, peer.ip());
-    socket.bound_backoff();
-    match authenticate_and_run(&upstream, &socket, peer, knock, &mut shutdown).await {
-        Ok(()) => {}
-        Err(ServeError::Hello(error)) => upstream.door.failed(Some(peer), &error),
-        Err(error @ ServeError::RouteGoesOn { .. }) => {
-            upstream.door.refused(Some(peer), Wrong::Route, &error);
+    shutdown: watch::Receiver<bool>,
+) -> impl Future<Output = ()> {
+    // Counted before the task runs: nobody who drains may overlook it.
+    let present = Present::new(upstream.clone());
+    async move {
+        socket.set_congestion(&upstream.legs.lane, peer.ip());
+        socket.bound_backoff();
+        match authenticate(&upstream, &socket, knock).await {
+            Ok(()) => {
+                let counted = Counted::new(End::Upstream, name(peer), &socket);
+                // In a box: a stranger costs no room for it.
+                Box::pin(live(present, (socket, counted), peer, shutdown, Course::default())).await;
+            }
+            Err(ServeError::Hello(error)) => upstream.door.failed(Some(peer), &error),
+            Err(error @ ServeError::RouteGoesOn { .. }) => {
+                upstream.door.refused(Some(peer), Wrong::Route, &error);
+            }
+            Err(error @ ServeError::Lost(_)) => tracing::info!(%peer, "{error}"),
         }
-        Err(error) => tracing::info!(%peer, "{error}"),
     }
 }
 
-async fn authenticate_and_run(
-    upstream: &Arc<Upstream>,
-    socket: &Socket,
-    peer: SocketAddr,
-    knock: Knock,
-    shutdown: &mut watch::Receiver<bool>,
-) -> Result<(), ServeError> {
+/// The peer as the census names it.
+fn name(peer: SocketAddr) -> String {
+    peer.ip().to_canonical().to_string()
+}
+
+async fn authenticate(upstream: &Arc<Upstream>, socket: &Socket, knock: Knock) -> Result<(), ServeError> {
     let hello = knock.hear(pin!(handshake::receive(socket, &upstream.keys))).await?;
     if let Some((next, _)) = hello.route().split_first() {
         let error = ServeError::RouteGoesOn { next: next.clone() };
@@ -291,7 +308,45 @@ async fn authenticate_and_run(
     socket.send_all(&hello.accept(upstream.instance), false).await?;
     socket.keep_alive(ASK_SELDOM);
     tracing::debug!(mptcp = ?socket.mptcp(), "a lane stands");
-    let counted = Counted::new(End::Upstream, peer.ip().to_canonical().to_string(), socket);
-    // In a box: a stranger costs no room for it.
-    Ok(Box::pin(lane::run(upstream, socket, &counted, shutdown)).await?)
+    Ok(())
+}
+
+/// Serves a lane on this core until it ends, or goes on on another one.
+async fn live(
+    present: Present,
+    (socket, counted): (Socket, Counted),
+    peer: SocketAddr,
+    mut shutdown: watch::Receiver<bool>,
+    course: Course,
+) {
+    match lane::run(&present.0, &socket, &counted, &mut shutdown, course).await {
+        Ok(None) => {}
+        Ok(Some((core, course))) => {
+            let connection = socket.share();
+            drop((socket, counted));
+            go_on(core, present, connection, peer, shutdown, course);
+        }
+        Err(error) => tracing::info!(%peer, "{error}"),
+    }
+}
+
+/// Has a lane go on on `core`, or here if that is too busy to read its mail.
+fn go_on(
+    core: Core,
+    present: Present,
+    connection: Shared,
+    peer: SocketAddr,
+    shutdown: watch::Receiver<bool>,
+    course: Course,
+) {
+    #[cfg(test)]
+    tests::MOVES.fetch_add(1, Ordering::Relaxed);
+    let arrive = move || {
+        let socket = Socket::on_this_core(connection);
+        let counted = Counted::moved(End::Upstream, name(peer), &socket);
+        exec::spawn(live(present, (socket, counted), peer, shutdown, course));
+    };
+    if let Err(MailFull(letter)) = exec::post(core, Box::new(arrive)) {
+        letter();
+    }
 }

@@ -9,11 +9,15 @@ use std::{
 };
 
 use super::{
+    home::Homes,
     keep::Keep,
     root_pool::RootPool,
     transfer::{Ending, Transfer},
 };
-use crate::wire::{frame::Outcome, units::TransferId};
+use crate::{
+    exec::Core,
+    wire::{frame::Outcome, units::TransferId},
+};
 
 /// Transfers at once: every one holds a lane, and a process has at most some ten thousand descriptors.
 const RUNNING_MAX: usize = 65_536;
@@ -26,6 +30,7 @@ const ENDED_MAX: usize = 65_536;
 pub(super) struct Registry {
     lists: Mutex<Lists>,
     keep: Arc<Keep>,
+    homes: Arc<Homes>,
 }
 
 #[derive(Debug, Default)]
@@ -56,18 +61,28 @@ pub(super) enum Opened {
     Busy,
 }
 
+impl Opened {
+    /// The core that the lane should be on; none if it does not matter.
+    pub(super) fn core(&self) -> Option<Core> {
+        match self {
+            Self::Started(transfer) | Self::Joined(transfer) => Some(transfer.home().next()),
+            Self::Ended(_) | Self::Busy => None,
+        }
+    }
+}
+
 impl Registry {
-    /// No transfers yet; what they keep counts in `keep`.
-    pub(super) fn new(keep: Arc<Keep>) -> Self {
-        Self { lists: Mutex::default(), keep }
+    /// No transfers yet; what they keep counts in `keep`, and they live on the cores of `homes`.
+    pub(super) fn new(keep: Arc<Keep>, homes: Arc<Homes>) -> Self {
+        Self { lists: Mutex::default(), keep, homes }
     }
 
     fn lists(&self) -> MutexGuard<'_, Lists> {
         self.lists.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts one more lane on transfer `id`. A lane on a transfer [leaves](Self::leave) it later.
-    pub(super) fn open(self: &Arc<Self>, id: TransferId, pool: &Arc<RootPool>) -> Opened {
+    /// Puts one more lane, which lives on core `here`, on transfer `id`. A lane on a transfer [leaves](Self::leave) it later.
+    pub(super) fn open(self: &Arc<Self>, id: TransferId, here: Core, pool: &Arc<RootPool>) -> Opened {
         let mut lists = self.lists();
         if let Some((transfer, lanes)) = lists.running.get_mut(&id) {
             *lanes += 1;
@@ -79,7 +94,13 @@ impl Registry {
         if lists.running.len() >= RUNNING_MAX {
             return Opened::Busy;
         }
-        let transfer = Arc::new(Transfer::new(id, self.clone(), pool.clone(), self.keep.share()));
+        let transfer = Arc::new(Transfer::new(
+            id,
+            self.clone(),
+            pool.clone(),
+            self.keep.share(),
+            self.homes.choose(here),
+        ));
         lists.running.insert(id, (transfer.clone(), 1));
         Opened::Started(transfer)
     }

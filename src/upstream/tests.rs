@@ -16,7 +16,7 @@ use std::{
 
 use self::harness::{
     BACKENDS, GET, TEST_DEADLINE, TestLane, body_of, endless_root, get, key, pattern, root, with_upstream,
-    with_upstream_of,
+    with_upstream_of, with_upstream_placed,
 };
 use super::*;
 use crate::wire::{
@@ -262,6 +262,41 @@ fn the_frames_of_several_lanes_are_the_body_once() {
         assert!(late.head.is_none() && late.frames.is_empty());
         assert_eq!((late.outcome, late.totals), (Outcome::Complete, totals));
     });
+}
+
+/// Lanes that went on on another core, in this process.
+pub(super) static MOVES: AtomicUsize = AtomicUsize::new(0);
+
+#[test]
+fn lanes_move_to_the_core_of_their_transfer_and_lose_nothing() {
+    const BYTES: usize = 1_000_000;
+    /// The kernel puts all of them on one of two cores once in 32,000 times.
+    const LANES: usize = 16;
+    let root = root(move |_, stream, _| {
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {BYTES}\r\n\r\n").unwrap();
+        stream.write_all(&pattern(BYTES)).is_ok()
+    });
+    for placement in [Placement::Auto, Placement::Local, Placement::Spread] {
+        let before = MOVES.load(Ordering::Relaxed);
+        with_upstream_placed(&format!("http://{root}"), placement, |address| {
+            let mut lanes: Vec<_> = (0..LANES).map(|_| TestLane::new(address)).collect();
+            for transfer in 1..6 {
+                // Another lane is the first one each time.
+                lanes.rotate_left(1);
+                lanes.iter_mut().for_each(|lane| lane.open(transfer, GET));
+                let answers: Vec<_> = thread::scope(|scope| {
+                    let readers: Vec<_> =
+                        lanes.iter_mut().map(|lane| scope.spawn(move || lane.answer(transfer))).collect();
+                    readers.into_iter().map(|reader| reader.join().unwrap()).collect()
+                });
+                assert!(answers.iter().all(|answer| answer.outcome == Outcome::Complete), "{placement:?}");
+                let frames = answers.into_iter().flat_map(|answer| answer.frames).collect();
+                assert!(body_of(frames) == pattern(BYTES), "{placement:?}");
+            }
+        });
+        let moves = MOVES.load(Ordering::Relaxed) - before;
+        assert!(moves > 0 || exec::available_cpus().len() == 1, "{placement:?}: no lane has moved");
+    }
 }
 
 #[test]

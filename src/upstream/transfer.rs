@@ -16,6 +16,7 @@ use futures_util::{FutureExt, pin_mut, select_biased};
 use tokio::sync::{Mutex as AsyncMutex, Notify, futures::Notified, watch};
 
 use super::{
+    home::Home,
     keep::{Held, Share},
     registry::Registry,
     root_pool::RootPool,
@@ -120,6 +121,7 @@ pub(super) struct Transfer {
     root: OnceLock<Shared>,
     board: Mutex<Board>,
     share: Share,
+    home: Home,
     began: Instant,
     /// Some lane's turn may have changed.
     stirred: Notify,
@@ -128,7 +130,13 @@ pub(super) struct Transfer {
 }
 
 impl Transfer {
-    pub(super) fn new(id: TransferId, registry: Arc<Registry>, pool: Arc<RootPool>, share: Share) -> Self {
+    pub(super) fn new(
+        id: TransferId,
+        registry: Arc<Registry>,
+        pool: Arc<RootPool>,
+        share: Share,
+        home: Home,
+    ) -> Self {
         Self {
             id,
             registry,
@@ -138,6 +146,7 @@ impl Transfer {
             root: OnceLock::new(),
             board: Mutex::new(Board { striper: Striper::new(), kept: HashMap::new(), deserted_since: None }),
             share,
+            home,
             began: Instant::now(),
             stirred: Notify::new(),
             urgent: Notify::new(),
@@ -146,6 +155,11 @@ impl Transfer {
 
     pub(super) fn id(&self) -> TransferId {
         self.id
+    }
+
+    /// Where its lanes are to be.
+    pub(super) fn home(&self) -> &Home {
+        &self.home
     }
 
     fn board(&self) -> MutexGuard<'_, Board> {

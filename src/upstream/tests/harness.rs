@@ -77,6 +77,11 @@ pub(super) fn with_upstream(root: SocketAddr, drive: impl Fn(SocketAddr)) {
 
 /// The same with any `--root`.
 pub(super) fn with_upstream_of(root: &str, drive: impl Fn(SocketAddr)) {
+    with_upstream_placed(root, Placement::Auto, drive);
+}
+
+/// The same with any placement.
+pub(super) fn with_upstream_placed(root: &str, placement: Placement, drive: impl Fn(SocketAddr)) {
     for backend in BACKENDS {
         let cpus = available_cpus();
         let (listeners, address) =
@@ -89,6 +94,7 @@ pub(super) fn with_upstream_of(root: &str, drive: impl Fn(SocketAddr)) {
             Legs::default(),
             Door::new(1000),
             1 << 30,
+            placement,
         )
         .unwrap();
         let upstream = Arc::new(upstream);

@@ -2,14 +2,20 @@
 
 use bytes::Bytes;
 
-use super::{super::keep::Keep, *};
+use super::{
+    super::{home::Homes, keep::Keep},
+    *,
+};
+use crate::{exec::Core, mp::manager::Placement};
 
 const BODY: &[u8] = b"0123456789abcdefghij";
 
 fn transfer() -> (Arc<Transfer>, LaneId) {
     let keep = Keep::new(1 << 30);
-    let registry = Arc::new(Registry::new(keep.clone()));
-    let transfer = Arc::new(Transfer::new(TransferId(1), registry, Arc::default(), keep.share()));
+    let homes = Homes::of(Placement::Auto, 1);
+    let home = homes.choose(Core(0));
+    let registry = Arc::new(Registry::new(keep.clone(), homes));
+    let transfer = Arc::new(Transfer::new(TransferId(1), registry, Arc::default(), keep.share(), home));
     transfer.begin(Vec::new(), Source::Memory(Bytes::from_static(BODY)));
     let lane = transfer.join(LaneModel::default());
     (transfer, lane)
