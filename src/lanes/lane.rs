@@ -96,6 +96,8 @@ pub struct Lane {
     stale_payload: Cell<usize>,
     /// All that is left of those transfers is their ENDs: their bodies were delivered.
     only_ends_left: Cell<bool>,
+    /// The pool's keeper hears when the other side closes it.
+    pub(super) is_watched: Cell<bool>,
 }
 
 impl Lane {
@@ -117,6 +119,7 @@ impl Lane {
             stale: RefCell::default(),
             stale_payload: Cell::new(0),
             only_ends_left: Cell::new(true),
+            is_watched: Cell::new(false),
         };
         lane.look_at_mptcp();
         lane

@@ -15,6 +15,7 @@ use std::{
 };
 
 mod dial_error;
+mod hang_up;
 mod lease;
 
 pub use dial_error::DialError;
@@ -89,6 +90,8 @@ pub struct Pool {
     this: Weak<Self>,
     /// Wakes the keeper before its time: a lane was lost.
     disturbed: Notify,
+    /// A lane is on the shelf that is not watched yet.
+    shelved: Notify,
     closing: Cell<bool>,
 }
 
@@ -153,6 +156,7 @@ impl Pool {
             waiting: RefCell::default(),
             this: this.clone(),
             disturbed: Notify::new(),
+            shelved: Notify::new(),
             closing: Cell::new(false),
         })
     }
@@ -324,6 +328,9 @@ impl Pool {
             Some(waiter) => drop(waiter.lease.send(Ok(self.lease(lane)))),
             None if lane.is_stale() => self.drain(lane),
             None => {
+                if !lane.is_watched.get() {
+                    self.shelved.notify_one();
+                }
                 self.idle.borrow_mut().push(lane);
                 self.note_warmth();
             }
@@ -474,14 +481,26 @@ impl Pool {
                     }
                 }
             }
-            // A lane lost in use is replaced at once, unless dialling fails anyway.
+            // A lane that is lost is replaced at once, unless dialling fails anyway.
             let disturbed = async {
                 self.disturbed.notified().await;
                 if backoff > BACKOFF_MIN {
                     std::future::pending::<()>().await;
                 }
             };
-            let _ = exec::timeout(pause, disturbed).await;
+            let hung_up = async {
+                // With one lane more on the shelf it begins anew, and watches that, too.
+                while let Either::Left(_) = select(pin!(self.shelved.notified()), pin!(self.hung_up())).await
+                {
+                }
+            };
+            let waited = exec::timeout(pause, select(pin!(disturbed), pin!(hung_up)))
+                .await
+                .map(|first| matches!(first, Either::Right(_)));
+            if waited == Ok(true) {
+                // Whoever closes all lanes as soon as they stand must not be dialled without a pause.
+                exec::sleep(jittered(BACKOFF_MIN)).await;
+            }
         }
     }
 

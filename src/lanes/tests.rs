@@ -376,6 +376,37 @@ fn an_idle_lane_that_the_other_side_closed_is_not_leased() {
     });
 }
 
+#[test]
+fn an_idle_lane_that_the_other_side_closes_is_replaced_at_once() {
+    on_each(|| async {
+        let hang_up = Tally::default();
+        let told = hang_up.clone();
+        // Answers the pings of a new lane, and nothing later.
+        let upstream = Upstream::of_lanes(9, move |mut lane| {
+            for _ in 0..3 {
+                let (Frame::Ping { token }, _) = lane.next()? else {
+                    return Err(io::Error::other("no ping"));
+                };
+                lane.send(Frame::Pong { token }, b"")?;
+            }
+            told.reach(1)
+        });
+        let pool = pool(&upstream.address.to_string(), 2, 4);
+        exec::spawn(pool.clone().keep());
+        until("two lanes", || pool.path().report().lanes == 2).await;
+        let before = Instant::now();
+        hang_up.add(1);
+        // Those that come later are closed as soon as they stand.
+        until("all are replaced", || upstream.closed.get() >= 2 && upstream.accepted() >= 4).await;
+        assert!(
+            before.elapsed() < Duration::from_secs(7),
+            "they were found by a ping, which is due after 7.5 s"
+        );
+        upstream.assert_no_fault();
+        pool.close();
+    });
+}
+
 /// Sends HEAD, one frame of `len` bytes and END.
 fn whole_transfer(lane: &mut FarLane, transfer: TransferId, len: usize) -> io::Result<()> {
     lane.head(transfer)?;
