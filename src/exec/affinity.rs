@@ -13,22 +13,22 @@ use std::{
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-/// Waits of a core's tasks between two looks at the clock: 64 take a busy core about a millisecond.
-const WAITS: u32 = 64;
-/// What is judged: long enough for some tens of the scheduler's slices (a few milliseconds each), short enough that a
-/// download of a second gains by it.
-const WINDOW: Duration = Duration::from_millis(50);
+/// Waits of a core's tasks between two looks at the clock: 16 take a busy core a fraction of a millisecond.
+const WAITS: u32 = 16;
+/// What is judged: several of the scheduler's slices (some 3 ms each), and short enough that a download of a tenth of a
+/// second gains by it.
+const WINDOW: Duration = Duration::from_millis(10);
 /// A window that took longer was mostly idle, and an idle thread has nothing to complain of.
-const WINDOW_MAX: Duration = Duration::from_millis(200);
+const WINDOW_MAX: Duration = Duration::from_millis(40);
 /// A thread that waits for so much of a window shares its CPU. Waking a sleeping thread counts as a wait, too: 15 to 35
 /// microseconds, which is less than this unless it sleeps thousands of times a second.
-const WAIT_MIN: Duration = Duration::from_millis(5);
+const WAIT_MIN: Duration = Duration::from_millis(2);
 /// And so much of the time in which it had something to do.
 const SHARED: f64 = 0.25;
 /// It has its CPU to itself below this.
 const ALONE: f64 = 0.05;
-/// So long it must have run, nearly without a wait, before it is pinned again: it loses at most one window, a hundredth of
-/// this, if its own CPU is not free yet.
+/// So long it must have run, nearly without a wait, before it is pinned again: it loses a window, a five-hundredth of this,
+/// if its own CPU is not free yet.
 const CALM: Duration = Duration::from_secs(5);
 
 thread_local! {
@@ -212,28 +212,28 @@ mod tests {
     #[test]
     fn a_thread_that_waits_roams_until_it_waits_no_more() {
         let mut windows = Windows::new();
-        assert_eq!(windows.pass(50, 40, 3), None, "a little waiting");
-        assert_eq!(windows.pass(50, 20, 15), Some(Move::Roam));
-        assert_eq!(windows.pass(50, 20, 15), None, "it roams already");
-        for _ in 0..99 {
-            assert_eq!(windows.pass(50, 50, 0), None);
+        assert_eq!(windows.pass(10, 8, 1), None, "a little waiting");
+        assert_eq!(windows.pass(10, 4, 3), Some(Move::Roam));
+        assert_eq!(windows.pass(10, 4, 3), None, "it roams already");
+        for _ in 0..199 {
+            assert_eq!(windows.pass(25, 25, 0), None);
         }
-        assert_eq!(windows.pass(50, 20, 15), None, "not calm yet, after all");
-        for _ in 0..99 {
-            assert_eq!(windows.pass(50, 50, 1), None);
+        assert_eq!(windows.pass(10, 4, 3), None, "not calm yet, after all");
+        for _ in 0..199 {
+            assert_eq!(windows.pass(25, 25, 1), None);
         }
-        assert_eq!(windows.pass(50, 50, 1), Some(Move::Return));
-        assert_eq!(windows.pass(50, 20, 15), Some(Move::Roam));
+        assert_eq!(windows.pass(25, 25, 1), Some(Move::Return));
+        assert_eq!(windows.pass(10, 4, 3), Some(Move::Roam));
     }
 
     #[test]
     fn an_idle_thread_is_left_alone() {
         let mut windows = Windows::new();
         assert_eq!(windows.pass(10_000, 5, 9), None, "rare wake-ups over ten seconds");
-        assert_eq!(windows.pass(50, 1, 3), None, "wake-ups on a CPU that sleeps");
-        assert_eq!(windows.pass(50, 0, 0), None);
-        assert!(!windows.contest.is_due(windows.now + 49 * MS));
-        assert!(windows.contest.is_due(windows.now + 50 * MS));
+        assert_eq!(windows.pass(10, 1, 1), None, "wake-ups on a CPU that sleeps");
+        assert_eq!(windows.pass(10, 0, 0), None);
+        assert!(!windows.contest.is_due(windows.now + 9 * MS));
+        assert!(windows.contest.is_due(windows.now + 10 * MS));
     }
 
     #[test]
