@@ -291,7 +291,7 @@ impl Lane {
             budget.spend().await;
             while self.stale_payload.get() > 0 {
                 let len = self.stale_payload.get();
-                match self.socket.discard(len).await.map_err(|error| self.lost(error))? {
+                match self.socket.discard_payload(len).await.map_err(|error| self.lost(error))? {
                     0 => return Err(LaneError::Closed { path: self.path.name().to_owned() }),
                     n => self.stale_payload.set(len - n),
                 }
@@ -324,7 +324,7 @@ impl Lane {
     /// [`LaneError`]: the lane must not be used any more.
     pub async fn discard(&self, mut len: usize) -> Result<(), LaneError> {
         while len > 0 {
-            match self.socket.discard(len).await.map_err(|error| self.lost(error))? {
+            match self.socket.discard_payload(len).await.map_err(|error| self.lost(error))? {
                 0 => return Err(LaneError::Closed { path: self.path.name().to_owned() }),
                 n => len -= n,
             }

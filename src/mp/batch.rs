@@ -6,14 +6,12 @@
 
 use std::time::Duration;
 
-use crate::exec::Instant;
+use crate::{exec::Instant, net::BATCH_BYTES};
 
 /// Bytes come this much later at most: no player notices, and an idle client's first bytes are not held at all.
 const DELAY_MAX: Duration = Duration::from_millis(4);
 /// Part of the round trip that bytes may be held: the sender's clock, the acknowledgements, stays as it is.
 const ROUND_TRIP_PART: u32 = 16;
-/// The kernel would enlarge the receive buffer for more than a quarter of its usual 128 KiB, and stop sizing it by itself.
-const BYTES_MAX: usize = 32 << 10;
 
 /// See the module's description.
 pub(super) struct Batch {
@@ -38,7 +36,7 @@ impl Batch {
         let held = DELAY_MAX.min(round_trip / ROUND_TRIP_PART);
         let measured = (len as f64 * held.as_secs_f64() / took.as_secs_f64()) as usize;
         // Frames that had waited for the client come in a burst: they count by half.
-        self.bytes = self.bytes.midpoint(measured).clamp(1, BYTES_MAX);
+        self.bytes = self.bytes.midpoint(measured).clamp(1, BATCH_BYTES);
         self.last = now;
     }
 }
@@ -68,6 +66,6 @@ mod tests {
         assert_eq!(after_frames(16 << 10, Duration::from_secs(1), Duration::from_micros(20)), 1);
         let slow = after_frames(16 << 10, Duration::from_millis(130), Duration::from_millis(100));
         assert!((400..=600).contains(&slow), "{slow}");
-        assert_eq!(after_frames(1 << 20, Duration::from_micros(10), Duration::from_secs(1)), BYTES_MAX);
+        assert_eq!(after_frames(1 << 20, Duration::from_micros(10), Duration::from_secs(1)), BATCH_BYTES);
     }
 }

@@ -32,7 +32,7 @@ use super::{
 use crate::{
     exec::{self, Budget, Instant},
     lanes::{LaneError, Lease},
-    net::{Conduit, Filled},
+    net::{BATCH_BYTES, Conduit, Filled},
     wire::{
         frame::{FIRST_CREDIT_BYTES, Frame, Reading},
         frame_check::FrameCheck,
@@ -376,7 +376,7 @@ impl Producer {
     /// Takes the rest of a frame that nobody wants off the socket.
     async fn throw_away(&mut self) -> Result<(), Stop> {
         while self.unread > 0 {
-            let discard = self.lane.socket().discard(self.unread);
+            let discard = self.lane.socket().discard_payload(self.unread);
             match or_over(&self.transfer, discard).await?.map_err(|error| self.lane.lost(error))? {
                 0 => return Err(self.lane.lost(io::ErrorKind::UnexpectedEof.into()).into()),
                 n => self.unread -= n,
@@ -417,7 +417,7 @@ impl Producer {
                 return Err(self.lane.lost(error).into());
             }
             if tap.is_unwanted() {
-                let discard = self.lane.socket().discard(tap.unread());
+                let discard = self.lane.socket().discard_payload(tap.unread());
                 match or_over(&self.transfer, discard).await?.map_err(|error| self.lane.lost(error))? {
                     0 => return Err(self.lane.lost(io::ErrorKind::UnexpectedEof.into()).into()),
                     n => tap.read(n),
@@ -517,7 +517,8 @@ impl Producer {
                 }
                 Filled::Full => conduits.push(Conduit::new()),
                 Filled::SourceEmpty => {
-                    let ready = self.lane.socket().readable_by(self.batch.bytes().min(self.unread));
+                    // Nobody can use a part of it.
+                    let ready = self.lane.socket().readable_by(BATCH_BYTES.min(self.unread));
                     or_over(&self.transfer, ready).await?.map_err(|error| self.lane.lost(error))?;
                 }
                 Filled::EndOfFile => return Err(self.lane.lost(io::ErrorKind::UnexpectedEof.into()).into()),

@@ -42,7 +42,7 @@ pub use pump::pump;
 pub use resolve::{ResolveError, resolve};
 pub use sendfile::sendfile;
 pub use shared::{Glimpse, Shared};
-pub use socket::{ConnectError, Socket};
+pub use socket::{BATCH_BYTES, ConnectError, Socket};
 pub use splice_probe::{PayloadMove, payload_move};
 pub use tally::{Tally, Told};
 pub use tcp_info::TcpInfo;

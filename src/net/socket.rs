@@ -67,6 +67,10 @@ impl ConnectError {
     }
 }
 
+/// What is worth a wake-up where nothing is done before all has come. The kernel would enlarge the receive buffer for more
+/// than a quarter of its usual 128 KiB, and stop sizing it by itself.
+pub const BATCH_BYTES: usize = 32 << 10;
+
 /// A connected socket. Dropping it closes the connection in order: what was sent still arrives.
 pub struct Socket {
     // Dropped before the descriptor.
@@ -388,6 +392,19 @@ impl Socket {
         loop {
             match self.try_discard(max) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.ready(Interest::Read).await?,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// The same for a payload of which `left` bytes are still to come, and that nobody waits for: the task sleeps until some
+    /// [`BATCH_BYTES`] are there.
+    pub async fn discard_payload(&self, left: usize) -> io::Result<usize> {
+        loop {
+            match self.try_discard(left) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.readable_by(left.min(BATCH_BYTES)).await?;
+                }
                 outcome => return outcome,
             }
         }
