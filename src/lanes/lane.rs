@@ -76,20 +76,20 @@ const WARMTH_MAX: u32 = 23;
 
 /// A lane. Dropping it closes the connection.
 pub struct Lane {
-    socket: Rc<Socket>,
-    path: Arc<PathStatus>,
+    pub(super) socket: Rc<Socket>,
+    pub(super) path: Arc<PathStatus>,
     counted: Counted,
     /// Of the upstream process at the far end; lanes of one transfer share it.
-    instance: u64,
+    pub(super) instance: u64,
     /// A leg behind the first hop was to be MPTCP and is plain TCP.
-    fell_back: bool,
+    pub(super) fell_back: bool,
     /// A header that has arrived in part; survives a read that is cancelled.
     partial: RefCell<([u8; HEADER_BYTES], usize)>,
-    quiet_since: Cell<Instant>,
+    pub(super) quiet_since: Cell<Instant>,
     /// When the last transfer on it ended, or when it was made.
-    unused_since: Cell<Instant>,
+    pub(super) unused_since: Cell<Instant>,
     /// What it has received in all when it was given back last, as a power of two; 0 for one that has carried nothing.
-    warmth: Cell<u32>,
+    pub(super) warmth: Cell<u32>,
     /// Transfers whose ENDs have not come yet, although nobody waits for them, and the payload of the first one's current
     /// frame that is still in the socket.
     stale: RefCell<VecDeque<TransferId>>,
@@ -106,10 +106,21 @@ impl Lane {
         let Accepted { instance, fell_back } = accepted;
         path.lane_opened(instance);
         socket.keep_alive(ASK_OFTEN);
+        let counted = Counted::new(End::Downstream, path.name().to_owned(), &socket);
+        Self::of(Rc::new(socket), path, counted, (instance, fell_back))
+    }
+
+    /// A lane that its path counts already.
+    pub(super) fn of(
+        socket: Rc<Socket>,
+        path: Arc<PathStatus>,
+        counted: Counted,
+        (instance, fell_back): (u64, bool),
+    ) -> Self {
         let lane = Self {
-            counted: Counted::new(End::Downstream, path.name().to_owned(), &socket),
-            socket: Rc::new(socket),
+            socket,
             path,
+            counted,
             instance,
             fell_back,
             partial: RefCell::new(([0; HEADER_BYTES], 0)),

@@ -1,4 +1,4 @@
-//! Lanes: long-lived, authenticated connections along a path, each owned by one core for life.
+//! Lanes: long-lived, authenticated connections along a path, each owned by one core at a time.
 //!
 //! In: path specifications and the key. Out: warm lanes, leased exclusively for one transfer and given back when the
 //! upstream's END has come. `mp` leases from [`Pool`]; `relay` and `upstream` use [`handshake`] for the other end.
@@ -9,6 +9,7 @@ pub mod census;
 pub mod door;
 pub mod handshake;
 mod lane;
+mod packed;
 mod path;
 mod pool;
 

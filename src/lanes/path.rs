@@ -231,6 +231,11 @@ impl PathStatus {
         self.down.store(false, Relaxed);
     }
 
+    /// A lane is counted out on one core while it is on its way to another.
+    pub(super) fn lane_moves(&self) {
+        self.lanes.fetch_add(1, Relaxed);
+    }
+
     pub(super) fn lane_closed(&self) {
         self.lanes.fetch_sub(1, Relaxed);
     }

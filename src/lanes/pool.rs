@@ -17,6 +17,7 @@ use std::{
 mod dial_error;
 mod hang_up;
 mod lease;
+mod moving;
 
 pub use dial_error::DialError;
 use futures_util::future::{Either, select};

@@ -218,6 +218,9 @@ impl Crew {
         let seat = Seat { transfer, ring, taps: None, slot, fit };
         if core == here {
             Seat { taps: Some(self.taps.clone()), ..seat }.take(&pool);
+        } else if self.cores.len() == 1 {
+            // What would be handed over frame by frame comes as a whole.
+            Seat { taps: Some(self.taps.clone()), ..seat }.have_brought(pool, core);
         } else {
             seat.invite(core, place.path.clone());
         }
@@ -286,6 +289,20 @@ impl Seat {
         }
     }
 
+    /// Seats a warm lane that `core` has, or one of this core if it has none any more.
+    fn have_brought(self, pool: Rc<Pool>, core: Core) {
+        exec::spawn(async move {
+            let path = pool.path().clone();
+            let find = move || Manager::here().and_then(|manager| manager.pool(&path));
+            let brought = pool.lease_from(core, self.transfer.instance(), find).await;
+            match (brought, self.fit) {
+                (Some(lane), Fit::Warm) => self.fill_warm(lane),
+                (Some(lane), Fit::Any { .. }) => self.fill(lane),
+                (None, _) => self.take(&pool),
+            }
+        });
+    }
+
     /// Seats an idle lane at once, or the next one that stands.
     fn take(self, pool: &Rc<Pool>) {
         let transfer = &self.transfer;
@@ -330,18 +347,20 @@ impl Seat {
     /// Seats a warm lane, and lets a cold one rest now that it has come.
     fn take_warm(self, pool: &Pool) {
         match pool.lease_warm(self.transfer.instance()) {
-            Some(lane) if self.slot.place().replace_cold() => {
-                let path = lane.path().name();
-                tracing::debug!(path, transfer = %self.transfer.id(), "a warm lane takes the place of a cold one");
-                self.fill(lane);
-            }
-            lane => {
-                // The cold one has gone meanwhile.
-                if let Some(lane) = lane {
-                    lane.give_back();
-                }
-                self.transfer.lane_done(None);
-            }
+            Some(lane) => self.fill_warm(lane),
+            None => self.transfer.lane_done(None),
+        }
+    }
+
+    fn fill_warm(self, lane: Lease) {
+        if self.slot.place().replace_cold() {
+            let path = lane.path().name();
+            tracing::debug!(path, transfer = %self.transfer.id(), "a warm lane takes the place of a cold one");
+            self.fill(lane);
+        } else {
+            // It has gone meanwhile.
+            lane.give_back();
+            self.transfer.lane_done(None);
         }
     }
 

@@ -129,6 +129,12 @@ impl Socket {
         self.fd.clone()
     }
 
+    /// The same for another core that is to go on: whatever arrives makes its handle readable.
+    pub fn leave(&self) -> Shared {
+        self.set_low_water(1);
+        self.fd.clone()
+    }
+
     /// Connects to `address` by `transport` within `deadline`, with `congestion` control set before the first segment.
     /// MPTCP may turn out to be plain TCP: [`Socket::mptcp`] tells.
     ///

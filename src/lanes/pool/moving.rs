@@ -1,0 +1,59 @@
+//! Warm lanes that go where they are needed.
+//!
+//! In: a core whose client has no warm lane of a path, and one that has. Out: the lane, leased on the first. Called by the
+//! crews, for long paths. Invariants: only lanes on which nothing is under way move; a pool that takes one in has room
+//! for it.
+
+use std::rc::Rc;
+
+use tokio::sync::oneshot;
+
+use super::{super::packed::PackedLane, Lease, Place, Pool};
+use crate::exec::{self, Core};
+
+impl Pool {
+    /// A warm lane to `instance` (to any, if none is named) that is idle on `core`, whose pool of this path `find` finds there;
+    /// none if it has none, or there is no room here.
+    pub async fn lease_from(
+        self: &Rc<Self>,
+        core: Core,
+        instance: Option<u64>,
+        find: impl FnOnce() -> Option<Rc<Self>> + Send + 'static,
+    ) -> Option<Lease> {
+        if !self.has_place() || self.closing.get() {
+            return None;
+        }
+        let mut place = Place::take(self);
+        let (send, receive) = oneshot::channel();
+        // Who asked may have gone: the lane is closed then.
+        let letter = move || drop(send.send(find().and_then(|pool| pool.part_with(instance))));
+        exec::post(core, Box::new(letter)).ok()?;
+        // No answer: that core has ended.
+        let lane = receive.await.ok()??.unpack()?;
+        place.stands = true;
+        tracing::debug!(path = self.path.name(), from = core.0, "a warm lane has come from another core");
+        Some(self.lease(Rc::new(lane)))
+    }
+
+    /// Gives away the warm lane that was used last.
+    fn part_with(&self, instance: Option<u64>) -> Option<PackedLane> {
+        let fits = |lane: &Rc<super::Lane>| {
+            lane.is_warm() && instance.is_none_or(|wanted| wanted == lane.instance()) && lane.is_quiet()
+        };
+        let found = self.idle.borrow().iter().rposition(fits)?;
+        let lane = self.idle.borrow_mut().remove(found);
+        self.note_warmth();
+        match Rc::try_unwrap(lane) {
+            Ok(lane) => {
+                let packed = PackedLane::pack(lane);
+                // Another one takes its place if this core has too few now.
+                self.lane_gone();
+                Some(packed)
+            }
+            Err(lane) => {
+                self.shelve(lane);
+                None
+            }
+        }
+    }
+}
