@@ -1,5 +1,6 @@
 //! Pools over real connections to a scripted upstream, on both executors.
 
+mod moving;
 pub(crate) mod scripted;
 
 use std::{

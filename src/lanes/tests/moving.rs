@@ -1,0 +1,104 @@
+//! Warm lanes that go from one core to another.
+
+use std::{
+    cell::RefCell,
+    net::SocketAddr,
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use super::*;
+use crate::exec::Core;
+
+const FRAME: usize = 500_000;
+/// Enough to be warm.
+const FRAMES: u64 = 3;
+
+thread_local! {
+    static POOL: RefCell<Option<Rc<Pool>>> = const { RefCell::new(None) };
+}
+
+fn pool_here() -> Option<Rc<Pool>> {
+    POOL.with(|pool| pool.borrow().clone())
+}
+
+async fn transfer(lane: &Lane, number: u64) {
+    lane.open(TransferId(number), b"GET").await.unwrap();
+    loop {
+        let frame = lane.next_frame().await.unwrap();
+        lane.discard(frame.payload_len().as_usize()).await.unwrap();
+        if frame.kind() == Kind::End {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_warm_lane_goes_on_on_another_core() {
+    let mut cpus = available_cpus();
+    if cpus.len() < 2 {
+        println!("not tested: there is one CPU");
+        return;
+    }
+    cpus.truncate(2);
+    for backend in [Backend::TokioUring, Backend::Glommio] {
+        let upstream = Arc::new(Upstream::of_lanes(9, |mut lane| {
+            while let Ok((Frame::Open { transfer, .. }, _)) = lane.next() {
+                lane.head(transfer)?;
+                for seq in 0..FRAMES {
+                    lane.data(transfer, seq, seq * FRAME as u64, &vec![1; FRAME])?;
+                }
+                lane.end(transfer, FRAMES, FRAMES * FRAME as u64)?;
+            }
+            Ok(())
+        }));
+        let path = Arc::new(PathStatus::new(upstream.address.to_string().parse().unwrap()));
+        let (step, address) = (Arc::new(AtomicUsize::new(0)), Arc::new(OnceLock::<SocketAddr>::new()));
+        let config = Config { backend, cpus: cpus.clone() };
+        exec::run(&config, move |core| {
+            let (upstream, path, step, address) =
+                (upstream.clone(), path.clone(), step.clone(), address.clone());
+            async move {
+                let (congestion, names) = (Legs::default().lane, Names::System);
+                let keys = Arc::new(KeyRing::of(key()));
+                let config = PoolConfig { keys, congestion, names, lanes_warm: 0, lanes_max: 1 };
+                let pool = Pool::new(path.clone(), config);
+                POOL.set(Some(pool.clone()));
+                if core == Core(1) {
+                    let lane = pool.lease_next(|| true).await.unwrap();
+                    transfer(&lane, 1).await;
+                    address.set(lane.socket().local().unwrap()).unwrap();
+                    lane.give_back();
+                    step.store(1, Ordering::SeqCst);
+                    until("the other core is done", || step.load(Ordering::SeqCst) == 2).await;
+                    assert!(pool.lease_idle(None).is_none(), "it is not here any more");
+                    // Its place is free.
+                    drop(pool.lease_next(|| true).await.unwrap());
+                    return;
+                }
+                until("a warm lane", || step.load(Ordering::SeqCst) == 1).await;
+                assert!(pool.lease_from(Core(1), Some(8), pool_here).await.is_none(), "to another process");
+                let lane = pool.lease_from(Core(1), Some(9), pool_here).await.unwrap();
+                assert_eq!(lane.socket().local().unwrap(), *address.get().unwrap());
+                assert_eq!((path.report().lanes, upstream.accepted()), (1, 1));
+                for number in 2..5 {
+                    transfer(&lane, number).await;
+                }
+                assert!(
+                    pool.lease_from(Core(1), None, pool_here).await.is_none(),
+                    "there is no room for more"
+                );
+                lane.give_back();
+                let lane = pool.lease_warm(Some(9)).expect("it is as warm as before");
+                assert!(pool.lease_from(Core(1), None, pool_here).await.is_none(), "nothing is left there");
+                drop(lane);
+                until("it is closed", || upstream.closed.get() == 1 && path.report().lanes == 0).await;
+                step.store(2, Ordering::SeqCst);
+                upstream.assert_no_fault();
+            }
+        })
+        .unwrap();
+    }
+}
