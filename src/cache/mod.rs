@@ -26,6 +26,7 @@ use std::{
     fmt,
     fs::{self, File},
     io,
+    ops::Range,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
@@ -481,11 +482,11 @@ impl Cache {
         self.programme.lock().unwrap_or_else(PoisonError::into_inner).learn(host, segments);
     }
 
-    /// What to fetch ahead now that the segment under `key` whose span begins at `start` is asked for. `caught_up`: it was
-    /// fetched ahead, and is not there yet.
-    pub fn next_segments(&self, key: Key, start: u64, caught_up: bool) -> Next {
+    /// What to fetch ahead now that the segment under `key` with this span is asked for. `caught_up`: it was fetched ahead, and is
+    /// not there yet.
+    pub fn next_segments(&self, key: Key, span: &Range<u64>, caught_up: bool) -> Next {
         let mut programme = self.programme.lock().unwrap_or_else(PoisonError::into_inner);
-        programme.next(key, start, caught_up, Instant::now())
+        programme.next(key, span, caught_up, Instant::now())
     }
 
     /// A client waits for the root, until what is returned is dropped.

@@ -119,9 +119,14 @@ fn place(host: &str, base: &str, reference: &str) -> Option<String> {
 /// Segments fetched ahead of the one that was asked for last. Players hold some 30 s; three segments of 6 s bridge the time
 /// in which a new rendition or a slow path catches up.
 const SEGMENTS_AHEAD: usize = 3;
-/// The same for a player that fills its buffer: segments of 40 ms (500 KB at 100 Mbit/s) that are asked for one after the
-/// other need four on their way at a round trip of 150 ms.
-const SEGMENTS_AHEAD_OF_THE_FAST: usize = 8;
+/// Bytes fetched ahead, all at once, of a player that fills its buffer: what 100 Mbit/s bring in a round trip of 150 ms, and a
+/// little more. Each segment has lanes of its own: with eight of 1.25 MB, cold lanes took the rate from each other, and a
+/// buffer of 30 s that needs 5 s without any took 12.
+const AHEAD_BYTES_OF_THE_FAST: u64 = 2_500_000;
+/// In segments: the next one while the one before is sent, at least,
+const AHEAD_OF_THE_FAST_MIN: u64 = 2;
+/// and at most as many as find lanes.
+const AHEAD_OF_THE_FAST_MAX: u64 = 8;
 /// A player fills its buffer while it asks again sooner than this, once it has caught up with what is fetched ahead for it;
 /// one that plays asks once in a segment's time, of some seconds.
 const FAST_FOR: Duration = Duration::from_millis(500);
@@ -182,12 +187,14 @@ impl Programme {
         }
     }
 
-    /// What to fetch when the segment with this key whose span begins at `start` is asked for at `now`. `caught_up`: it was
-    /// expected, and is not there yet.
-    pub fn next(&mut self, key: Key, start: u64, caught_up: bool, now: Instant) -> Next {
-        let Some(Place { list, index }) = self.places.get(&(key, start)) else { return Next::default() };
+    /// What to fetch when the segment with this key and `span` is asked for at `now`. `caught_up`: it was expected, and is not
+    /// there yet.
+    pub fn next(&mut self, key: Key, span: &Range<u64>, caught_up: bool, now: Instant) -> Next {
+        let Some(Place { list, index }) = self.places.get(&(key, span.start)) else { return Next::default() };
         let at_once = list.is_fast(caught_up, now);
-        let count = if at_once { SEGMENTS_AHEAD_OF_THE_FAST } else { SEGMENTS_AHEAD };
+        let fast = AHEAD_BYTES_OF_THE_FAST / (span.end - span.start).max(1);
+        let fast = fast.clamp(AHEAD_OF_THE_FAST_MIN, AHEAD_OF_THE_FAST_MAX) as usize;
+        let count = if at_once { fast } else { SEGMENTS_AHEAD };
         let segments = list.segments.iter().skip(*index as usize + 1).take(count).cloned().collect();
         Next { segments, at_once }
     }
@@ -214,7 +221,7 @@ mod tests {
         let mut programme = Programme::default();
         programme.learn("a:80", reading.segments);
         let now = Instant::now();
-        let mut next = |url, start| programme.next(Key::of(url), start, false, now).segments;
+        let mut next = |url, start| programme.next(Key::of(url), &(start..9), false, now).segments;
         let behind = next("a:80/films/x/1.m4s?t=1", 0);
         assert_eq!(behind.iter().map(|segment| segment.target.as_str()).collect::<Vec<_>>(), wanted[2..]);
         assert_eq!(next("a:80/abs/3.m4s", 0), []);
@@ -228,12 +235,13 @@ mod tests {
         let mut programme = Programme::default();
         programme.learn("a", read(text.as_bytes(), "a", "/l.m3u8").unwrap().segments);
         let began = Instant::now();
-        let mut ask = |number: u32, caught_up, after_ms| {
+        let mut ask_for = |number: u32, bytes, caught_up, after_ms| {
             let now = began + Duration::from_millis(after_ms);
-            let next = programme.next(Key::of(&format!("a/{number}.ts")), 0, caught_up, now);
+            let next = programme.next(Key::of(&format!("a/{number}.ts")), &(0..bytes), caught_up, now);
             (next.segments.len(), next.at_once)
         };
-        let (usual, fast) = ((SEGMENTS_AHEAD, false), (SEGMENTS_AHEAD_OF_THE_FAST, true));
+        let mut ask = |number, caught_up, after_ms| ask_for(number, 500_000, caught_up, after_ms);
+        let (usual, fast) = ((SEGMENTS_AHEAD, false), (5, true));
         assert_eq!(ask(0, false, 0), usual);
         assert_eq!(ask(1, true, 200), fast);
         // What was fetched is there now, and it goes on as fast.
@@ -242,6 +250,10 @@ mod tests {
         assert_eq!([ask(5, false, 2500), ask(6, false, 2600)], [usual; 2]);
         assert_eq!(ask(7, true, 4500), fast);
         assert_eq!(ask(39, false, 4600).0, 0);
+        // Large ones have lanes enough with two, small ones need more.
+        let counts =
+            [10_000_000, 1_250_000, 900_000, 100_000, 0].map(|bytes| ask_for(8, bytes, true, 4700).0);
+        assert_eq!(counts, [2, 2, 2, 8, 8]);
     }
 
     #[test]
@@ -254,7 +266,7 @@ mod tests {
         assert_eq!(spans, [Some(50..150), Some(150..180)]);
         let mut programme = Programme::default();
         programme.learn("a", reading.segments);
-        assert_eq!(programme.next(Key::of("a/f.ts"), 50, false, Instant::now()).segments.len(), 1);
+        assert_eq!(programme.next(Key::of("a/f.ts"), &(50..150), false, Instant::now()).segments.len(), 1);
     }
 
     #[test]

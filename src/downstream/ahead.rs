@@ -69,16 +69,15 @@ impl Drop for Running {
     }
 }
 
-/// A request for the URL with `key` is answered with a span that begins at `start`: fetches what comes next, if that is
-/// known. `onward` is that request as the root would read it; `caught_up`: what it asks for was fetched ahead, and is not
+/// A request for the URL with `key` is answered with `span`: fetches what comes next, if that is known. `onward` is that request as the root would read it; `caught_up`: what it asks for was fetched ahead, and is not
 /// there yet.
 pub(super) fn follow(
     edge: &Edge,
     onward: impl FnOnce() -> Option<RequestHead>,
-    (key, start): (Key, u64),
+    (key, span): (Key, &Range<u64>),
     caught_up: bool,
 ) {
-    let Next { segments, at_once } = edge.cache.next_segments(key, start, caught_up);
+    let Next { segments, at_once } = edge.cache.next_segments(key, span, caught_up);
     if segments.is_empty() {
         return;
     }

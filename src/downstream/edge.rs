@@ -397,11 +397,11 @@ impl<'a> Quest<'a> {
         let (edge, onward) = (self.edge, &self.onward);
         let outcome = match ranged {
             Answer::Send(head, span) if self.request.method == Method::GET => {
-                let (start, head) = (span.start, Some((head, way)));
+                let (start, whole, head) = (span.start, span.clone(), Some((head, way)));
                 // What this client waits for itself comes first, unless that was fetched ahead for it, or for another.
                 let waits = !object.is_whole();
                 let follow =
-                    |caught_up| ahead::follow(edge, || Some(onward.clone()), (self.key, start), caught_up);
+                    |caught_up| ahead::follow(edge, || Some(onward.clone()), (self.key, &whole), caught_up);
                 let follows_after = waits && begun.is_some();
                 if !follows_after {
                     follow(waits);

@@ -77,7 +77,8 @@ impl Edge {
             return Ok(false);
         }
         self.cache.was_asked_for(key);
-        ahead::follow(self, || forward::request_to_root(request, None).ok(), (key, 0), false);
+        let onward = || forward::request_to_root(request, None).ok();
+        ahead::follow(self, onward, (key, &(0..object.len())), false);
         connection.account().set_cache(Way::Hit.cache_use());
         let mut bytes = Vec::with_capacity(head.len() + 128);
         bytes.extend_from_slice(&head);
