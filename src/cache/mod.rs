@@ -123,6 +123,13 @@ pub enum CacheError {
     },
 }
 
+impl CacheError {
+    /// The directory's file system takes no writes (EROFS).
+    pub fn is_read_only(&self) -> bool {
+        matches!(self, Self::Directory { source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem)
+    }
+}
+
 /// How the answer to a request that others waited for turned out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Asked {

@@ -200,7 +200,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
                 read_paths_again();
             });
             let cache = match &args.cache {
-                Some(dir) => Some(Cache::open(dir, args.cache_size.0)?),
+                Some(dir) => open_cache(dir, args.cache_size.0)?,
                 None => None,
             };
             let port = Listeners::open(&args.listen, &global, Transport::Tcp)?;
@@ -264,6 +264,19 @@ pub(super) fn limits(clients: &Clients, per_address_max: u32) -> Limits {
     };
     let per_address = clients.max_per_address.unwrap_or(per_address_max);
     Limits::new(total, per_address as usize, deadlines)
+}
+
+/// The cache in `dir`; none, with a word in the log, if a disk that was mounted read-only, which is what the kernel does after
+/// errors, is all that is wrong: viewers are served on without it.
+fn open_cache(dir: &Path, bytes_max: u64) -> Result<Option<Arc<Cache>>, CacheError> {
+    match Cache::open(dir, bytes_max) {
+        Ok(cache) => Ok(Some(cache)),
+        Err(error) if error.is_read_only() => {
+            tracing::error!("{error}; serving on without a cache until a restart");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Opens the directory of `--dir`.

@@ -1,9 +1,9 @@
-//! A disk that is full for real: a small tmpfs in a mount namespace of the downstream's own.
+//! Disks that are full, or read-only, for real: in a mount namespace of the downstream's own.
 
-use std::{fs, process::Command};
+use std::{fs, net::SocketAddr, path::Path, process::Command};
 
 use crate::{
-    chain::{Ground, Plan, text},
+    chain::{Chain, Ground, Plan, text},
     client::ask,
     content::content,
     process::{PLAIT, Process, Settings, run},
@@ -13,36 +13,63 @@ use crate::{
 const FILMS: usize = 12;
 const FILM_BYTES: usize = 1_000_000;
 
+/// `program` in a mount namespace of its own, where `mounts` were run; none if there cannot be one here.
+fn in_namespace(mounts: &str, program: &str) -> Option<Command> {
+    let in_namespace = |program: &str| {
+        let script = format!("{mounts} && exec \"$0\" \"$@\"");
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script, program]);
+        command
+    };
+    let works = Command::new("unshare").arg("--version").output().is_ok_and(|out| out.status.success())
+        && run(&mut in_namespace("true")).status.success();
+    if !works {
+        eprintln!("skipped: no mount namespace can be made here");
+    }
+    works.then(|| in_namespace(program))
+}
+
+/// A downstream of `chain` with its cache in `dir`, by `command`, which runs plait.
+fn start(mut command: Command, chain: &Chain, dir: &Path) -> (Process, SocketAddr) {
+    let (settings, key) = (Settings::default(), chain.ground.key());
+    command.args(["downstream", "--listen", "127.0.0.1:0", "--key", text(&key), "--cache", text(dir)]);
+    for path in &chain.paths {
+        command.args(["--path", path]);
+    }
+    command.env("PLAIT_EXECUTOR", settings.executor).env("PLAIT_CORES", &settings.cores);
+    Process::listening("downstream", &mut command)
+}
+
+#[test]
+fn a_disk_that_was_mounted_read_only_costs_the_cache_and_not_the_answers() {
+    let ground = Ground::new();
+    let dir = ground.scratch("cache");
+    fs::create_dir(&dir).unwrap();
+    let mounts = format!("mount --bind '{0}' '{0}' && mount -o remount,bind,ro '{0}'", text(&dir));
+    let Some(command) = in_namespace(&mounts, PLAIT) else { return };
+    ground.store("f.ts", &content(FILM_BYTES));
+    let chain = Plan::default().start_on(ground);
+    let (downstream, address) = start(command, &chain, &dir);
+    for _ in 0..2 {
+        let answer = ask(address, "GET", "/f.ts", "");
+        assert!(answer.status() == 200 && answer.body == content(FILM_BYTES));
+    }
+    downstream.wait_for_log("serving on without a cache");
+    assert_eq!(downstream.log().matches("Read-only file system").count(), 1, "{}", downstream.log());
+}
+
 #[test]
 fn a_full_disk_costs_hits_and_is_told_once() {
     let ground = Ground::new();
     let dir = ground.scratch("small");
     fs::create_dir(&dir).unwrap();
-    let mounted = format!("mount -t tmpfs -o size=4m none '{}' && exec \"$0\" \"$@\"", text(&dir));
-    let in_namespace = |program: &str| {
-        let mut command = Command::new("unshare");
-        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &mounted, program]);
-        command
-    };
-    if !Command::new("unshare").arg("--version").output().is_ok_and(|out| out.status.success())
-        || !run(&mut in_namespace("true")).status.success()
-    {
-        eprintln!("skipped: no mount namespace can be made here");
-        return;
-    }
+    let mount = format!("mount -t tmpfs -o size=4m none '{}'", text(&dir));
+    let Some(command) = in_namespace(&mount, PLAIT) else { return };
     for number in 0..FILMS {
         ground.store(&format!("{number}.ts"), &content(FILM_BYTES + number));
     }
     let chain = Plan::default().start_on(ground);
-    let settings = Settings::default();
-    let key = chain.ground.key();
-    let mut command = in_namespace(PLAIT);
-    command.args(["downstream", "--listen", "127.0.0.1:0", "--key", text(&key), "--cache", text(&dir)]);
-    for path in &chain.paths {
-        command.args(["--path", path]);
-    }
-    command.env("PLAIT_EXECUTOR", settings.executor).env("PLAIT_CORES", &settings.cores);
-    let (downstream, address) = Process::listening("downstream on a small disk", &mut command);
+    let (downstream, address) = start(command, &chain, &dir);
     let mut hits = 0;
     for _ in 0..2 {
         for number in 0..FILMS {
