@@ -27,9 +27,17 @@ impl Pool {
         let (send, receive) = oneshot::channel();
         // Who asked may have gone: the lane is closed then.
         let letter = move || drop(send.send(find().and_then(|pool| pool.part_with(instance))));
-        exec::post(core, Box::new(letter)).ok()?;
-        // No answer: that core has ended.
-        let lane = receive.await.ok()??.unpack()?;
+        let answer = match exec::post(core, Box::new(letter)) {
+            // No answer: that core has ended.
+            Ok(()) => receive.await.ok().flatten(),
+            Err(_) => None,
+        };
+        let Some(lane) = answer.and_then(PackedLane::unpack) else {
+            drop(place);
+            // Others may have found no room meanwhile.
+            self.dial_if_awaited();
+            return None;
+        };
         place.stands = true;
         tracing::debug!(path = self.path.name(), from = core.0, "a warm lane has come from another core");
         Some(self.lease(Rc::new(lane)))
