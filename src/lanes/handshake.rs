@@ -64,6 +64,11 @@ impl HandshakeFailed {
     pub fn nobody_there(&self) -> bool {
         matches!(self, Self::Refused(HandshakeError::NobodyThere { .. }))
     }
+
+    /// The peer, or a hop behind it, has said nothing in time, neither yes nor no.
+    pub fn is_unanswered(&self) -> bool {
+        matches!(self, Self::Deadline { .. } | Self::Refused(HandshakeError::Unanswered { .. }))
+    }
 }
 
 fn nonce() -> Result<[u8; 16], HandshakeFailed> {

@@ -46,6 +46,13 @@ pub enum ResolveError {
     },
 }
 
+impl ResolveError {
+    /// Nobody has said anything in time.
+    pub fn is_unanswered(&self) -> bool {
+        matches!(self, Self::Deadline { .. })
+    }
+}
+
 /// All addresses of `name`, which is `HOST:PORT`. An address needs no resolver.
 ///
 /// # Errors

@@ -65,6 +65,16 @@ impl ConnectError {
     pub fn nobody_there(&self) -> bool {
         matches!(self, Self::Refused { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused)
     }
+
+    /// Nobody has said anything in time, neither yes nor no.
+    pub fn is_unanswered(&self) -> bool {
+        match self {
+            Self::Deadline { .. } => true,
+            // The kernel has given up sooner.
+            Self::Refused { source, .. } => source.kind() == io::ErrorKind::TimedOut,
+            Self::NoMptcp { .. } => false,
+        }
+    }
 }
 
 /// What is worth a wake-up where nothing is done before all has come. The kernel would enlarge the receive buffer for more

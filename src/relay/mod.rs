@@ -143,6 +143,9 @@ impl RelayError {
             RelayError::RouteEnds | RelayError::NotAllowed { .. } => Refusal::NotAllowed,
             RelayError::Connect { source, .. } if is_last && source.nobody_there() => Refusal::NobodyThere,
             RelayError::NextHop { source, .. } if source.nobody_there() => Refusal::NobodyThere,
+            RelayError::Resolve(source) if source.is_unanswered() => Refusal::Unanswered,
+            RelayError::Connect { source, .. } if source.is_unanswered() => Refusal::Unanswered,
+            RelayError::NextHop { source, .. } if source.is_unanswered() => Refusal::Unanswered,
             _ => Refusal::Unreachable,
         }
     }

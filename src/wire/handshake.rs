@@ -208,6 +208,12 @@ pub enum HandshakeError {
         /// In the words of the hop before the upstream.
         reason: Reason,
     },
+    /// Client: a hop behind the peer has said nothing in time, neither yes nor no; another try may find it.
+    #[error("no answer from behind the peer: {reason}")]
+    Unanswered {
+        /// In the words of the hop that waited.
+        reason: Reason,
+    },
 }
 
 /// What a reply says.
@@ -223,6 +229,8 @@ enum Status {
     AcceptedFellBack = 5,
     /// As [`Status::Unreachable`], and the upstream's host has refused the connection.
     NobodyThere = 6,
+    /// As [`Status::Unreachable`], and nobody has answered in time.
+    Unanswered = 7,
 }
 
 /// Collects one hello or reply, whose length stands in its prefix.

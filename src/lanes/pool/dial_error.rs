@@ -1,7 +1,5 @@
 //! Why a path gives no lane.
 
-use std::io;
-
 use crate::{
     lanes::handshake::HandshakeFailed,
     net::{ConnectError, ResolveError},
@@ -58,14 +56,9 @@ impl DialError {
     /// Nobody has said anything in time, neither yes nor no.
     pub fn is_unanswered(&self) -> bool {
         match self {
-            DialError::Resolve { source, .. } => matches!(source, ResolveError::Deadline { .. }),
-            DialError::Connect { source, .. } => match source {
-                ConnectError::Deadline { .. } => true,
-                // The kernel has given up sooner.
-                ConnectError::Refused { source, .. } => source.kind() == io::ErrorKind::TimedOut,
-                ConnectError::NoMptcp { .. } => false,
-            },
-            DialError::Handshake { source, .. } => matches!(source, HandshakeFailed::Deadline { .. }),
+            DialError::Resolve { source, .. } => source.is_unanswered(),
+            DialError::Connect { source, .. } => source.is_unanswered(),
+            DialError::Handshake { source, .. } => source.is_unanswered(),
             DialError::Busy { .. } => false,
         }
     }
@@ -73,7 +66,7 @@ impl DialError {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{io, time::Duration};
 
     use super::*;
     use crate::wire::{handshake::HandshakeError, reason::Reason};
@@ -89,11 +82,13 @@ mod tests {
         assert!(connect(ConnectError::Deadline { address, deadline }).is_unanswered());
         assert!(failed(io::ErrorKind::TimedOut));
         assert!(shaken(HandshakeFailed::Deadline { deadline }));
+        assert!(shaken(HandshakeError::Unanswered { reason: Reason::default() }.into()));
         assert!(!failed(io::ErrorKind::ConnectionRefused));
         assert!(!failed(io::ErrorKind::HostUnreachable));
         assert!(!failed(io::ErrorKind::NetworkUnreachable));
         assert!(!shaken(HandshakeError::KeyMismatchReported.into()));
         assert!(!shaken(HandshakeError::NobodyThere { reason: Reason::default() }.into()));
+        assert!(!shaken(HandshakeError::Unreachable { reason: Reason::default() }.into()));
         assert!(!DialError::Busy { path: path(), max: 1 }.is_unanswered());
     }
 }

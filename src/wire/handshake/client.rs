@@ -115,6 +115,9 @@ impl AwaitingReply {
             status if status == Status::NobodyThere as u8 && instance == 0 => {
                 Err(HandshakeError::NobodyThere { reason })
             }
+            status if status == Status::Unanswered as u8 && instance == 0 => {
+                Err(HandshakeError::Unanswered { reason })
+            }
             status => Err(HandshakeError::BadStatus { status }),
         }
     }

@@ -37,6 +37,8 @@ pub enum Refusal {
     Unreachable,
     /// The next hop is the upstream, or leads to it, and its host has refused the connection: no process listens there.
     NobodyThere,
+    /// The next hop, or one behind it, has not answered in time.
+    Unanswered,
 }
 
 impl<'k> ServerHandshake<'k> {
@@ -105,6 +107,7 @@ impl VerifiedHello {
             Refusal::NotAllowed => Status::Refused,
             Refusal::Unreachable => Status::Unreachable,
             Refusal::NobodyThere => Status::NobodyThere,
+            Refusal::Unanswered => Status::Unanswered,
         };
         self.reply(status, 0, reason.as_str())
     }

@@ -121,7 +121,7 @@ fn the_layout_is_the_documented_one() {
 fn a_refusal_arrives_with_its_reason() {
     let key = key();
     let reason = Reason::new(&"the next hop is on fire ".repeat(40));
-    for refusal in [Refusal::NotAllowed, Refusal::Unreachable, Refusal::NobodyThere] {
+    for refusal in [Refusal::NotAllowed, Refusal::Unreachable, Refusal::NobodyThere, Refusal::Unanswered] {
         let (mut server, mut client, hello) = up_to_hello(&key, 1, 2);
         let reply = done(server.hello(&hello)).refuse(refusal, &reason);
         assert_eq!(reply.len(), MAX_REPLY_BYTES);
@@ -133,6 +133,7 @@ fn a_refusal_arrives_with_its_reason() {
                 Refusal::NotAllowed => HandshakeError::Refused { reason },
                 Refusal::Unreachable => HandshakeError::Unreachable { reason },
                 Refusal::NobodyThere => HandshakeError::NobodyThere { reason },
+                Refusal::Unanswered => HandshakeError::Unanswered { reason },
             }
         );
         assert!(error.to_string().contains("on fire"), "{error}");
