@@ -21,7 +21,7 @@ use crate::{
     exec::{self, Budget, Core, Effort, Instant},
     lanes::census::Counted,
     mp::stripe::{FrameSizer, LaneId, LaneModel, Overcount, Piece, Turn},
-    net::{Drained, Socket, sendfile},
+    net::{Drained, MptcpState, Socket, sendfile},
     wire::{
         frame::{Frame, FrameError, HEADER_BYTES, Kind, Outcome},
         reason::Reason,
@@ -126,6 +126,14 @@ pub(super) struct Course {
     has_carried: bool,
     /// It was moved for this.
     opening: Option<Opening>,
+}
+
+impl Course {
+    /// Of a lane that has just been accepted.
+    pub(super) fn of(socket: &Socket) -> Self {
+        let spans_paths = matches!(socket.mptcp(), Some(MptcpState::Subflows(_)));
+        Self { model: LaneModel::new(spans_paths), ..Self::default() }
+    }
 }
 
 #[derive(Debug)]

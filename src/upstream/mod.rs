@@ -279,8 +279,9 @@ pub(crate) fn serve_lane(
         match authenticate(&upstream, &socket, knock).await {
             Ok(()) => {
                 let counted = Counted::new(End::Upstream, name(peer), &socket);
+                let course = Course::of(&socket);
                 // In a box: a stranger costs no room for it.
-                Box::pin(live(present, (socket, counted), peer, shutdown, Course::default())).await;
+                Box::pin(live(present, (socket, counted), peer, shutdown, course)).await;
             }
             Err(ServeError::Hello(error)) => upstream.door.failed(Some(peer), &error),
             Err(error @ ServeError::RouteGoesOn { .. }) => {

@@ -108,6 +108,10 @@ impl Lane {
         self.reading == Reading::Paused
     }
 
+    pub(super) fn rests(&self) -> bool {
+        self.reading == Reading::Resting
+    }
+
     /// Whether it will ask for frames as soon as it has room.
     pub(super) fn takes_part(&self) -> bool {
         self.has_asked && !self.is_silent() && self.reading == Reading::Eager
@@ -120,11 +124,18 @@ impl Lane {
         Some(arrival.max(self.overdue(now)))
     }
 
-    /// Whether more would only wait in a queue on the way; never with less than `least` bytes in flight.
-    pub(super) fn is_full(&self, least: u64) -> bool {
+    /// Whether more would only wait in a queue on the way; never with less than `least` bytes in flight. `times` as much may
+    /// be as is usual.
+    ///
+    /// Over several paths the kernel knows: what it puts on the longest of them must be in flight for as long as that takes,
+    /// or the shortest has nothing to send, the rate falls, and with it what would be allowed.
+    pub(super) fn is_full(&self, least: u64, times: f64) -> bool {
         let (Some(rate), Some(round_trip)) = (self.model.rate(), self.model.round_trip()) else {
             return false;
         };
+        if self.model.spans_paths() {
+            return false;
+        }
         let is_first_flight = self.bytes_acknowledged == 0;
         let seconds = QUEUE_SECONDS
             + if is_first_flight {
@@ -134,7 +145,7 @@ impl Lane {
                 round_trip + (GAP_FACTOR * self.model.gap()).clamp(least, most)
             };
         let slow_start = self.model.slow_start(self.bytes_acknowledged);
-        self.in_flight() >= least.max((rate * seconds) as u64).max(slow_start)
+        self.in_flight() >= least.max((rate * seconds * times) as u64).max(slow_start)
     }
 
     /// Until when the lane has work without being given more; `None` if it has none already, or nothing is known of it.
@@ -282,7 +293,7 @@ mod tests {
                 acknowledgements.pop_front();
                 lane.acknowledge(1, now);
             }
-            while !lane.is_full(2 * FRAME)
+            while !lane.is_full(2 * FRAME, 1.0)
                 && (lane.model.rate().is_some() || lane.in_flight() < FIRST_WINDOW_BYTES)
             {
                 lane.send(0, FRAME, now);

@@ -20,6 +20,9 @@ const STALL_MEMORY_SECONDS: f64 = 60.0;
 const STALL_SECONDS_MAX: f64 = 1.2;
 /// Gaps between acknowledgements fade within this time: a path that loses one packet in a thousand has several in it.
 const GAP_MEMORY_SECONDS: f64 = 4.0;
+/// What is lost comes again within so many round trips. Longer gaps are others': BBR sends next to nothing for 0.2 s every ten
+/// seconds, and then goes on where it was; more in flight would not have shortened that.
+const GAP_ROUND_TRIPS_MAX: f64 = 2.5;
 /// How much longer than the longest pause seen a lane may be silent: the next one is often somewhat longer.
 const STALL_FACTOR: f64 = 1.5;
 /// A packet lost once comes again after another round trip, queue included, and what was lost with it a little later.
@@ -44,6 +47,8 @@ pub struct LaneModel {
     /// The longest time without an acknowledgement although there was something to acknowledge, fading sooner.
     gap: f64,
     growth: Growth,
+    /// The kernel spreads the lane over several paths (MPTCP).
+    spans_paths: bool,
     /// Time since the halves of `quickest` were shifted, and since the last sample: clocks restart with transfers.
     quickest_age: f64,
 }
@@ -71,6 +76,16 @@ pub(super) struct RateSample {
 }
 
 impl LaneModel {
+    /// Nothing is known of the lane. `spans_paths`: the kernel spreads it over several paths.
+    pub fn new(spans_paths: bool) -> Self {
+        Self { spans_paths, ..Self::default() }
+    }
+
+    /// The round trip is that of the shortest of several paths, and says nothing of what fits on all of them.
+    pub(super) fn spans_paths(&self) -> bool {
+        self.spans_paths
+    }
+
     /// Bytes per second that arrive, once known.
     pub fn rate(&self) -> Option<f64> {
         self.rate
@@ -159,7 +174,9 @@ impl LaneModel {
 
     /// Frames arrived `seconds` later than right behind those before; `elapsed` since the acknowledgement before.
     pub(super) fn saw_gap(&mut self, seconds: f64, elapsed: f64) {
-        self.gap = (self.gap * (-elapsed / GAP_MEMORY_SECONDS).exp()).max(seconds);
+        let is_habit = seconds < GAP_ROUND_TRIPS_MAX * self.round_trip().unwrap_or(0.0);
+        let seen = if is_habit { seconds } else { 0.0 };
+        self.gap = (self.gap * (-elapsed / GAP_MEMORY_SECONDS).exp()).max(seen);
     }
 
     /// The lane was quiet for so long with an acknowledgement due, and then went on; `elapsed` since the time before.

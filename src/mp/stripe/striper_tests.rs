@@ -66,6 +66,47 @@ fn two_known_lanes() -> (Striper, LaneId, LaneId, Duration) {
     (striper, lanes[0], lanes[1], ms(1000))
 }
 
+/// Bytes that a lane of 10 MB/s and 50 ms is given before it has to wait, a second into the transfer. `others` stand beside it,
+/// and read as is said of them.
+fn taken_at_once(model: LaneModel, others: &[Reading]) -> u64 {
+    const FRAME: u32 = 100_000;
+    let mut striper = Striper::new();
+    striper.grant(u64::MAX);
+    let others = others.iter().map(|&reading| (striper.join(LaneModel::default(), ms(0)), reading));
+    for (lane, reading) in others.collect::<Vec<_>>() {
+        striper.received(lane, 0, reading, ms(0)).unwrap();
+    }
+    let lane = striper.join(model, ms(0));
+    for frame in 0..100 {
+        striper.cut(lane, FrameLen(FRAME), ms(10 * frame)).unwrap();
+        if let Some(arrived) = frame.checked_sub(5) {
+            striper.received(lane, arrived + 1, Reading::Eager, ms(10 * frame)).unwrap();
+        }
+    }
+    let (_, before) = striper.totals();
+    while let Turn::Fresh { want } = striper.turn(lane, FRAME as usize, ms(1000)) {
+        if striper.cut(lane, FrameLen(want as u32), ms(1000)).is_none() || striper.totals().1 > 100_000_000 {
+            break;
+        }
+    }
+    striper.totals().1 - before
+}
+
+#[test]
+fn a_lane_alone_is_given_more_but_not_all() {
+    let beside_another = taken_at_once(LaneModel::default(), &[Reading::Eager]);
+    let alone = taken_at_once(LaneModel::default(), &[]);
+    assert!(alone > beside_another, "{alone} bytes, beside another {beside_another}");
+    assert!(alone < 5_000_000, "{alone} bytes: half a second of what the lane carries");
+    assert_eq!(taken_at_once(LaneModel::default(), &[Reading::Resting]), alone, "who rests does not count");
+}
+
+#[test]
+fn what_a_lane_over_several_paths_needs_is_left_to_the_kernel() {
+    let taken = taken_at_once(LaneModel::new(true), &[Reading::Eager]);
+    assert!(taken > 20_000_000, "{taken} bytes: the window is the bound");
+}
+
 #[test]
 fn a_lost_frame_is_taken_by_a_lane_even_where_all_together_would_be_faster() {
     let (mut striper, a, b, now) = two_known_lanes();
