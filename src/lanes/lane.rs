@@ -19,7 +19,7 @@ use crate::{
     wire::{
         frame::{Frame, FrameError, HEADER_BYTES, Reading},
         handshake::Accepted,
-        units::{Offset, TransferId},
+        units::{Offset, Seq, TransferId},
     },
 };
 
@@ -357,9 +357,17 @@ impl Lane {
     }
 
     /// Sends CREDIT: `frames` have arrived on this lane, and the bytes of the transfer's body below `limit` may come;
-    /// `reading` says how the lane is read. False if the socket has no room for it now.
-    pub fn credit(&self, transfer: TransferId, frames: u64, reading: Reading, limit: u64) -> bool {
-        self.try_send_frame(&Frame::Credit { transfer, frames, reading, limit: Offset(limit) })
+    /// `reading` says how the lane is read, `next` for which frame the client waits. False if the socket has no room for it now.
+    pub fn credit(
+        &self,
+        transfer: TransferId,
+        frames: u64,
+        reading: Reading,
+        limit: u64,
+        Seq(next): Seq,
+    ) -> bool {
+        let (limit, next) = (Offset(limit), next as u32);
+        self.try_send_frame(&Frame::Credit { transfer, frames, reading, limit, next })
     }
 
     /// Sends a frame without payload if the socket has room, which then takes all of it.

@@ -311,7 +311,8 @@ impl Producer {
             (false, false) => Reading::Eager,
         };
         // A socket without room takes it the next time.
-        if self.lane.credit(self.transfer.id(), frames, reading, limit) {
+        let next = Seq(self.transfer.next());
+        if self.lane.credit(self.transfer.id(), frames, reading, limit, next) {
             self.told = news;
         }
     }

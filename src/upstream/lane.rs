@@ -295,8 +295,8 @@ async fn listen(
                 // What follows belongs to the next transfer.
                 std::future::pending::<()>().await;
             }
-            Ok(Some(Frame::Credit { transfer: id, frames, reading, limit })) if id == transfer.id() => {
-                if let Err(error) = transfer.received(lane, frames, reading, limit.0) {
+            Ok(Some(Frame::Credit { transfer: id, frames, reading, limit, next })) if id == transfer.id() => {
+                if let Err(error) = transfer.received(lane, (frames, next), reading, limit.0) {
                     return error.into();
                 }
             }

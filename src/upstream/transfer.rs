@@ -190,21 +190,23 @@ impl Transfer {
         model
     }
 
-    /// The downstream has `frames` of this lane, and lets the body's bytes below `limit` go.
+    /// The downstream has `frames` of this lane and waits for number `next` (the lower half of it), and lets the body's bytes
+    /// below `limit` go.
     ///
     /// # Errors
     /// The downstream claims more than was sent.
     pub(super) fn received(
         &self,
         lane: LaneId,
-        frames: u64,
+        (frames, next): (u64, u32),
         reading: Reading,
         limit: u64,
     ) -> Result<(), Overcount> {
         let (released, is_delivered) = {
             let mut board = self.board();
             board.striper.grant(limit);
-            let seqs = board.striper.received(lane, frames, reading, self.now())?;
+            let mut seqs = board.striper.received(lane, frames, reading, self.now())?;
+            seqs.append(&mut board.striper.waits_for(next)?);
             #[cfg(test)]
             crate::simulation::ledger::let_go(self.id, &seqs);
             let released: Vec<_> = seqs.iter().filter_map(|seq| board.kept.remove(seq)).collect();

@@ -12,7 +12,7 @@
 //! | 1 | kind | all |
 //! | 2 | flags | END: the outcome; DATA: 1 if sent again; CREDIT: how the lane is read; BODY: 1 if the last |
 //! | 3 | reserved, 0 | |
-//! | 4..8 | len: payload bytes behind the header | OPEN, BODY, HEAD, DATA, END |
+//! | 4..8 | len: payload bytes behind the header | OPEN, BODY, HEAD, DATA, END; CREDIT, which has none: the next frame |
 //! | 8..16 | seq | DATA; TOTAL, END: frames in total; CREDIT: frames received; PING, PONG: the token |
 //! | 16..24 | offset | DATA, BODY; TOTAL, END: bytes in total; CREDIT: the limit |
 //! | 24..32 | transfer | all but PING, PONG |
@@ -73,6 +73,9 @@ pub enum Frame {
         reading: Reading,
         /// At most [`MAX_BODY_BYTES`].
         limit: Offset,
+        /// The lower 32 bits of the number of the frame that the client waits for: none before it need be sent again, also
+        /// of those that a lost lane has brought and cannot acknowledge any more.
+        next: u32,
     },
     /// The payload is a piece of the request's body. The pieces follow the OPEN, in order and without gap, on its lane,
     /// which is then the transfer's only one.
@@ -315,7 +318,11 @@ impl Frame {
         header[0] = MAGIC;
         header[1] = self.kind() as u8;
         header[2] = flags;
-        header[4..8].copy_from_slice(&self.payload_len().0.to_be_bytes());
+        let len = match *self {
+            Self::Credit { next, .. } => next,
+            _ => self.payload_len().0,
+        };
+        header[4..8].copy_from_slice(&len.to_be_bytes());
         header[8..16].copy_from_slice(&seq.to_be_bytes());
         header[16..24].copy_from_slice(&offset.to_be_bytes());
         header[24..32].copy_from_slice(&self.transfer().unwrap_or_default().0.to_be_bytes());
@@ -347,10 +354,9 @@ impl Frame {
                 Ok(Self::Cancel { transfer })
             }
             Kind::Credit => {
-                fields.require_unused(&[Field::Len])?;
                 fields.require_place(FrameLen(0))?;
                 let reading = Reading::from_wire(flags).ok_or_else(|| fields.unknown_flags())?;
-                Ok(Self::Credit { transfer, frames: seq.0, reading, limit: offset })
+                Ok(Self::Credit { transfer, frames: seq.0, reading, limit: offset, next: len.0 })
             }
             Kind::Body => {
                 fields.require_unused(&[Field::Seq])?;

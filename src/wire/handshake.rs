@@ -36,8 +36,8 @@ mod client;
 mod server;
 
 /// The version of handshake and frames that this release speaks. Version 1 had no transport in its routes,
-/// version 2 no bodies of requests.
-pub const VERSION: u8 = 3;
+/// version 2 no bodies of requests, version 3 no next frame in its CREDITs.
+pub const VERSION: u8 = 4;
 
 /// 128 bits: two connections get the same random nonce with a probability of 2^-64 after 2^32 of them.
 pub const NONCE_BYTES: usize = 16;

@@ -283,7 +283,8 @@ fn a_downstream_that_floods_its_lane() {
     for executor in ["tokio-uring", "glommio"] {
         let victim = Victim::start(executor);
         let transfer = TransferId(77);
-        let credit = Frame::Credit { transfer, frames: 0, reading: Reading::Eager, limit: Offset(1) };
+        let credit =
+            Frame::Credit { transfer, frames: 0, reading: Reading::Eager, limit: Offset(1), next: 0 };
         for (what, frame, has_transfer) in [
             ("PING whose answers nobody reads", Frame::Ping { token: 1 }, false),
             ("CANCEL of nothing", Frame::Cancel { transfer }, false),
@@ -318,7 +319,7 @@ fn a_downstream_that_acknowledges_nothing() {
             let (mut lane, transfer) = (victim.lane(), TransferId(number));
             lane.request(transfer, "/large");
             let limit = Offset(MAX_BODY_BYTES);
-            lane.say(&Frame::Credit { transfer, frames: 0, reading: Reading::Eager, limit });
+            lane.say(&Frame::Credit { transfer, frames: 0, reading: Reading::Eager, limit, next: 0 });
             lane
         })
         .collect();
@@ -344,7 +345,7 @@ fn a_downstream_that_acknowledges_what_was_never_sent() {
     let (mut lane, transfer) = (victim.lane(), TransferId(1));
     lane.request(transfer, "/large");
     let limit = Offset(MAX_BODY_BYTES);
-    lane.say(&Frame::Credit { transfer, frames: MAX_SEQ, reading: Reading::Eager, limit });
+    lane.say(&Frame::Credit { transfer, frames: MAX_SEQ, reading: Reading::Eager, limit, next: 0 });
     assert!(lane.ends());
     victim.upstream.wait_for_log("the downstream broke the protocol");
     is_served(victim.address, || true);

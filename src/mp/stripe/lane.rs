@@ -108,10 +108,6 @@ impl Lane {
         self.reading == Reading::Paused
     }
 
-    pub(super) fn rests(&self) -> bool {
-        self.reading == Reading::Resting
-    }
-
     /// Whether it will ask for frames as soon as it has room.
     pub(super) fn takes_part(&self) -> bool {
         self.has_asked && !self.is_silent() && self.reading == Reading::Eager

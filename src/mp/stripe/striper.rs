@@ -21,6 +21,7 @@ use crate::wire::{
 };
 
 mod choice;
+mod word;
 
 /// Frames outstanding at most, with one more for each lane that may be about to cut one. They fit into the downstream's
 /// ring of 1024 slots once all before the first outstanding frame are taken: a lost frame that is sent again behind others
@@ -65,7 +66,7 @@ pub struct Piece {
 
 /// The downstream claims frames that were never sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the downstream acknowledges {claimed} frames of a lane that has carried {sent}")]
+#[error("the downstream acknowledges {claimed} frames where there were {sent}")]
 pub struct Overcount {
     /// What it claims.
     pub claimed: u64,
@@ -106,6 +107,8 @@ pub struct Striper {
     next_offset: u64,
     /// Frames to be sent again.
     lost: BTreeSet<u64>,
+    /// Until when the downstream's word is awaited on which of them have arrived.
+    word_by: f64,
     lanes: Vec<Lane>,
     lanes_joined: u32,
     resent: Resent,
@@ -128,6 +131,7 @@ impl Striper {
             outstanding: VecDeque::new(),
             next_offset: 0,
             lost: BTreeSet::new(),
+            word_by: 0.0,
             lanes: Vec::new(),
             lanes_joined: 0,
             resent: Resent::default(),
@@ -163,7 +167,9 @@ impl Striper {
                 frame.carriers.retain(|(carrier, _)| *carrier != lane);
             }
         }
-        self.lose(gone.sent.iter().map(|sent| sent.seq));
+        if self.lose(gone.sent.iter().map(|sent| sent.seq)) {
+            self.await_word(&gone, now.as_secs_f64());
+        }
         self.find_silent(now.as_secs_f64());
         gone.model
     }
@@ -253,8 +259,13 @@ impl Striper {
                 self.lost.remove(&sent.seq);
             }
         }
+        Ok(self.settle(acknowledged.into_iter()))
+    }
+
+    /// These frames have arrived; returns those of which that was not known.
+    fn settle(&mut self, seqs: impl Iterator<Item = u64>) -> Vec<Seq> {
         let mut first = Vec::new();
-        for seq in acknowledged {
+        for seq in seqs {
             if let Some(frame) = self.outstanding_mut(seq) {
                 frame.is_acknowledged = true;
                 frame.carriers.clear();
@@ -266,7 +277,7 @@ impl Striper {
             self.outstanding.pop_front();
             self.base += 1;
         }
-        Ok(first)
+        first
     }
 
     /// Nothing fresh remains: the totals are final.

@@ -66,15 +66,13 @@ fn two_known_lanes() -> (Striper, LaneId, LaneId, Duration) {
     (striper, lanes[0], lanes[1], ms(1000))
 }
 
-/// Bytes that a lane of 10 MB/s and 50 ms is given before it has to wait, a second into the transfer. `others` stand beside it,
-/// and read as is said of them.
-fn taken_at_once(model: LaneModel, others: &[Reading]) -> u64 {
+/// Bytes that a lane of 10 MB/s and 50 ms is given before it has to wait, a second into the transfer.
+fn taken_at_once(model: LaneModel, is_alone: bool) -> u64 {
     const FRAME: u32 = 100_000;
     let mut striper = Striper::new();
     striper.grant(u64::MAX);
-    let others = others.iter().map(|&reading| (striper.join(LaneModel::default(), ms(0)), reading));
-    for (lane, reading) in others.collect::<Vec<_>>() {
-        striper.received(lane, 0, reading, ms(0)).unwrap();
+    if !is_alone {
+        striper.join(LaneModel::default(), ms(0));
     }
     let lane = striper.join(model, ms(0));
     for frame in 0..100 {
@@ -94,16 +92,15 @@ fn taken_at_once(model: LaneModel, others: &[Reading]) -> u64 {
 
 #[test]
 fn a_lane_alone_is_given_more_but_not_all() {
-    let beside_another = taken_at_once(LaneModel::default(), &[Reading::Eager]);
-    let alone = taken_at_once(LaneModel::default(), &[]);
+    let beside_another = taken_at_once(LaneModel::default(), false);
+    let alone = taken_at_once(LaneModel::default(), true);
     assert!(alone > beside_another, "{alone} bytes, beside another {beside_another}");
-    assert!(alone < 5_000_000, "{alone} bytes: half a second of what the lane carries");
-    assert_eq!(taken_at_once(LaneModel::default(), &[Reading::Resting]), alone, "who rests does not count");
+    assert!(alone < 10_000_000, "{alone} bytes: a second of what the lane carries");
 }
 
 #[test]
 fn what_a_lane_over_several_paths_needs_is_left_to_the_kernel() {
-    let taken = taken_at_once(LaneModel::new(true), &[Reading::Eager]);
+    let taken = taken_at_once(LaneModel::new(true), false);
     assert!(taken > 20_000_000, "{taken} bytes: the window is the bound");
 }
 
@@ -117,6 +114,38 @@ fn a_lost_frame_is_taken_by_a_lane_even_where_all_together_would_be_faster() {
     striper.leave(gone, now);
     let takers = [a, b].map(|lane| striper.turn(lane, 16_000, now) == Turn::Again { seq: lost });
     assert!(takers.contains(&true), "or all wait for each other");
+}
+
+#[test]
+fn what_a_lost_lane_has_brought_is_not_sent_again() {
+    let (mut striper, a, b, now) = two_known_lanes();
+    let first = fresh(&mut striper, a, 10_000, now).seq;
+    let second = fresh(&mut striper, a, 10_000, now).seq;
+    // A fifth of a second of work for the other one.
+    fresh(&mut striper, b, 9_000, now);
+    let third = fresh(&mut striper, b, 9_000, now).seq;
+    striper.leave(a, now + ms(10));
+    let Turn::Wait { until: Some(until) } = striper.turn(b, 9_000, now + ms(10)) else {
+        panic!("the word is not awaited");
+    };
+    assert!(until > now + ms(30) && until <= now + ms(100), "{until:?}: a round trip, and no idleness");
+    assert_eq!(striper.waits_for(second.0 as u32), Ok(vec![first]));
+    assert_eq!(striper.waits_for(first.0 as u32), Ok(vec![]), "an older word, late");
+    assert_eq!(striper.turn(b, 9_000, until), Turn::Again { seq: second });
+    striper.again(b, second, until).unwrap();
+    assert_eq!(striper.resent().recovered_bytes, 10_000);
+    assert_eq!(striper.waits_for(third.0 as u32), Ok(vec![]), "nothing is lost any more");
+    let rest = vec![Seq(third.0 - 1), third, second];
+    assert_eq!(striper.received(b, 13, Reading::Eager, now + ms(400)), Ok(rest));
+    assert_eq!(striper.waits_for(third.0 as u32 + 2), Err(Overcount { claimed: 25, sent: 24 }));
+}
+
+#[test]
+fn a_lane_without_work_sends_what_is_lost_at_once() {
+    let (mut striper, a, b, now) = two_known_lanes();
+    let lost = fresh(&mut striper, a, 10_000, now).seq;
+    striper.leave(a, now + ms(10));
+    assert_eq!(striper.turn(b, 9_000, now + ms(10)), Turn::Again { seq: lost });
 }
 
 #[test]

@@ -203,7 +203,8 @@ impl TestLane {
     /// Acknowledges what has come, and lets the body below `limit` come.
     pub(super) fn credit(&mut self, transfer: u64, limit: u64) {
         let (transfer, frames) = (TransferId(transfer), self.received);
-        let credit = Frame::Credit { transfer, frames, reading: Reading::Eager, limit: Offset(limit) };
+        let credit =
+            Frame::Credit { transfer, frames, reading: Reading::Eager, limit: Offset(limit), next: 0 };
         // An upstream that has ended needs none.
         let _ = self.stream.write_all(&credit.encode());
     }

@@ -42,12 +42,12 @@ fn frames_are_kept_until_the_downstream_has_them() {
         assert_eq!(fresh(&transfer, lane).0.seq, Seq(seq));
     }
     assert_eq!(kept(&transfer), [0, 1, 2, 3]);
-    transfer.received(lane, 2, Reading::Eager, 0).unwrap();
+    transfer.received(lane, (2, 0), Reading::Eager, 0).unwrap();
     assert_eq!(kept(&transfer), [2, 3]);
-    transfer.received(other, 1, Reading::Eager, 0).unwrap();
-    assert!(transfer.received(other, 2, Reading::Eager, 0).is_err(), "it carried one");
+    transfer.received(other, (1, 0), Reading::Eager, 0).unwrap();
+    assert!(transfer.received(other, (2, 0), Reading::Eager, 0).is_err(), "it carried one");
     assert_eq!((kept(&transfer), transfer.ending()), (vec![3], None));
-    transfer.received(lane, 3, Reading::Eager, 0).unwrap();
+    transfer.received(lane, (3, 0), Reading::Eager, 0).unwrap();
     assert!(kept(&transfer).is_empty());
     let ending = transfer.ending().expect("all is delivered");
     assert_eq!((ending.outcome, ending.frames, ending.bytes), (Outcome::Complete, 4, 20));
@@ -59,7 +59,7 @@ fn a_lost_lanes_frames_are_sent_again_as_they_were_until_somebody_has_them() {
     let other = transfer.join(LaneModel::default());
     let (first, _) = fresh(&transfer, lost);
     let (second, _) = fresh(&transfer, lost);
-    transfer.received(lost, 1, Reading::Eager, 0).unwrap();
+    transfer.received(lost, (1, 0), Reading::Eager, 0).unwrap();
     transfer.leave(lost, false);
     assert!(transfer.again(other, first.seq).is_none(), "the downstream has it");
     // And once more, should the second lane be lost as well.

@@ -32,6 +32,7 @@ pub(in crate::wire) fn frame_in_bounds((kind, transfer, len, seq, offset): Draw)
             frames: seq % (MAX_SEQ + 1),
             reading: [Reading::Eager, Reading::Paused, Reading::Resting][usize::from(kind >> 4) % 3],
             limit: Offset(offset % (MAX_BODY_BYTES + 1)),
+            next: len,
         },
         outcome => {
             let frames = seq % (MAX_SEQ + 1);

@@ -100,10 +100,10 @@ fn the_layout_is_the_documented_one() {
     let key = key();
     let (mut server, _, hello) = up_to_hello(&key, 0xaa, 0xbb);
     let (_, challenge) = ServerHandshake::new(from_ref(&key), [0xaa; NONCE_BYTES]);
-    assert_eq!(challenge[..8], *b"PLAT\x03\0\0\0");
+    assert_eq!(challenge[..8], *b"PLAT\x04\0\0\0");
     assert_eq!(challenge[8..], [0xaa; 16]);
     let route = b"\0\x02\x12relay.example:7002\x12[2001:db8::1]:7003";
-    assert_eq!(hello[..6], *b"PLAT\x03\x01");
+    assert_eq!(hello[..6], *b"PLAT\x04\x01");
     assert_eq!(hello[6..8], (hello.len() as u16).to_be_bytes());
     assert_eq!(hello[8..12], key.key_id().0);
     assert_eq!(hello[12..28], [0xbb; 16]);
@@ -112,7 +112,7 @@ fn the_layout_is_the_documented_one() {
     assert_eq!(*mac, key.seal("plait-1 hello").with(&challenge).with(signed).finish());
 
     let reply = done(server.hello(&hello)).refuse(Refusal::NotAllowed, &Reason::new("no"));
-    assert_eq!(reply[..18], *b"PLAT\x03\x02\x00\x32\0\0\0\0\0\0\0\0no");
+    assert_eq!(reply[..18], *b"PLAT\x04\x02\x00\x32\0\0\0\0\0\0\0\0no");
     let (signed, mac) = reply.split_at(18);
     assert_eq!(*mac, key.seal("plait-1 reply").with(&challenge).with(&hello).with(signed).finish());
 }
@@ -293,10 +293,10 @@ fn strangers_are_told_apart() {
     assert_eq!(hello_error(b"GET / HTTP/1.1\r\n"), HandshakeError::NotPlait { message, found });
     let http = hello_error(b"GET / HTTP/1.1\r\n").to_string();
     assert!(http.contains("\"GET \"") && http.contains("right address"), "{http}");
-    assert_eq!(hello_error(b"PLAT\x01\x01\0\x50"), HandshakeError::Version { theirs: 1, ours: 3 });
+    assert_eq!(hello_error(b"PLAT\x01\x01\0\x50"), HandshakeError::Version { theirs: 1, ours: VERSION });
     let (len, max) = (MAX_HELLO_BYTES + 1, MAX_HELLO_BYTES);
-    assert_eq!(hello_error(b"PLAT\x03\x01\x08\x01"), HandshakeError::TooLong { message, len, max });
-    assert_eq!(hello_error(b"PLAT\x03\x01\0\x3d"), HandshakeError::TooShort { message, len: 61, min: 62 });
+    assert_eq!(hello_error(b"PLAT\x04\x01\x08\x01"), HandshakeError::TooLong { message, len, max });
+    assert_eq!(hello_error(b"PLAT\x04\x01\0\x3d"), HandshakeError::TooShort { message, len: 61, min: 62 });
     let (mut server, mut client, mut hello) = fresh();
     let reply = done(server.hello(&hello)).accept(INSTANCE);
     hello.push(0);
@@ -311,9 +311,9 @@ fn strangers_are_told_apart() {
     assert_eq!(challenge_error(b"SSH-2.0-OpenSSH_9.9\r\n   "), HandshakeError::NotPlait { message, found });
     assert_eq!(
         challenge_error(b"PLAT\x07\0\0\0nonce-of-16-byte"),
-        HandshakeError::Version { theirs: 7, ours: 3 }
+        HandshakeError::Version { theirs: 7, ours: VERSION }
     );
-    assert_eq!(challenge_error(b"PLAT\x03\0\x01\0nonce-of-16-byte"), HandshakeError::Reserved);
+    assert_eq!(challenge_error(b"PLAT\x04\0\x01\0nonce-of-16-byte"), HandshakeError::Reserved);
 }
 
 /// A key holder can still be of another release: what it signs is checked like anything else.

@@ -28,6 +28,7 @@ pub(super) enum What {
         frames: u64,
         reading: Reading,
         limit: u64,
+        next: u64,
     },
     /// The request is at the upstream.
     Open {

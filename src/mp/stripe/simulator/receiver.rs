@@ -19,7 +19,7 @@ const PENDING_BYTES_MAX: u64 = 64 * FRAME_BYTES_MAX as u64;
 
 /// The client's side of the transfer.
 pub(super) struct Receiver {
-    next: u64,
+    pub(super) next: u64,
     pub(super) next_offset: u64,
     /// Frames that are not next, and their lengths.
     parked: BTreeMap<u64, u64>,

@@ -212,12 +212,13 @@ impl<'a> World<'a> {
                     self.advance();
                 }
             }
-            What::Credit { lane, frames, reading, limit } => {
+            What::Credit { lane, frames, reading, limit, next } => {
                 if let Some(id) = self.lanes[lane].id.filter(|_| self.lanes[lane].is_alive) {
                     self.credits += 1;
                     self.striper.grant(limit);
                     let now = self.since_began();
                     self.striper.received(id, frames, reading, now).expect("the downstream does not lie");
+                    self.striper.waits_for(next as u32).expect("the downstream does not lie");
                     self.stir();
                 }
             }
@@ -487,7 +488,8 @@ impl<'a> World<'a> {
             (false, true) => Reading::Resting,
             (false, false) => Reading::Eager,
         };
-        let (at, frames, limit) = (lane.credit_at, lane.frames, self.receiver.limit);
-        self.schedule(at, What::Credit { lane: index, frames, reading, limit });
+        let (at, frames) = (lane.credit_at, lane.frames);
+        let (limit, next) = (self.receiver.limit, self.receiver.next);
+        self.schedule(at, What::Credit { lane: index, frames, reading, limit, next });
     }
 }

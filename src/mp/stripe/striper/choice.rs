@@ -30,9 +30,9 @@ const COPY_CANDIDATES_MAX: usize = 64;
 const COLD_BYTES_MAX: u64 = 48 << 10;
 /// Its frames: one fits into the ten segments that TCP begins with, and so is acknowledged after one round trip.
 const COLD_FRAME_BYTES: u64 = 12 << 10;
-/// What a frame may take where the path is slowest, as the sizer has it. That sees how fast the lane's socket takes bytes, which
-/// may be only the way to a relay, or slow start into an empty queue.
-const FRAME_SECONDS_MAX: f64 = 0.02;
+/// What a frame may take where the path is slowest. The sizer sees how fast the lane's socket takes bytes, which may be
+/// only the way to a relay, or slow start into an empty queue.
+const FRAME_SECONDS_MAX: f64 = 0.04;
 /// but as much as this, unless other lanes are far faster: with hundreds of transfers at once all lanes are slow, and small
 /// frames would make them cost more.
 const EQUAL_FRAME_BYTES: u64 = 64 << 10;
@@ -42,7 +42,7 @@ const EQUAL_QUEUE_BYTES: u64 = 256 << 10;
 const FAR_FASTER: f64 = 4.0;
 /// A lane that has nobody beside it may have so many times what is full otherwise: what does not fit has nowhere else to go,
 /// so that an estimate that is too low must cost nothing; but more lanes may come, and wait for what is on its way here.
-const ALONE_TIMES: f64 = 2.0;
+const ALONE_TIMES: f64 = 4.0;
 /// Lanes of one transfer reach the upstream within this time of each other.
 const ALONE_SECONDS: f64 = 0.5;
 /// A frame should arrive when the others have used this much of the window ahead: one that comes too late stops them all.
@@ -63,6 +63,9 @@ impl Striper {
         }
         if self.rests(index, now) {
             return Turn::Wait { until: None };
+        }
+        if let Some(until) = self.word_awaited(index, now) {
+            return Turn::Wait { until: Some(Duration::from_secs_f64(until)) };
         }
         if let Some(seq) = self.lost_for(index, now) {
             return Turn::Again { seq: Seq(seq) };
@@ -95,7 +98,7 @@ impl Striper {
 
     /// Whether others carry what this lane need not: one that is to rest works on while no other is in order.
     fn rests(&self, index: usize, now: f64) -> bool {
-        self.lanes[index].rests()
+        self.lanes[index].reading == Reading::Resting
             && self.lanes.iter().any(|lane| lane.reading == Reading::Eager && lane.is_healthy(now))
     }
 
@@ -176,8 +179,7 @@ impl Striper {
             (EQUAL_FRAME_BYTES, EQUAL_QUEUE_BYTES)
         };
         let want = want.min(((rate * FRAME_SECONDS_MAX) as u64).max(frame_least));
-        let others_rest = self.lanes.iter().all(|other| other.id == lane.id || other.rests());
-        let times = if others_rest && now > ALONE_SECONDS { ALONE_TIMES } else { 1.0 };
+        let times = if self.lanes.len() == 1 && now > ALONE_SECONDS { ALONE_TIMES } else { 1.0 };
         if lane.is_full(queue_least, times) {
             return None;
         }
