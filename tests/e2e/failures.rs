@@ -295,30 +295,6 @@ fn an_upstream_that_is_frozen_in_the_middle() {
     }
 }
 
-/// The relay hears nothing from behind it, says so, and is asked again: that is no refusal.
-#[test]
-fn an_upstream_that_is_frozen_when_a_request_comes() {
-    let bytes = content(SOME);
-    for executor in ["tokio-uring", "glommio"] {
-        let settings = Settings { executor, ..Settings::default() };
-        let ground = Ground::new();
-        ground.store("f", &bytes);
-        let (upstream, upstream_at) = ground.start_upstream(&settings, text(&ground.files()));
-        let (relay, relay_at) = ground.start_relay(&settings);
-        upstream.freeze();
-        let paths = [format!("{relay_at},{upstream_at}")];
-        let (_downstream, address) = ground.start_downstream(&settings, &paths, &[]);
-        thread::scope(|scope| {
-            let answer = scope.spawn(|| ask(address, "GET", "/f", ""));
-            relay.wait_for_log("the handshake was not finished");
-            // The request's own dial began a moment after that of the warm lane, which the relay speaks of.
-            thread::sleep(Duration::from_millis(500));
-            upstream.thaw();
-            assert_eq!(hash(&answer.join().unwrap().body), hash(&bytes));
-        });
-    }
-}
-
 /// What a root sends only once, and whose length nobody knows, is kept by the upstream until it has arrived.
 #[test]
 fn lanes_are_lost_while_a_root_without_ranges_and_lengths_answers() {

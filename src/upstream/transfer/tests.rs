@@ -54,6 +54,18 @@ fn frames_are_kept_until_the_downstream_has_them() {
 }
 
 #[test]
+fn what_a_lost_lane_has_brought_is_not_kept_once_another_says_so() {
+    let (transfer, lost) = transfer();
+    let other = transfer.join(LaneModel::default());
+    let [first, second] = [(); 2].map(|()| fresh(&transfer, lost).0.seq);
+    transfer.leave(lost, false);
+    transfer.received(other, (0, 1), Reading::Eager, 0).unwrap();
+    assert_eq!(kept(&transfer), [second.0]);
+    assert!(transfer.again(other, first).is_none(), "the downstream has it");
+    assert!(transfer.received(other, (0, 3), Reading::Eager, 0).is_err(), "there were two");
+}
+
+#[test]
 fn a_lost_lanes_frames_are_sent_again_as_they_were_until_somebody_has_them() {
     let (transfer, lost) = transfer();
     let other = transfer.join(LaneModel::default());
