@@ -9,6 +9,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     os::fd::{AsRawFd, OwnedFd},
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -30,6 +31,10 @@ const BACKLOG: i32 = 32_768;
 /// How long accepting rests when the process has no descriptor or memory left: long enough not to spin, short enough
 /// that a client does not give up.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+/// How long binding waits for a port. The kernel takes an io_uring down some 10 ms after its process is gone, later on a
+/// busy machine, and what it polls listens until then; who starts a killed process again is faster.
+const FREED_WITHIN: Duration = Duration::from_secs(2);
+const FREED_PAUSE: Duration = Duration::from_millis(5);
 
 /// Times that accepting rested, in this process.
 static EXHAUSTED: Tally = Tally::new();
@@ -85,7 +90,7 @@ impl Listener {
     /// MPTCP.
     ///
     /// # Errors
-    /// Those of bind(2): the address is in use or not this machine's.
+    /// Those of bind(2): the address is in use, and still is after two seconds, or not this machine's.
     pub fn bind(
         address: SocketAddr,
         cores: usize,
@@ -95,7 +100,7 @@ impl Listener {
         if address.port() != 0 {
             let probe = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
             probe.set_reuse_address(true)?;
-            probe.bind(&address.into())?;
+            bind_once_free(&probe, address)?;
         }
         Self::join(address, cores, transport)
     }
@@ -210,6 +215,20 @@ impl Listener {
                 ) => {}
                 Err(error) => return Err(error.into()),
             }
+        }
+    }
+}
+
+/// Binds, and waits for whoever has just left the address: see [`FREED_WITHIN`].
+fn bind_once_free(socket: &RawSocket, address: SocketAddr) -> io::Result<()> {
+    let until = Instant::now() + FREED_WITHIN;
+    loop {
+        match socket.bind(&address.into()) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                // No core runs yet.
+                thread::sleep(FREED_PAUSE);
+            }
+            bound => return bound,
         }
     }
 }

@@ -256,6 +256,21 @@ fn connect_names_the_address_that_refuses() {
     });
 }
 
+/// As where a process was killed whose io_uring the kernel has not yet taken down.
+#[test]
+fn a_port_that_is_about_to_be_free_is_waited_for() {
+    // A host of this test's own: elsewhere somebody else could get the port.
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let held = TcpListener::bind((Ipv4Addr::new(127, 98, high, low), 0)).unwrap();
+    let address = held.local_addr().unwrap();
+    let leaves = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        drop(held);
+    });
+    assert_eq!(Listener::bind(address, 1, Transport::Tcp).unwrap().1, address);
+    leaves.join().unwrap();
+}
+
 #[test]
 fn tcp_info_knows_the_round_trip() {
     on_each(|| async {
