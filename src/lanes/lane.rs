@@ -12,6 +12,7 @@ use std::{
 use super::{
     PathStatus,
     census::{Counted, End},
+    pauses::Pauses,
 };
 use crate::{
     exec::{self, Budget, Instant},
@@ -98,6 +99,7 @@ pub struct Lane {
     only_ends_left: Cell<bool>,
     /// The pool's keeper hears when the other side closes it.
     pub(super) is_watched: Cell<bool>,
+    pauses: RefCell<Pauses>,
 }
 
 impl Lane {
@@ -131,6 +133,7 @@ impl Lane {
             stale_payload: Cell::new(0),
             only_ends_left: Cell::new(true),
             is_watched: Cell::new(false),
+            pauses: RefCell::new(Pauses::begin(Instant::now())),
         };
         lane.look_at_mptcp();
         lane
@@ -177,6 +180,11 @@ impl Lane {
     pub(super) fn touch(&self) {
         self.look_at_mptcp();
         self.quiet_since.set(Instant::now());
+    }
+
+    /// Something has come. Returns when the other end will pause, unless the lane is idle then: see [`Pauses`].
+    pub fn hears(&self, now: Instant) -> Instant {
+        self.pauses.borrow_mut().hears(now)
     }
 
     /// It is leased.
@@ -343,16 +351,24 @@ impl Lane {
         Ok(())
     }
 
-    /// Sends OPEN with the request's head behind it.
+    /// Sends OPEN with the request's head behind it, and behind that `word`, which the upstream hears before it sends anything.
     ///
     /// # Errors
     /// [`LaneError`]: the lane must not be used any more.
-    pub async fn open(&self, transfer: TransferId, request: &[u8]) -> Result<(), LaneError> {
-        let mut message = Vec::with_capacity(HEADER_BYTES + request.len());
+    pub async fn open(
+        &self,
+        transfer: TransferId,
+        request: &[u8],
+        word: Option<&Frame>,
+    ) -> Result<(), LaneError> {
+        let mut message = Vec::with_capacity(2 * HEADER_BYTES + request.len());
         message.extend_from_slice(
             &Frame::Open { transfer, head_len: crate::wire::units::FrameLen(request.len() as u32) }.encode(),
         );
         message.extend_from_slice(request);
+        if let Some(word) = word {
+            message.extend_from_slice(&word.encode());
+        }
         self.socket.send_all(&message, false).await.map_err(|error| self.lost(error))
     }
 
@@ -400,6 +416,7 @@ impl Lane {
             }
         }
         self.path.measured(start.elapsed());
+        self.hears(Instant::now());
         self.touch();
         Ok(())
     }

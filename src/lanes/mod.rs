@@ -11,6 +11,7 @@ pub mod handshake;
 mod lane;
 mod packed;
 mod path;
+mod pauses;
 mod pool;
 
 pub use lane::{Lane, LaneError};

@@ -139,7 +139,7 @@ fn the_lane_that_has_carried_much_comes_before_the_one_used_last() {
         let (warm, other) =
             (pool.lease_next(|| true).await.unwrap(), pool.lease_next(|| true).await.unwrap());
         let address = warm.socket().local().unwrap();
-        warm.open(TransferId(1), b"GET").await.unwrap();
+        warm.open(TransferId(1), b"GET", None).await.unwrap();
         loop {
             let frame = warm.next_frame().await.unwrap();
             warm.discard(frame.payload_len().as_usize()).await.unwrap();
@@ -445,14 +445,14 @@ fn a_lane_given_up_twice_before_its_first_end_is_in_step_afterwards() {
         });
         let pool = pool(&upstream.address.to_string(), 0, 1);
         let mut lane = pool.lease_next(|| true).await.unwrap();
-        lane.open(TransferId(1), b"GET").await.unwrap();
+        lane.open(TransferId(1), b"GET", None).await.unwrap();
         let first = lane.next_frame().await.unwrap();
         assert_eq!(first, data(TransferId(1), 0, 0, 10));
         for (transfer, unread) in [(1, 10), (2, 0)] {
             assert!(lane.abandon(TransferId(transfer), unread, false) && lane.is_stale());
             lane.give_back();
             lane = pool.lease_idle(None).expect("it is as good as any");
-            lane.open(TransferId(transfer + 1), b"GET").await.unwrap();
+            lane.open(TransferId(transfer + 1), b"GET", None).await.unwrap();
             assert!(lane.try_next_frame().unwrap().is_none(), "the first END has not come");
         }
         given_up.add(1);

@@ -15,11 +15,13 @@ use std::{
 
 mod counts;
 mod place;
+mod turns;
 
 pub use counts::LaneCounts;
 use futures_util::future::{Either, join_all, select};
 use place::Outlook;
 pub(super) use place::{Place, Places, Slot};
+use turns::Turns;
 
 use super::{
     fetch_error::FetchError,
@@ -97,6 +99,8 @@ impl Crew {
     async fn work(&self) {
         let probe = self.manager.counts().probe();
         let mut rests = vec![(0, 0); self.places.len()];
+        let takes_turns = self.manager.counts().takes_turns();
+        let mut turns: Vec<_> = self.places.iter().map(|_| Turns::new(takes_turns)).collect();
         let mut had_lane_at = Instant::now();
         let (mut share, began) = (Share::default(), Instant::now());
         let mut silence = Silence::begins();
@@ -125,7 +129,8 @@ impl Crew {
             {
                 return self.transfer.desert(SILENT.into());
             }
-            for (index, (place, (rest, rest_next))) in self.places.iter().zip(&mut rests).enumerate() {
+            let looked_after = self.places.iter().zip(&mut rests).zip(&mut turns).enumerate();
+            for (index, ((place, (rest, rest_next)), turns)) in looked_after {
                 if !self.leads_there(place) {
                     continue;
                 }
@@ -145,6 +150,9 @@ impl Crew {
                 place.give_up(share.gives_up(place.lanes.load(Ordering::SeqCst), is_short));
                 if place.path.has_warm_lane() && place.has_cold() && share.may_seat(is_short) {
                     self.seat(index, place, Fit::Warm);
+                }
+                if place.take_turns(turns, by_network, share.may_seat(is_short)) {
+                    self.seat(index, place, Fit::Any { suspect_before: None });
                 }
                 let missing = place.missing();
                 if missing == 0 || !share.may_seat(is_short) {
@@ -375,6 +383,7 @@ impl Seat {
             slot.set_cold();
         }
         let place = slot.place().clone();
+        slot.set_seated();
         place.learn(Outlook::Open);
         let delivery = match taps {
             None => Delivery::Handed,

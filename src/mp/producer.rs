@@ -37,7 +37,7 @@ use crate::{
         frame::{FIRST_CREDIT_BYTES, Frame, Reading},
         frame_check::FrameCheck,
         reason::Reason,
-        units::{FrameLen, Seq},
+        units::{FrameLen, Offset, Seq},
     },
 };
 
@@ -199,7 +199,15 @@ impl Producer {
         }
         self.transfer.set_opened();
         {
-            let open = self.lane.open(self.transfer.id(), self.transfer.request());
+            // It would be given a megabyte before it could say so.
+            let rests = self.slot.rests().then(|| Frame::Credit {
+                transfer: self.transfer.id(),
+                frames: 0,
+                reading: Reading::Resting,
+                limit: Offset(self.transfer.credit()),
+                next: self.transfer.next() as u32,
+            });
+            let open = self.lane.open(self.transfer.id(), self.transfer.request(), rests.as_ref());
             let deadline =
                 LaneError::Deadline { path: self.lane.path().name().to_owned(), deadline: OPEN_DEADLINE };
             exec::timeout(OPEN_DEADLINE, open).await.map_err(|exec::Elapsed| deadline)??;
@@ -221,6 +229,7 @@ impl Producer {
                 }
                 Frame::Data { seq, offset, len, again, .. } => {
                     self.lane.path().frame(again);
+                    self.slot.carries(len.as_usize(), self.lane.hears(Instant::now()));
                     self.transfer.ahead(seq.0);
                     self.deliver(seq.0, offset.0, len.as_usize()).await?;
                     self.frames += 1;

@@ -25,7 +25,7 @@ fn pool_here() -> Option<Rc<Pool>> {
 }
 
 async fn transfer(lane: &Lane, number: u64) {
-    lane.open(TransferId(number), b"GET").await.unwrap();
+    lane.open(TransferId(number), b"GET", None).await.unwrap();
     loop {
         let frame = lane.next_frame().await.unwrap();
         lane.discard(frame.payload_len().as_usize()).await.unwrap();
