@@ -25,7 +25,8 @@ const SETTLED_AFTER: Duration = Duration::from_millis(300);
 /// this share of what it did, over so long: less than what frames of lanes that share a path do to each other.
 const RATE_LEAST: f64 = 0.75;
 const MEASURE: Duration = Duration::from_millis(700);
-/// On longer paths, a lane seldom goes on in time for another one: far-apart (50 and 300 ms) lost more than the pauses cost.
+/// On longer paths a lane seldom goes on in time for another one: far-apart (50 and 300 ms) carried 0.93 of its links with turns on
+/// both, 0.945 without any.
 const ROUND_TRIP_MAX: Duration = Duration::from_millis(160);
 /// Slots of lanes that were lost at rest: a quarter of all.
 const UNUSED_MAX: u32 = 16;
@@ -94,7 +95,7 @@ pub(super) struct Turns {
     state: State,
     order: Order,
     given_up: bool,
-    /// What had come over the path, at looks of the last second.
+    /// What had come over the path, at looks since [`MEASURE`] ago.
     looks: Vec<(Duration, u64)>,
 }
 
