@@ -182,7 +182,7 @@ impl Lane {
         self.quiet_since.set(Instant::now());
     }
 
-    /// Something has come. Returns when the other end will pause, unless the lane is idle then: see [`Pauses`].
+    /// Something has come. Returns when the other end will pause, unless the lane is idle then (PROBE_RTT of BBR).
     pub fn hears(&self, now: Instant) -> Instant {
         self.pauses.borrow_mut().hears(now)
     }

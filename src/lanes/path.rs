@@ -177,6 +177,11 @@ impl PathStatus {
         self.parked_bytes.fetch_add(bytes as u64, Relaxed);
     }
 
+    /// Lanes that carry a transfer now, or stand by in one.
+    pub fn leased(&self) -> usize {
+        self.leased.load(Relaxed)
+    }
+
     /// Learns from one ping. A busy core makes pings late, never early: the shortest one is the path's, and it is
     /// forgotten slowly, in case the path has really become longer.
     pub(super) fn measured(&self, round_trip: Duration) {

@@ -35,8 +35,9 @@ const FAULT_MS_MAX: u64 = 3000;
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 /// Load without faults, before anything is counted: pools of pipes and lanes are full then.
 const WARM_UP: Duration = Duration::from_secs(5);
-/// Lanes whose other end has gone are found by their pings, half a minute later.
-const SETTLE_LIMIT: Duration = Duration::from_secs(90);
+/// Lanes whose other end has gone are found by their pings, half a minute later; those that nobody needs any more are closed after
+/// a minute, at the next ping.
+const SETTLE_LIMIT: Duration = Duration::from_secs(150);
 /// Where the downstream says how it is, on the client's host.
 const ADMIN: &str = "127.0.0.1:9500";
 /// What may be more afterwards: a few lanes, and sockets about to close.

@@ -31,6 +31,8 @@ const VACANT: u64 = 0;
 const NEVER: u64 = 1;
 /// A lane that has brought so much in a transfer is warm: as the pool has it.
 const WARM_BYTES: u64 = 1 << 20;
+/// With more lanes in use on a path, of all transfers, others go on while one pauses: none is to rest.
+const LEASED_MAX: usize = 4;
 /// A round trip this much longer than the shortest shows a queue: jitter is less.
 const QUEUED_RATIO: f64 = 1.2;
 /// And by this much on short paths.
@@ -191,10 +193,9 @@ impl Place {
             })
             .collect();
         let (now, received) = (self.began.elapsed(), self.bytes.load(Ordering::Relaxed));
-        // Several lanes of a path do not pause at the same time for long.
-        let may_begin = may_seat && self.wanted.load(Ordering::Relaxed) == 1;
-        let order =
-            turns.look(now, self.path.round_trip(), received, (by_network && may_begin, may_seat), &lanes);
+        let carries_alone = self.wanted.load(Ordering::Relaxed) == 1 && self.path.leased() <= LEASED_MAX;
+        let (round_trip, may_turn) = (self.path.round_trip(), by_network && carries_alone);
+        let order = turns.look(now, round_trip, received, (may_turn, may_seat), &lanes);
         let before = self.resting.swap(order.resting, Ordering::SeqCst);
         if before != order.resting {
             tracing::debug!(path = self.path.name(), resting = order.resting, "lanes take turns");
