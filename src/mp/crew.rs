@@ -35,6 +35,7 @@ use super::{
 use crate::{
     exec::{self, Core, Instant},
     lanes::{DialError, Lease, PathStatus, Pool},
+    wire::route::Transport,
 };
 
 /// Between two looks at the lanes of a transfer: a lost one is missed by nobody sooner, since the others carry its frames.
@@ -100,7 +101,9 @@ impl Crew {
         let probe = self.manager.counts().probe();
         let mut rests = vec![(0, 0); self.places.len()];
         let takes_turns = self.manager.counts().takes_turns();
-        let mut turns: Vec<_> = self.places.iter().map(|_| Turns::new(takes_turns)).collect();
+        // Over MPTCP each subflow pauses by itself.
+        let takes_part = |place: &Arc<Place>| takes_turns && place.path.spec().transport() == Transport::Tcp;
+        let mut turns: Vec<_> = self.places.iter().map(|place| Turns::new(takes_part(place))).collect();
         let mut had_lane_at = Instant::now();
         let (mut share, began) = (Share::default(), Instant::now());
         let mut silence = Silence::begins();

@@ -177,10 +177,14 @@ impl Place {
 
     /// Lets lanes rest before they would pause. Returns whether one more is to be seated for that.
     pub(super) fn take_turns(&self, turns: &mut Turns, by_network: bool, may_seat: bool) -> bool {
+        if turns.are_over() {
+            return false;
+        }
         let (eager, cold) = (self.eager(), self.cold.load(Ordering::SeqCst));
         let replaced = self.replaced.load(Ordering::SeqCst);
+        let slots = self.slots.load(Ordering::SeqCst) & !replaced;
         let lanes: Vec<_> = (0..SLOTS_MAX)
-            .filter(|number| replaced & (1 << number) == 0)
+            .filter(|number| slots & (1 << number) != 0)
             .filter_map(|number| {
                 let bytes = self.carried[number].load(Ordering::Relaxed);
                 let pause_at = match self.pauses[number].load(Ordering::Relaxed) {
@@ -204,7 +208,7 @@ impl Place {
             self.call();
         }
         // Who is being dialled may do.
-        order.seats && self.slots.load(Ordering::SeqCst) & !eager & !replaced & !order.resting == 0
+        order.seats && slots & !eager & !order.resting == 0
     }
 
     pub(super) fn learn(&self, outlook: Outlook) {

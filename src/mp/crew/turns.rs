@@ -6,8 +6,8 @@
 //! lane rests in time, and another one goes on for it with the rate that it had before its own rest.
 //!
 //! In: what the lanes of a path are and carry, at each look of the crew. Out: which of them rest, and whether one more is
-//! wanted. No I/O, no clock. Invariants: a lane rests only while another one carries in its place; what brings less is given up for the
-//! rest of the transfer.
+//! wanted. No I/O, no clock. Invariants: a lane rests only while another one carries in its place,
+//! but for one look in which what it has on its way arrives; what brings less is given up for the rest of the transfer.
 
 use std::time::Duration;
 
@@ -107,6 +107,11 @@ impl Turns {
     /// Of a path none of whose lanes has carried yet. `takes_part`: its lanes use BBR, and there may be more of them than are needed.
     pub(super) fn new(takes_part: bool) -> Self {
         Self { state: State::Steady, order: Order::default(), given_up: !takes_part, looks: Vec::new() }
+    }
+
+    /// Nothing will change any more, and nothing rests.
+    pub(super) fn are_over(&self) -> bool {
+        self.given_up && self.order == Order::default()
     }
 
     /// A look at the path, over which `received` bytes have come. `by_network`: the client takes what comes. `may_seat`: there
