@@ -23,6 +23,10 @@ const FIRST_FLIGHT_ROUND_TRIPS: f64 = 1.25;
 const TRIAL_PAUSE_SECONDS: f64 = 1.0;
 const TRIAL_PAUSE_ROUND_TRIPS: f64 = 4.0;
 
+/// A pause that the lane has now and then is taken for a fault while that costs no more than this share of its bytes: a viewer
+/// waits for what is noticed late.
+const FALSE_ALARM_SHARE: f64 = 0.005;
+
 /// A frame on its way.
 #[derive(Debug)]
 pub(super) struct Sent {
@@ -34,7 +38,7 @@ pub(super) struct Sent {
     /// The same by the lane's busy time: without what it was given nothing for although it had room.
     busy_at: f64,
     /// When its acknowledgement was expected as it was sent.
-    due: f64,
+    pub(super) due: f64,
     /// Bytes acknowledged as it was sent, and when the last of them was; and when that one was sent, by the lane's busy time.
     acknowledged: u64,
     acknowledged_at: f64,
@@ -64,6 +68,8 @@ pub(super) struct Lane {
     idle_upto: u64,
     pub(super) reading: Reading,
     pub(super) silent_since: Option<f64>,
+    /// Bytes that others were given in pauses which were no faults.
+    pub(super) false_alarm_bytes: u64,
     /// The lane has had room in this transfer: until then others do not wait for it.
     pub(super) has_asked: bool,
     /// When the lane was last told to bring fresh bytes.
@@ -90,6 +96,7 @@ impl Lane {
             idle_upto: 1,
             reading: Reading::Eager,
             silent_since: None,
+            false_alarm_bytes: 0,
             has_asked: false,
             asked_at: now,
             is_trial: false,
@@ -245,7 +252,8 @@ impl Lane {
         let oldest = self.sent.front()?;
         let round_trip = self.model.round_trip().unwrap_or(1.0);
         let expected = self.model.arrival(self.in_flight() as f64, 0.0).unwrap_or(1.0) + round_trip / 2.0;
-        Some(oldest.due.max(self.quiet_since) + self.model.patience(expected))
+        let spares_habits = self.false_alarm_bytes as f64 > FALSE_ALARM_SHARE * self.bytes_sent as f64;
+        Some(oldest.due.max(self.quiet_since) + self.model.patience(expected, spares_habits))
     }
 
     /// Whether nothing speaks against the lane's health.

@@ -132,12 +132,18 @@ impl LaneModel {
     }
 
     /// Seconds by which an acknowledgement that was expected after `expected` may be late, and the lane quiet, before the
-    /// lane counts as silent.
-    pub(super) fn patience(&self, expected: f64) -> f64 {
+    /// lane counts as silent. `spares_habits`: and longer than it pauses now and then.
+    pub(super) fn patience(&self, expected: f64, spares_habits: bool) -> f64 {
         let round_trip = self.round_trip().unwrap_or(f64::INFINITY);
         let retransmission = expected.min(RETRANSMISSION_ROUND_TRIPS * round_trip);
         let retransmission = (RETRANSMISSION_FACTOR * retransmission).min(STALL_SECONDS_MAX);
-        retransmission.max(SILENCE_SECONDS_MIN).max(STALL_FACTOR * self.stall)
+        let habit = if spares_habits { STALL_FACTOR * self.stall } else { 0.0 };
+        retransmission.max(SILENCE_SECONDS_MIN).max(habit)
+    }
+
+    /// Whether a lane that was late by so many seconds may have paused as lanes do, without any fault.
+    pub(super) fn is_habit(seconds: f64) -> bool {
+        seconds <= STALL_SECONDS_MAX
     }
 
     /// An acknowledgement came `seconds` after its frame of `len` bytes was sent, and `elapsed` after the one before.
@@ -182,7 +188,7 @@ impl LaneModel {
     /// The lane was quiet for so long with an acknowledgement due, and then went on; `elapsed` since the time before.
     pub(super) fn saw_stall(&mut self, seconds: f64, elapsed: f64) {
         let faded = self.stall * (-elapsed / STALL_MEMORY_SECONDS).exp();
-        let seen = if seconds > STALL_SECONDS_MAX { 0.0 } else { seconds };
+        let seen = if Self::is_habit(seconds) { seconds } else { 0.0 };
         self.stall = faded.max(seen);
     }
 }

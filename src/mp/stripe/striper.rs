@@ -252,6 +252,11 @@ impl Striper {
         if count == 0 {
             return Ok(Vec::new());
         }
+        if lane.is_silent() && LaneModel::is_habit(lane.overdue(now)) {
+            let taken_over = self.taken_over(index);
+            self.lanes[index].false_alarm_bytes += taken_over;
+        }
+        let lane = &mut self.lanes[index];
         let acknowledged = lane.acknowledge(count, now);
         if lane.silent_since.take().is_some() {
             // It goes on: what nobody has taken over yet arrives here.
@@ -260,6 +265,16 @@ impl Striper {
             }
         }
         Ok(self.settle(acknowledged.into_iter()))
+    }
+
+    /// Bytes on the lane that others carry, too, or have brought.
+    fn taken_over(&self, index: usize) -> u64 {
+        let is_twofold = |seq: u64| {
+            let place = seq.checked_sub(self.base);
+            let frame = place.and_then(|place| self.outstanding.get(place as usize));
+            frame.is_none_or(|frame| frame.is_acknowledged || frame.carriers.len() > 1)
+        };
+        self.lanes[index].sent.iter().filter(|sent| is_twofold(sent.seq)).map(|sent| sent.len).sum()
     }
 
     /// These frames have arrived; returns those of which that was not known.

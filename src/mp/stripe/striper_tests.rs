@@ -162,3 +162,26 @@ fn what_holds_up_the_window_is_copied_by_a_lane_without_work() {
     striper.again(b, stuck, now + ms(900)).unwrap();
     assert_eq!(striper.resent().held_up_bytes, 16_000);
 }
+
+#[test]
+fn a_pause_is_taken_for_a_fault_again_only_where_that_costs_little() {
+    let (mut striper, a, b, mut now) = two_known_lanes();
+    let frames_before = striper.lanes[0].frames_acknowledged;
+    let mut patience = Vec::new();
+    for round in 1..=3 {
+        let late = fresh(&mut striper, a, 10_000, now).seq;
+        let silent_at = striper.check(now).1.unwrap() + ms(1);
+        patience.push(silent_at.as_secs_f64() - striper.lanes[0].sent[0].due);
+        assert!(striper.check(silent_at).0);
+        if round == 2 {
+            assert_eq!(striper.turn(b, 9_000, silent_at), Turn::Again { seq: late });
+            striper.again(b, late, silent_at).unwrap();
+            assert_eq!(striper.received(b, 11, Reading::Eager, silent_at + ms(150)), Ok(vec![late]));
+        }
+        // It goes on, half a second late.
+        now += ms(650);
+        striper.received(a, frames_before + round, Reading::Eager, now).unwrap();
+    }
+    assert!(patience[1] < 0.5, "{patience:?}: a pause, but nothing was sent twice");
+    assert!(patience[2] > 0.7, "{patience:?}: 10 kB of 120 were sent twice");
+}
