@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::Outcome;
@@ -16,6 +16,8 @@ pub struct NginxCache {
     pub process: Process,
     /// Where it takes requests.
     pub address: SocketAddr,
+    /// What it stores.
+    pub dir: PathBuf,
 }
 
 impl NginxCache {
@@ -35,7 +37,7 @@ http {{
     open_file_cache max=1000;
     client_body_temp_path {prefix}; proxy_temp_path {prefix}; fastcgi_temp_path {prefix};
     uwsgi_temp_path {prefix}; scgi_temp_path {prefix};
-    proxy_cache_path {prefix}/cache keys_zone=films:10m max_size=4g use_temp_path=off;
+    proxy_cache_path {prefix}/cache keys_zone=films:10m max_size=12g use_temp_path=off;
     upstream root {{ server {root}; keepalive 16; }}
     server {{
         listen {address};
@@ -54,6 +56,6 @@ http {{
         let mut process = Process::start("nginx cache", &mut command, dir)?;
         process.wait_until(|| TcpStream::connect(address).is_ok())?;
         process.pin_to_first_cpu()?;
-        Ok(Self { process, address })
+        Ok(Self { process, address, dir: prefix.join("cache") })
     }
 }

@@ -35,6 +35,8 @@ const STALL_S_MAX: u64 = 20;
 const SINK_BYTES: usize = 16 << 20;
 /// 1 MiB: large enough that system calls do not count, small enough for the second-level cache.
 const BLOCK_BYTES: usize = 1 << 20;
+/// What a paced client takes at a time: five milliseconds at 100 MB/s.
+const PACED_READ_BYTES: u64 = 512 << 10;
 /// Longest response head the client takes.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
@@ -284,6 +286,24 @@ impl Answer {
         discard(&self.stream, bytes - first)
     }
 
+    /// The same, no faster than `bytes_per_s`.
+    pub fn discard_at(self, bytes: u64, bytes_per_s: u64) -> Outcome<()> {
+        let first = self.first.len() as u64;
+        if self.length != bytes || first > bytes {
+            return Err(format!("the server announced {} bytes instead of {bytes}", self.length).into());
+        }
+        let began = Instant::now();
+        let mut taken = first;
+        while taken < bytes {
+            let part = PACED_READ_BYTES.min(bytes - taken);
+            discard(&self.stream, part)?;
+            taken += part;
+            let due = Duration::from_secs_f64(taken as f64 / bytes_per_s as f64);
+            thread::sleep(due.saturating_sub(began.elapsed()));
+        }
+        Ok(())
+    }
+
     /// Reads the body to the end of the stream and compares it with the video.
     pub fn verify(self, library: &Library) -> Outcome<()> {
         compare(&self.stream, &self.first, library)
@@ -299,10 +319,15 @@ pub fn timed_get(server: SocketAddr, name: &str, bytes: u64) -> Outcome<Duration
 
 /// The same from the last CPU, as the relay's source and sink.
 pub fn timed_get_aside(server: SocketAddr, name: &str, bytes: u64) -> Outcome<Duration> {
+    aside(|| timed_get(server, name, bytes))
+}
+
+/// Runs `work` in a thread on the last CPU.
+pub fn aside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let client = scope.spawn(|| {
             leave_cpu_to_proxy();
-            timed_get(server, name, bytes)
+            work()
         });
         client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })

@@ -7,6 +7,8 @@
 //! competitors, `report` prints.
 
 mod lane;
+// Shared with the cache benchmark, which also has a client that takes slowly.
+#[allow(dead_code)]
 mod load;
 mod namespace;
 // Shared with the cache benchmark, which counts what nginx sends.

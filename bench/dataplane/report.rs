@@ -92,15 +92,16 @@ impl Cell {
 }
 
 /// Median and extremes.
-struct Spread {
-    median: f64,
+pub struct Spread {
+    /// Of an even number of samples, the mean of the two in the middle.
+    pub median: f64,
     min: f64,
     max: f64,
 }
 
 impl Spread {
     /// `None` without samples.
-    fn of(samples: impl Iterator<Item = f64>) -> Option<Self> {
+    pub fn of(samples: impl Iterator<Item = f64>) -> Option<Self> {
         let mut samples: Vec<f64> = samples.collect();
         samples.sort_by(f64::total_cmp);
         let (&min, &max) = (samples.first()?, samples.last()?);
@@ -108,7 +109,8 @@ impl Spread {
         Some(Self { median: (low + high) / 2.0, min, max })
     }
 
-    fn show(&self, digits: usize) -> String {
+    /// As the tables have it: median (min–max).
+    pub fn show(&self, digits: usize) -> String {
         format!("{:.digits$} ({:.digits$}–{:.digits$})", self.median, self.min, self.max)
     }
 }
