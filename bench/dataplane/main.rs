@@ -51,6 +51,8 @@ enum Scenario {
     Stalled,
     /// Wakeups of processes with nothing to do.
     Idle,
+    /// The relay with and without metrics and logs.
+    Observed,
 }
 
 /// What a byte costs through plait, next to HAProxy and nginx.
@@ -105,7 +107,14 @@ fn run(flags: &Flags) -> Outcome<Findings> {
     };
     print_setting(&bench);
     let mut findings = Findings::default();
-    let reno = [Scenario::Relay, Scenario::Merge, Scenario::Chain, Scenario::Stalled, Scenario::Idle];
+    let reno = [
+        Scenario::Relay,
+        Scenario::Merge,
+        Scenario::Chain,
+        Scenario::Stalled,
+        Scenario::Idle,
+        Scenario::Observed,
+    ];
     for (control, scenarios) in [("reno", &reno[..]), ("bbr", &[Scenario::Bbr])] {
         let scenarios: Vec<Scenario> =
             scenarios.iter().copied().filter(|&scenario| wanted(scenario)).collect();
@@ -123,6 +132,7 @@ fn run(flags: &Flags) -> Outcome<Findings> {
                     Scenario::Chain => scenarios::chain::run(bench, network, &mut findings),
                     Scenario::Stalled => scenarios::stalled::run(bench, network, &mut findings),
                     Scenario::Idle => scenarios::idle::run(bench, network, &mut findings),
+                    Scenario::Observed => scenarios::observed::run(bench, network, &mut findings),
                 };
                 if let Err(error) = outcome {
                     println!("\nscenario given up: {error}");

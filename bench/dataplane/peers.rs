@@ -279,7 +279,7 @@ impl<'a> Plait<'a> {
 }
 
 /// An address that was free a moment ago, for servers that cannot pick one and say so.
-fn free_address() -> Outcome<SocketAddr> {
+pub fn free_address() -> Outcome<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 

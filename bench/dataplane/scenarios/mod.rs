@@ -7,6 +7,7 @@
 pub mod chain;
 pub mod idle;
 pub mod merge;
+pub mod observed;
 pub mod relay;
 pub mod stalled;
 

@@ -48,13 +48,26 @@ impl RelayPeer {
 
     /// A `plait relay` of one thread.
     pub fn plait(executor: Executor, control: Option<&'static str>, library: &Library) -> Outcome<Self> {
+        Self::plait_with(executor, control, library, &[])
+    }
+
+    /// The same with flags.
+    pub fn plait_with(
+        executor: Executor,
+        control: Option<&'static str>,
+        library: &Library,
+        flags: &[&str],
+    ) -> Outcome<Self> {
         let source = listen()?;
         let plait = Plait::new(library.dir())?;
-        let relay = plait.relay(Setting::single(executor, control), Some(source.local_addr()?))?;
+        let next = source.local_addr()?.to_string();
+        let flags = [&["--allow", &next], flags].concat();
+        let relay = plait.relay_with(Setting::single(executor, control), &flags)?;
         Ok(Self { source, via: Via::Plait { relay, key: plait.key().to_owned() } })
     }
 
-    fn connect(&self) -> Outcome<Line> {
+    /// A new connection through it.
+    pub fn connect(&self) -> Outcome<Line> {
         let entrance = match &self.via {
             Via::Nothing => self.source.local_addr()?,
             Via::Haproxy(server) => server.address,
@@ -91,7 +104,8 @@ impl RelayPeer {
         Ok(Sample { taken, cpu_ns })
     }
 
-    fn cpu_ns(&self) -> Outcome<Option<u64>> {
+    /// CPU time of the proxy so far, if there is one.
+    pub fn cpu_ns(&self) -> Outcome<Option<u64>> {
         match &self.via {
             Via::Nothing => Ok(None),
             Via::Haproxy(server) => server.process.cpu_ns().map(Some),
