@@ -435,6 +435,23 @@ impl Cache {
         self.writer.remove(evicted);
     }
 
+    /// A new object takes the place by its key, if that is free. Otherwise nothing of it will be stored.
+    pub fn publish_in_free_place(&self, object: &Arc<Object>) {
+        let ((), evicted) = self.shelf.index(|index| {
+            if !index.contains(&object.key()) {
+                index.insert(object.key(), object);
+            }
+        });
+        self.writer.remove(evicted);
+    }
+
+    /// The file of an object does not give a byte that was written to it: nothing in that file is trusted any more.
+    pub fn lose(&self, object: &Object, error: &io::Error) {
+        self.shelf.complain("the file of an object has lost bytes", error);
+        object.abandon();
+        self.forget_object(object);
+    }
+
     /// Writes down what is known of an object after it has changed, or after a fetch has ended.
     pub fn record(&self, object: &Arc<Object>) {
         if !self.writer.record(object) {

@@ -241,6 +241,17 @@ impl Object {
         Ok(bytes)
     }
 
+    /// Why the byte at `position` cannot be read from the file; none if it can. Blocks while the disk reads.
+    pub fn unreadable(&self, position: u64) -> Option<io::Error> {
+        let Some(file) = self.file() else { return Some(io::ErrorKind::NotFound.into()) };
+        match rustix::io::pread(file, &mut [0], BODY_OFFSET + position) {
+            // Somebody has cut the file off.
+            Ok(0) => Some(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => None,
+            Err(error) => Some(error.into()),
+        }
+    }
+
     /// Told of every change; look again after it.
     pub fn changed(&self) -> &Notify {
         &self.changed

@@ -21,6 +21,7 @@ use super::{
     LANES_STALL_MAX,
     edge::{Begun, Edge, Quest},
     fetch,
+    sending::must_forget,
     stored::{self, Answer},
 };
 use crate::{
@@ -192,7 +193,11 @@ impl Quest<'_> {
                     let mut onward = self.onward.clone();
                     stored::ask_for_span(&mut onward.headers, &lead.span, validator);
                     let Ok(answer) = fetch(&self.edge.manager, &onward).await else { return };
-                    if !stored::is_span(&answer.head, answer.framing, &meta, object.len(), &lead.span) {
+                    let fits = stored::is_span(&answer.head, answer.framing, &meta, object.len(), &lead.span);
+                    if fits && must_forget(&onward.headers, &answer.head) {
+                        self.edge.cache.forget_object(object);
+                    }
+                    if !fits || !freshness::may_store(&onward, &answer.head) {
                         return;
                     }
                     self.edge.start_ahead(Begun { incoming: answer.incoming, lead, debut: None }, joins);

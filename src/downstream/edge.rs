@@ -55,6 +55,9 @@ use crate::{
 /// How often a request looks into the cache before it goes to the root by itself: once, once more after the answer that it
 /// has waited for, and again where that was about another representation (`Vary`).
 const ROUNDS: usize = 3;
+/// How often an answer that was not begun begins anew, because what is stored turned out to be of another version: a file
+/// that changes more often is told to be asked for again.
+const ANEW_MAX: usize = 2;
 /// How long requests wait for the end of an answer that has come without a length: a playlist's is there with its head.
 const END_AWAITED_MAX: Duration = Duration::from_secs(1);
 /// The cache, and the way to the root; one for each core.
@@ -74,6 +77,8 @@ pub(super) struct Quest<'a> {
     url: String,
     pub(super) key: Key,
     pub(super) asked: Directives,
+    /// How often it began anew.
+    begun_anew: Cell<usize>,
 }
 
 /// A fetch whose answer has begun.
@@ -121,7 +126,7 @@ impl<'a> Quest<'a> {
     /// The same, of what the root will be asked for.
     fn of(edge: &'a Edge, request: &'a RequestHead, onward: RequestHead, (url, key): (String, Key)) -> Self {
         let asked = Directives::of_request(&request.headers);
-        Self { edge, request, key, url, onward, asked }
+        Self { edge, request, key, url, onward, asked, begun_anew: Cell::new(0) }
     }
 
     async fn answer(&self, connection: &mut HttpConnection) -> io::Result<()> {
@@ -451,6 +456,18 @@ impl<'a> Quest<'a> {
                 Ok(())
             }
             Err(Failure::Problem(problem)) => connection.respond_problem(&problem).await,
+            Err(Failure::Answered(answer)) => {
+                let way = Way::Forwarded("partial", answer.head.status);
+                self.pass_on(connection, *answer, way).await
+            }
+            Err(Failure::Outdated) if self.begun_anew.get() < ANEW_MAX => {
+                self.begun_anew.set(self.begun_anew.get() + 1);
+                Box::pin(self.answer(connection)).await
+            }
+            Err(Failure::Outdated) => {
+                let text = "the file changes again and again while it is asked for";
+                connection.respond_problem(&Problem::new(StatusCode::BAD_GATEWAY, Side::Root, text)).await
+            }
             Err(Failure::Broken(error)) => Err(error),
         }
     }

@@ -5,6 +5,7 @@
 
 use std::{
     io::{self, Write},
+    sync::Arc,
     time::SystemTime,
 };
 
@@ -18,8 +19,9 @@ use http::{
 };
 
 use super::{
-    ahead,
+    ahead, default_host,
     edge::Edge,
+    sending::{Failure, Sending},
     stored::{self, Answer, Way},
 };
 use crate::{
@@ -31,7 +33,7 @@ use crate::{
         record::{BODY_OFFSET, Meta},
     },
     http::{forward, head::Version, request::RequestHead, server::HttpConnection},
-    net::sendfile,
+    net::sendfile_counting,
 };
 
 /// A request with one of these wants something of its own, or has been here before.
@@ -86,15 +88,39 @@ impl Edge {
         write!(bytes, "{AGE}: {age_s}\r\n{}: {}; ttl={ttl_s}\r\n", stored::CACHE_STATUS, stored::HIT)?;
         connection.send_written_head(StatusCode::OK, bytes).await?;
         let (length, stall_max) = (object.len(), connection.deadlines().stall);
-        let sent = sendfile(connection.socket(), file, BODY_OFFSET, length, stall_max).await?;
+        let mut sent = 0;
+        let outcome =
+            sendfile_counting(connection.socket(), file, (BODY_OFFSET, length), stall_max, &mut sent).await;
         connection.account().add_body_bytes(sent);
         if sent < length {
-            // Somebody has cut the file off.
-            self.cache.forget_object(&object);
-            return Err(io::ErrorKind::UnexpectedEof.into());
+            self.send_rest(connection, request, &object, sent, outcome).await?;
         }
         connection.finish_response();
         Ok(true)
+    }
+
+    /// Sends what the file has not given, or says whose fault that is.
+    async fn send_rest(
+        &self,
+        connection: &mut HttpConnection,
+        request: &RequestHead,
+        object: &Arc<Object>,
+        sent: u64,
+        outcome: io::Result<()>,
+    ) -> io::Result<()> {
+        if object.unreadable(sent).is_none() {
+            outcome?;
+        }
+        let onward = forward::request_to_root(request, default_host(connection, request).as_ref());
+        let onward = onward.map_err(io::Error::other)?;
+        // What is there of it is tried again from here on, and not found.
+        let mut rest = Sending::new(self, &onward, object, sent..object.len(), None);
+        match rest.run(connection).await {
+            Ok(()) => Ok(()),
+            Err(Failure::Broken(error)) => Err(error),
+            // The head is sent: there is nothing else to say.
+            Err(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
     }
 }
 

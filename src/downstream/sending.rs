@@ -13,27 +13,34 @@ use std::{
 };
 
 use futures_util::{FutureExt, future::poll_immediate, pin_mut, select_biased};
-use http::StatusCode;
+use http::{
+    HeaderMap, HeaderValue, StatusCode,
+    header::{AUTHORIZATION, CACHE_CONTROL},
+};
 
 use super::{
-    DEADLINE_CHECK, LANES_STALL_MAX, RootAnswer, ask_root,
+    DEADLINE_CHECK, LANES_STALL_MAX, RootAnswer, ask_root, carry,
     edge::{Begun, Edge},
     stored::{self, CACHE_STATUS, Way},
 };
 use crate::{
     cache::{
+        control::Directives,
         fill::Attachment,
+        freshness,
         object::{Lead, Object, Seat, Step},
         record::{BODY_OFFSET, Meta},
     },
     exec::{self, Interest},
     http::{
+        forward::ClientBody,
         problem::{Problem, Side},
         request::RequestHead,
         response::ResponseHead,
         server::HttpConnection,
     },
-    net::sendfile,
+    mp::manager::Incoming,
+    net::sendfile_counting,
 };
 
 /// Fetches of the rest that end without a byte, one after the other, before the answer is given up.
@@ -43,6 +50,10 @@ const FRUITLESS_FETCHES_MAX: u32 = 3;
 pub(super) enum Failure {
     /// Nothing was sent yet: the client is told.
     Problem(Problem),
+    /// Nothing was sent yet, and this is what the root says.
+    Answered(Box<RootAnswer>),
+    /// Nothing was sent yet, and the object is forgotten: there is another version now, or what is stored is of no use.
+    Outdated,
     /// The connection must be reset.
     Broken(io::Error),
 }
@@ -60,6 +71,8 @@ pub(super) struct Sending<'a> {
     onward: &'a RequestHead,
     object: Arc<Object>,
     joins: bool,
+    /// The object has the place of one whose file has lost bytes, once its first bytes come.
+    replaces: bool,
     seat: Option<Seat>,
     position: u64,
     end: u64,
@@ -81,6 +94,7 @@ impl<'a> Sending<'a> {
             onward,
             object: object.clone(),
             joins: stored::joins(object),
+            replaces: false,
             seat: None,
             position: span.start,
             end: span.end,
@@ -130,29 +144,67 @@ impl<'a> Sending<'a> {
                 }
                 Step::Missing(lead) => self.fetch(connection, lead).await?,
                 Step::Lost => {
+                    self.edge.cache.forget_object(&object);
                     let text = "the rest of the answer is lost, and the root does not send parts, or gives no validator to ask for one";
-                    return Err(self.fail(Problem::new(StatusCode::BAD_GATEWAY, Side::Root, text)));
+                    return Err(self.outdated(text.to_owned()));
                 }
             }
         }
         Ok(())
     }
 
-    async fn send_file(&mut self, connection: &HttpConnection, span: Range<u64>) -> Result<(), Failure> {
+    /// Sends a span from the file. What that does not give comes from the root then.
+    pub(super) async fn send_file(
+        &mut self,
+        connection: &HttpConnection,
+        span: Range<u64>,
+    ) -> Result<(), Failure> {
         let Some(file) = self.object.file() else {
             return Err(io::Error::from(io::ErrorKind::NotFound).into());
         };
         let (length, stall_max) = (span.end - span.start, connection.deadlines().stall);
-        let offset = BODY_OFFSET + span.start;
-        let sent = sendfile(connection.socket(), file, offset, length, stall_max).await?;
+        let range = (BODY_OFFSET + span.start, length);
+        let mut sent = 0;
+        let outcome = sendfile_counting(connection.socket(), file, range, stall_max, &mut sent).await;
         self.position += sent;
         connection.account().add_body_bytes(sent);
-        self.fruitless = 0;
-        if sent < length {
-            // Somebody has cut the file off.
-            self.edge.cache.forget_object(&self.object);
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        if sent > 0 {
+            self.fruitless = 0;
         }
+        if sent == length {
+            return Ok(());
+        }
+        // The error may be the client's.
+        match self.object.unreadable(self.position) {
+            Some(error) => self.replace_lost(error),
+            None => outcome.map_err(Failure::Broken),
+        }
+    }
+
+    /// The file has lost bytes: goes on with an object of the same version in its place.
+    fn replace_lost(&mut self, error: io::Error) -> Result<(), Failure> {
+        self.edge.cache.lose(&self.object, &error);
+        if !self.joins {
+            return Err(Failure::Broken(error));
+        }
+        self.count_fruitless()?;
+        if let Some(successor) = self.successor() {
+            self.go_on_with(successor);
+            return Ok(());
+        }
+        let meta = Meta::clone(&self.object.meta());
+        self.go_on_with(Object::new(self.object.key(), self.object.len(), meta));
+        self.replaces = true;
+        Ok(())
+    }
+
+    /// One more try to get the rest that may bring nothing.
+    fn count_fruitless(&mut self) -> Result<(), Failure> {
+        if self.fruitless >= FRUITLESS_FETCHES_MAX {
+            let text = "the rest of the answer could not be fetched";
+            return Err(self.fail(Problem::new(StatusCode::BAD_GATEWAY, Side::Upstream, text)));
+        }
+        self.fruitless += 1;
         Ok(())
     }
 
@@ -171,22 +223,20 @@ impl<'a> Sending<'a> {
     /// Fetches the span of `lead` from the root, straight to the client.
     async fn fetch(&mut self, connection: &mut HttpConnection, lead: Lead) -> Result<(), Failure> {
         let meta = self.object.meta();
-        let successor = self.edge.cache.find_open(self.object.key(), &meta.url);
-        if let Some(successor) = successor.filter(|other| self.is_succeeded_by(other)) {
+        if let Some(successor) = self.successor() {
             self.go_on_with(successor);
             return Ok(());
         }
         let Some(validator) = stored::strong_validator(&meta.headers) else {
             return Err(io::Error::from(io::ErrorKind::InvalidData).into());
         };
-        if self.fruitless >= FRUITLESS_FETCHES_MAX {
-            let text = "the rest of the answer could not be fetched";
-            return Err(self.fail(Problem::new(StatusCode::BAD_GATEWAY, Side::Upstream, text)));
-        }
-        self.fruitless += 1;
+        self.count_fruitless()?;
         let _waits = self.edge.cache.client_waits();
         let mut onward = self.onward.clone();
-        stored::ask_for_span(&mut onward.headers, &lead.span, validator);
+        let span = lead.span.clone();
+        stored::ask_for_span(&mut onward.headers, &span, validator);
+        // Nobody waits for what is not stored.
+        let lead = Some(lead).filter(|_| !Directives::of_request(&onward.headers).no_store);
         let requested_at = SystemTime::now();
         let answer = match ask_root(&self.edge.manager, connection, &onward).await? {
             Ok(answer) => answer,
@@ -197,24 +247,91 @@ impl<'a> Sending<'a> {
         if stored::is_all(&onward, &answer.head, answer.framing, &meta, self.object.len()) {
             let times = requested_at..SystemTime::now();
             let meta = stored::renewed(&self.onward.headers, &meta, &answer.head.headers, times);
-            if meta.is_storable() {
+            if meta.is_storable()
+                && let Some(lead) = lead
+            {
                 return self.fetch_all(connection, answer, meta, lead).await;
             }
+            return Err(self.is_answered(answer));
         }
-        if !stored::is_span(&answer.head, answer.framing, &meta, self.object.len(), &lead.span) {
-            let status = answer.head.status;
-            if !status.is_server_error() {
-                // There is another version now, or none.
-                self.edge.cache.forget_object(&self.object);
-            }
-            let text = format_args!(
-                "the file has changed or gone while it was sent (it answered {status}); ask again"
-            );
-            return Err(self.fail(Problem::new(StatusCode::BAD_GATEWAY, Side::Root, text)));
+        if !stored::is_span(&answer.head, answer.framing, &meta, self.object.len(), &span) {
+            return Err(self.is_answered(answer));
         }
+        if must_forget(&onward.headers, &answer.head) {
+            self.edge.cache.forget_object(&self.object);
+            self.tell_caching(&answer.head);
+        }
+        let lead = lead.filter(|_| freshness::may_store(&onward, &answer.head));
         self.send_head(connection, self.way_if(Way::Partial)).await?;
+        let Some(lead) = lead else {
+            return self.pass(connection, answer.incoming, span.end - span.start).await;
+        };
+        if std::mem::take(&mut self.replaces) {
+            self.edge.cache.publish_in_free_place(&self.object);
+        }
         let begun = Begun { incoming: answer.incoming, lead, debut: None };
         self.ride(connection, begun).await.map_err(Failure::Broken)
+    }
+
+    /// What follows from an answer that is not the span that was asked for.
+    fn is_answered(&self, answer: RootAnswer) -> Failure {
+        let status = answer.head.status;
+        // Another version, or a root that sends no such parts; any other answer may be about this client only.
+        let has_changed = matches!(
+            status,
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE
+        );
+        if has_changed || matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE) {
+            self.edge.cache.forget_object(&self.object);
+        }
+        let text =
+            format!("the file has changed or gone while it was sent (it answered {status}); ask again");
+        if has_changed {
+            return self.outdated(text);
+        }
+        match self.head {
+            Some(_) if status != StatusCode::NOT_MODIFIED => Failure::Answered(Box::new(answer)),
+            _ => self.fail(Problem::new(StatusCode::BAD_GATEWAY, Side::Root, text)),
+        }
+    }
+
+    /// The object is of no use, which was forgotten: what was not begun may begin anew.
+    fn outdated(&self, text: String) -> Failure {
+        match self.head {
+            Some(_) => Failure::Outdated,
+            None => Failure::Broken(io::Error::other(format!("{}: {text}", Side::Root))),
+        }
+    }
+
+    /// What the root says of caching now is what the client is told, if its head is not sent yet.
+    fn tell_caching(&mut self, answer: &ResponseHead) {
+        if let Some((head, _)) = &mut self.head {
+            head.headers.remove(CACHE_CONTROL);
+            let said: Vec<HeaderValue> = answer.headers.get_all(CACHE_CONTROL).iter().cloned().collect();
+            head.headers.extend(said.into_iter().map(|value| (CACHE_CONTROL, value)));
+        }
+    }
+
+    /// Sends the client a span of so many bytes that is not for the cache.
+    async fn pass(
+        &mut self,
+        connection: &HttpConnection,
+        mut incoming: Incoming,
+        length: u64,
+    ) -> Result<(), Failure> {
+        let carried = carry(&mut incoming, connection, ClientBody::Fixed(length)).await;
+        let given = incoming.consumer.given();
+        if given > 0 {
+            self.fruitless = 0;
+        }
+        self.position += given;
+        connection.account().add_body_bytes(given);
+        match carried {
+            Ok(_) => Ok(()),
+            // The next try may find other lanes.
+            Err(error) if error.may_be_continued() => Ok(()),
+            Err(error) => Err(Failure::Broken(io::Error::other(error))),
+        }
     }
 
     /// The root ignores ranges: its answer is a new object, which takes the place of this one.
@@ -241,19 +358,23 @@ impl<'a> Sending<'a> {
         self.ride(connection, begun).await.map_err(Failure::Broken)
     }
 
-    /// Whether `other` is the same version in this object's place, which comes whole.
-    fn is_succeeded_by(&self, other: &Arc<Object>) -> bool {
+    /// Another object of the same version in this one's place: it comes whole, or the file of this one has lost bytes.
+    fn successor(&self) -> Option<Arc<Object>> {
         let validator = |object: &Object| stored::strong_validator(&object.meta().headers);
-        !Arc::ptr_eq(other, &self.object)
-            && other.comes_whole()
+        let other = self.edge.cache.find_open(self.object.key(), &self.object.meta().url)?;
+        let fits = !Arc::ptr_eq(&other, &self.object)
+            && other.is_stored()
             && other.len() == self.object.len()
-            && validator(other) == validator(&self.object)
+            && validator(&other).is_some()
+            && validator(&other) == validator(&self.object);
+        fits.then_some(other)
     }
 
     fn go_on_with(&mut self, object: Arc<Object>) {
         self.seat = None;
+        self.joins = stored::joins(&object);
+        self.replaces = false;
         self.object = object;
-        self.joins = false;
     }
 
     /// Sends the head and lets the fetch that has brought it feed the client.
@@ -313,6 +434,13 @@ impl<'a> Sending<'a> {
             None => Failure::Broken(io::Error::other(problem.to_string())),
         }
     }
+}
+
+/// Whether the root says with a part of an object that others must not have it any more. What it says to one who proves
+/// who he is may be about him only.
+pub(super) fn must_forget(asked: &HeaderMap, answer: &ResponseHead) -> bool {
+    let said = Directives::of_response(&answer.headers);
+    (said.no_store || said.private) && !asked.contains_key(AUTHORIZATION)
 }
 
 /// The fetch sends nothing to the client any more, however the client's task goes on.

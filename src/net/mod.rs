@@ -40,7 +40,7 @@ pub use names::{NameServer, Names, ServiceError, Target, Targets};
 pub use pipe::{PoolReport, pool_report, set_descriptor_budget};
 pub use pump::pump;
 pub use resolve::{ResolveError, resolve};
-pub use sendfile::sendfile;
+pub use sendfile::{sendfile, sendfile_counting};
 pub use shared::{Glimpse, Shared};
 pub use socket::{BATCH_BYTES, ConnectError, Socket};
 pub use splice_probe::{PayloadMove, payload_move};

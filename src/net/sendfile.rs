@@ -33,22 +33,37 @@ pub async fn sendfile(
     len: u64,
     stall_max: Duration,
 ) -> io::Result<u64> {
-    send_range(socket, file, offset, len, stall_max, payload_move() == PayloadMove::Copy).await
+    let mut sent = 0;
+    sendfile_counting(socket, file, (offset, len), stall_max, &mut sent).await.map(|()| sent)
 }
 
-/// [`sendfile`], told whether to copy through a buffer.
+/// The same, which counts in `sent` what was sent, also where it fails.
+///
+/// # Errors
+/// Those of [`sendfile`].
+pub async fn sendfile_counting(
+    socket: &Socket,
+    file: BorrowedFd<'_>,
+    range: (u64, u64),
+    stall_max: Duration,
+    sent: &mut u64,
+) -> io::Result<()> {
+    send_range(socket, file, range, stall_max, payload_move() == PayloadMove::Copy, sent).await
+}
+
+/// [`sendfile_counting`], told whether to copy through a buffer.
 async fn send_range(
     socket: &Socket,
     file: BorrowedFd<'_>,
-    offset: u64,
-    len: u64,
+    (offset, len): (u64, u64),
     stall_max: Duration,
     mut copies: bool,
-) -> io::Result<u64> {
-    let (mut sent, mut turn) = (0, 0);
-    while sent < len {
-        let position = offset + sent;
-        let max = (len - sent).min(TURN_BYTES_MAX) as usize;
+    sent: &mut u64,
+) -> io::Result<()> {
+    let mut turn = 0;
+    while *sent < len {
+        let position = offset + *sent;
+        let max = (len - *sent).min(TURN_BYTES_MAX) as usize;
         let outcome = if copies {
             copy_some(socket, file, position, max)
         } else {
@@ -59,7 +74,7 @@ async fn send_range(
             Ok(0) => break,
             Ok(n) => {
                 socket.took();
-                sent += n as u64;
+                *sent += n as u64;
                 turn += n as u64;
             }
             Err(Errno::AGAIN) => {
@@ -76,7 +91,7 @@ async fn send_range(
             turn = 0;
         }
     }
-    Ok(sent)
+    Ok(())
 }
 
 /// Sends up to `max` bytes through a pooled buffer; what the socket did not take is read again later, so that a client
@@ -98,6 +113,7 @@ fn copy_some(socket: &Socket, file: BorrowedFd<'_>, position: u64, max: usize) -
 #[cfg(test)]
 mod tests {
     use std::{
+        fs::File,
         io::{Read, Write},
         net::{TcpListener, TcpStream},
         thread,
@@ -110,6 +126,19 @@ mod tests {
     fn deliver(content: &[u8], offset: u64, len: u64, copies: bool) -> (u64, Vec<u8>) {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content).unwrap();
+        let ((outcome, sent), received) = deliver_file(&file, offset, len, copies);
+        outcome.unwrap();
+        (sent, received)
+    }
+
+    /// The same of a file; the error's number, and how many bytes were counted.
+    fn deliver_file(
+        file: &File,
+        offset: u64,
+        len: u64,
+        copies: bool,
+    ) -> ((Result<(), Option<i32>>, u64), Vec<u8>) {
+        let file = file.try_clone().unwrap();
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let address = listener.local_addr().unwrap();
         let reader = thread::spawn(move || {
@@ -124,9 +153,10 @@ mod tests {
             let (peer, file, tell) = (peer.try_clone().unwrap(), file.try_clone().unwrap(), tell.clone());
             async move {
                 let socket = Socket::new(peer.into()).unwrap();
-                let sent =
-                    send_range(&socket, file.as_fd(), offset, len, Duration::from_secs(20), copies).await;
-                tell.send(sent.unwrap()).unwrap();
+                let (stall_max, mut sent) = (Duration::from_secs(20), 0);
+                let outcome =
+                    send_range(&socket, file.as_fd(), (offset, len), stall_max, copies, &mut sent).await;
+                tell.send((outcome.map_err(|error| error.raw_os_error()), sent)).unwrap();
             }
         })
         .unwrap();
@@ -150,6 +180,27 @@ mod tests {
         for copies in [false, true] {
             assert_eq!(deliver(b"0123456789", 4, 100, copies), (6, b"456789".to_vec()), "copies: {copies}");
         }
+    }
+
+    /// The kernel's own file that cannot be read everywhere: this process's memory behind the end of a mapping. sendfile(2)
+    /// takes no offset as large as an address.
+    #[test]
+    fn bytes_before_one_that_cannot_be_read_are_counted() {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let span = |line: &str| {
+            let (start, end) = line.split(' ').next()?.split_once('-')?;
+            Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
+        };
+        let lines: Vec<_> = maps.lines().collect();
+        let before_a_gap = |pair: &&[&str]| {
+            let is_file = pair[0].contains("/") && pair[0].contains(" r");
+            is_file && span(pair[0]).zip(span(pair[1])).is_some_and(|(this, next)| this.1 < next.0)
+        };
+        let end = span(lines.windows(2).find(before_a_gap).expect("a gap")[0]).unwrap().1;
+        let memory = File::open("/proc/self/mem").unwrap();
+        let ((outcome, sent), received) = deliver_file(&memory, end - 4096, 8192, true);
+        assert_eq!(outcome, Err(Some(Errno::IO.raw_os_error())));
+        assert_eq!((sent, received.len()), (4096, 4096));
     }
 
     #[test]

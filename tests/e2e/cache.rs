@@ -42,7 +42,7 @@ impl Film {
         Self { root, version }
     }
 
-    fn change(&self) {
+    pub(crate) fn change(&self) {
         self.version.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -51,7 +51,7 @@ impl Film {
     }
 }
 
-fn serve_film(
+pub(crate) fn serve_film(
     asked: &Asked,
     stream: &mut std::net::TcpStream,
     film: &[u8],
@@ -98,7 +98,7 @@ pub(crate) fn start_on(ground: Ground, root: Root, settings: Settings) -> Chain 
     Plan { root, settings, downstream, ..Plan::default() }.start_on(ground)
 }
 
-fn cache_dir(ground: &Ground) -> PathBuf {
+pub(crate) fn cache_dir(ground: &Ground) -> PathBuf {
     ground.scratch("cache")
 }
 
@@ -110,7 +110,7 @@ pub(crate) fn get(chain: &Chain, headers: &str) -> Answer {
     ask(chain.address, "GET", "/f.mp4", headers)
 }
 
-fn status(answer: &Answer) -> &str {
+pub(crate) fn status(answer: &Answer) -> &str {
     answer.header("cache-status").unwrap_or("")
 }
 
@@ -271,7 +271,7 @@ fn a_restart_finds_what_was_stored() {
 }
 
 /// Every file of the cache that belongs to an object.
-fn object_files(ground: &Ground) -> Vec<PathBuf> {
+pub(crate) fn object_files(ground: &Ground) -> Vec<PathBuf> {
     let dirs = fs::read_dir(cache_dir(ground).join("objects")).unwrap();
     dirs.flat_map(|dir| fs::read_dir(dir.unwrap().path()).unwrap()).map(|file| file.unwrap().path()).collect()
 }

@@ -18,6 +18,7 @@ mod hostile;
 mod integrity;
 mod limits;
 mod load;
+mod lost_files;
 mod media;
 mod mptcp;
 mod name_server;
@@ -36,6 +37,7 @@ mod semantics;
 mod settings;
 mod shared_fetch;
 mod smuggling;
+mod spans;
 mod survive;
 
 // Where `scripted` finds it.
