@@ -16,6 +16,7 @@ mod gate;
 mod hand_over;
 mod hostile;
 mod integrity;
+mod killed;
 mod limits;
 mod load;
 mod lost_files;
