@@ -344,7 +344,7 @@ impl Cache {
                 Some(object) => object,
                 None => self.load(key)?,
             },
-            None if self.is_scanned.load(Ordering::Acquire) => return None,
+            None if self.is_scanned() => return None,
             None => {
                 // It may be one of those that were not come upon yet.
                 let bytes = scan::body_bytes(&fs::metadata(self.shelf.path(key)).ok()?);
@@ -494,11 +494,15 @@ impl Cache {
         Some((meta.url.clone(), object.len(), object.present_bytes(), meta.freshness.ttl_s(now)))
     }
 
-    /// Forgets every object whose URL is meant. Returns how many.
-    pub fn purge(&self, is_meant: impl Fn(&str) -> bool) -> usize {
-        let meant =
-            |key: &Key| self.describe(*key, SystemTime::UNIX_EPOCH).is_some_and(|(url, ..)| is_meant(&url));
-        self.keys().into_iter().filter(|key| meant(key) && self.forget(*key)).count()
+    /// Whether the index knows all that there is on the disk.
+    pub fn is_scanned(&self) -> bool {
+        self.is_scanned.load(Ordering::Acquire)
+    }
+
+    /// Forgets all variants of a URL, as [`url`] writes it. Returns how many there were.
+    pub fn purge_url(&self, url: &str) -> usize {
+        let is_there = |variant: &Key| self.find_variant(*variant, url).is_some();
+        Key::of(url).variants().filter(|variant| is_there(variant) && self.forget(*variant)).count()
     }
 
     /// Remembers what a playlist of `host` asks players to fetch.

@@ -63,15 +63,24 @@ pub(super) fn run(command: &CacheCommand) -> Result<(), CacheOrderError> {
 }
 
 fn tell(dir: &Path, order: &Order) -> Result<(), CacheOrderError> {
-    console::ask(dir, order, &mut io::stdout().lock())
-        .map_err(|source| CacheOrderError::Nobody { path: dir.to_owned(), source })
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} objects") {
+        bar.set_style(style);
+    }
+    let progress = |done, all| {
+        bar.set_length(all);
+        bar.set_position(done);
+    };
+    let told = console::ask(dir, order, &mut io::stdout().lock(), progress);
+    bar.finish_and_clear();
+    told.map_err(|source| CacheOrderError::Nobody { path: dir.to_owned(), source })
 }
 
 /// Where the downstream listens.
 fn front(dir: &Path) -> Result<String, CacheOrderError> {
     let nobody = |source| CacheOrderError::Nobody { path: dir.to_owned(), source };
     let mut said = Vec::new();
-    console::ask(dir, &Order::Stat, &mut said).map_err(nobody)?;
+    console::ask(dir, &Order::Stat, &mut said, |_, _| ()).map_err(nobody)?;
     let said = String::from_utf8_lossy(&said);
     let front = said.lines().find_map(|line| line.strip_prefix("listening "));
     front
