@@ -19,6 +19,7 @@ pub mod playlist;
 pub mod ranges;
 pub mod record;
 mod scan;
+pub mod sequence;
 mod writer;
 
 use std::{
@@ -26,6 +27,7 @@ use std::{
     fmt,
     fs::{self, File},
     io,
+    net::IpAddr,
     ops::Range,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -54,6 +56,7 @@ use index::Index;
 use object::Object;
 use playlist::{Next, Programme, Segment};
 use record::{BODY_OFFSET, Meta, Record, SLOT_BYTES};
+use sequence::Sequences;
 use writer::{Shelf, Writer};
 
 /// How long what was stored may be lost if the machine crashes; the kernel keeps dirty pages as long.
@@ -225,6 +228,7 @@ pub struct Cache {
     writer: Writer,
     asking: Mutex<HashMap<Key, watch::Receiver<Asked>>>,
     programme: Mutex<Programme>,
+    sequences: Mutex<Sequences>,
     clients_waiting: AtomicUsize,
     /// The index knows all that there is.
     is_scanned: AtomicBool,
@@ -278,6 +282,7 @@ impl Cache {
             writer,
             asking,
             programme: Mutex::default(),
+            sequences: Mutex::default(),
             clients_waiting: AtomicUsize::new(0),
             is_scanned: AtomicBool::new(false),
             _alive: alive,
@@ -515,6 +520,12 @@ impl Cache {
     pub fn next_segments(&self, key: Key, span: &Range<u64>, caught_up: bool) -> Next {
         let mut programme = self.programme.lock().unwrap_or_else(PoisonError::into_inner);
         programme.next(key, span, caught_up, Instant::now())
+    }
+
+    /// A client asks for a range of what is under `key`: whether it goes on where its last one has ended.
+    pub fn reads_on(&self, key: Key, client: IpAddr, span: &Range<u64>) -> bool {
+        let mut sequences = self.sequences.lock().unwrap_or_else(PoisonError::into_inner);
+        sequences.reads_on(key, client, span)
     }
 
     /// A client waits for the root, until what is returned is dropped.

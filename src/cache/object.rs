@@ -257,6 +257,20 @@ impl Object {
         &self.changed
     }
 
+    /// How far the bytes from `position` on are there or on their way.
+    pub fn comes_until(&self, position: u64) -> u64 {
+        let state = self.state();
+        let mut at = position;
+        loop {
+            let coming = |course: &&Course| course.at <= at && at < course.end;
+            let course = || state.courses.iter().find(coming).map(|course| course.end);
+            match state.present.end_of(at).or_else(|| state.pending.end_of(at)).or_else(course) {
+                Some(end) => at = end,
+                None => return at,
+            }
+        }
+    }
+
     /// What a reader of `span` does next. `seat` keeps the fetch that it waits for alive. `joins` says that parts of
     /// different answers of the root may be joined (RFC 9111 section 3.4: both have the same strong validator).
     pub fn step(self: &Arc<Self>, span: Range<u64>, seat: &mut Option<Seat>, joins: bool) -> Step {

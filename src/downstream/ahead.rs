@@ -1,17 +1,21 @@
 //! Fetches what a player will ask for next, and reads the playlists that say what that is.
 //!
 //! In: answers that were given. Out: objects in the cache. Runs beside the clients of this core. Invariants: what is fetched
-//! ahead is bounded by what players have asked for; it takes no rate from a client that waits for the root.
+//! ahead is bounded by what players have asked for; it takes no rate from a client that waits for the root; it ends soon
+//! after its viewer has left.
 
 use std::{
     cell::Cell,
-    ops::Range,
+    ops::{Range, RangeInclusive},
     rc::Rc,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use futures_util::stream::{self, StreamExt};
+use futures_util::{
+    FutureExt, pin_mut, select_biased,
+    stream::{self, StreamExt},
+};
 use http::{
     Method,
     header::{HOST, RANGE},
@@ -27,6 +31,7 @@ use super::{
 use crate::{
     cache::{
         self, Key, Turn,
+        control::Directives,
         fill::until,
         freshness::{self, Verdict},
         object::{Object, Seat, Step},
@@ -34,12 +39,22 @@ use crate::{
         record::Meta,
     },
     exec,
-    http::{range::RangeSpec, request::RequestHead},
+    http::{
+        range::RangeSpec,
+        request::RequestHead,
+        server::{Ending, HttpConnection},
+    },
 };
 
 /// Fetches ahead on one core at once, a lane each on every path: a quarter of the lanes that there are by default, so that
 /// clients find one. What is not fetched ahead is served as it is asked for.
 const RUNNING_MAX: usize = 64;
+/// What is fetched ahead ends when its viewer's connection has been closed for so long: players that open one for each
+/// segment, or change the network, are back by then.
+const LINGER: Duration = Duration::from_secs(5);
+/// Bytes fetched ahead of who reads a file in order: as many as it asks for at a time, but no fewer than 2 s of 8 Mbit/s, and
+/// no more than a viewer who leaves may cost.
+const READ_AHEAD_BYTES: RangeInclusive<u64> = 2 << 20..=8 << 20;
 /// How long a playlist may take to the disk after it was sent.
 const PLAYLIST_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -71,33 +86,85 @@ impl Drop for Running {
 }
 
 /// A request for the URL with `key` is answered with `span`: fetches what comes next, if that is known. `onward` is that request as the root would read it; `caught_up`: what it asks for was fetched ahead, and is not
-/// there yet.
+/// there yet. False if no playlist names it.
 pub(super) fn follow(
     edge: &Edge,
+    connection: &mut HttpConnection,
     onward: impl FnOnce() -> Option<RequestHead>,
     (key, span): (Key, &Range<u64>),
     caught_up: bool,
-) {
+) -> bool {
     let Next { segments, at_once } = edge.cache.next_segments(key, span, caught_up);
     if segments.is_empty() {
-        return;
+        return false;
     }
-    let Some(onward) = onward() else { return };
+    let Some(onward) = onward().filter(may_be_for_others) else { return true };
     let mut requests: Vec<_> =
         segments.into_iter().filter_map(|segment| request_for(&onward, segment)).collect();
     if at_once {
         // Most have been begun when the one before was asked for.
         requests.retain(|(request, span)| span.is_some() || !edge.cache.expects(&cache::url(request)));
     }
-    let Some(running) = edge.ahead.enter(if at_once { requests.len() } else { 1 }) else { return };
-    let edge = edge.clone();
+    let Some(running) = edge.ahead.enter(if at_once { requests.len() } else { 1 }) else { return true };
+    let (edge, viewer) = (edge.clone(), connection.ending());
     exec::spawn(async move {
         let fetched = stream::iter(&requests).map(async |(request, span)| {
             Quest::new(&edge, request, request.clone()).fetch_ahead(span.clone()).await;
         });
-        fetched.buffered(running.count).for_each(async |()| {}).await;
+        unless_left(viewer, fetched.buffered(running.count).for_each(async |()| {})).await;
         drop(running);
     });
+    true
+}
+
+/// `span` of `object` is sent: fetches what is behind it, for a client that reads range after range.
+pub(super) fn read_on(
+    edge: &Edge,
+    connection: &mut HttpConnection,
+    onward: &RequestHead,
+    object: &Arc<Object>,
+    span: &Range<u64>,
+) {
+    if !onward.headers.contains_key(RANGE) || object.is_whole() || !stored::joins(object) {
+        return;
+    }
+    let Ok(client) = connection.socket().peer() else { return };
+    if !edge.cache.reads_on(object.key(), client.ip(), span) || !may_be_for_others(onward) {
+        return;
+    }
+    let bytes = (span.end - span.start).clamp(*READ_AHEAD_BYTES.start(), *READ_AHEAD_BYTES.end());
+    let ahead = span.end..object.len().min(span.end + bytes);
+    // Not at every request, and few bytes each time.
+    if object.comes_until(span.end) >= ahead.end.min(span.end + bytes / 2) {
+        return;
+    }
+    let Some(running) = edge.ahead.enter(1) else { return };
+    let (edge, object, onward, viewer) = (edge.clone(), object.clone(), onward.clone(), connection.ending());
+    exec::spawn(async move {
+        let quest = Quest::new(&edge, &onward, onward.clone());
+        unless_left(viewer, quest.wait_for(&object, ahead, true)).await;
+        drop(running);
+    });
+}
+
+/// Nothing is fetched ahead for who wants nothing stored.
+fn may_be_for_others(onward: &RequestHead) -> bool {
+    !Directives::of_request(&onward.headers).no_store
+}
+
+/// Does `work`, until its viewer has left.
+async fn unless_left(mut viewer: Ending, work: impl Future<Output = ()>) {
+    let left = async {
+        viewer.wait().await;
+        exec::sleep(LINGER).await;
+    }
+    .fuse();
+    let work = work.fuse();
+    pin_mut!(left, work);
+    select_biased! {
+        () = work => {}
+        () = left => {}
+    }
 }
 
 /// The request of the same player for a segment.

@@ -405,11 +405,18 @@ impl<'a> Quest<'a> {
                 let (start, whole, head) = (span.start, span.clone(), Some((head, way)));
                 // What this client waits for itself comes first, unless that was fetched ahead for it, or for another.
                 let waits = !object.is_whole();
-                let follow =
-                    |caught_up| ahead::follow(edge, || Some(onward.clone()), (self.key, &whole), caught_up);
+                let follow = |connection: &mut HttpConnection, caught_up| {
+                    let from = (self.key, &whole);
+                    ahead::follow(edge, connection, || Some(onward.clone()), from, caught_up)
+                };
+                let read_on = |connection: &mut HttpConnection| {
+                    ahead::read_on(edge, connection, onward, object, &whole)
+                };
+                let is_there = begun.is_none() && object.comes_until(start) >= span.end;
                 let follows_after = waits && begun.is_some();
-                if !follows_after {
-                    follow(waits);
+                let mut is_followed = !follows_after && follow(connection, waits);
+                if is_there && !is_followed {
+                    read_on(connection);
                 }
                 let mut sending = Sending::new(edge, onward, object, span, head);
                 match begun {
@@ -422,9 +429,10 @@ impl<'a> Quest<'a> {
                 let outcome = sending.run(connection).await;
                 if outcome.is_ok() {
                     ahead::learn(edge, onward, object);
-                }
-                if outcome.is_ok() && follows_after {
-                    follow(false);
+                    is_followed = is_followed || (follows_after && follow(connection, false));
+                    if !is_there && !is_followed {
+                        read_on(connection);
+                    }
                 }
                 if let Err(Failure::Broken(error)) = &outcome {
                     let (what, sent) = (self.request.target(), sending.position() - start);

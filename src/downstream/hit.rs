@@ -80,7 +80,7 @@ impl Edge {
         }
         self.cache.was_asked_for(key);
         let onward = || forward::request_to_root(request, None).ok();
-        ahead::follow(self, onward, (key, &(0..object.len())), false);
+        ahead::follow(self, connection, onward, (key, &(0..object.len())), false);
         connection.account().set_cache(Way::Hit.cache_use());
         let mut bytes = Vec::with_capacity(head.len() + 128);
         bytes.extend_from_slice(&head);

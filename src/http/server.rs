@@ -114,6 +114,18 @@ pub struct HttpConnection {
     account: RefCell<Account>,
     /// Where accounts go that are closed here, and whose they are.
     traffic: Option<(Arc<Traffic>, Option<SocketAddr>)>,
+    /// Dropped with the connection; made for the first who wants to hear of that.
+    lives: Option<watch::Sender<()>>,
+}
+
+/// The end of a connection, for what is done on behalf of its client.
+pub struct Ending(watch::Receiver<()>);
+
+impl Ending {
+    /// Resolves when the connection has ended.
+    pub async fn wait(&mut self) {
+        while self.0.changed().await.is_ok() {}
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,6 +188,7 @@ impl HttpConnection {
             has_body: false,
             account: RefCell::default(),
             traffic: None,
+            lives: None,
         }
     }
 
@@ -184,6 +197,11 @@ impl HttpConnection {
         let peer = self.socket.peer().ok();
         self.traffic = Some((traffic, peer));
         self
+    }
+
+    /// Tells when this connection has ended.
+    pub fn ending(&mut self) -> Ending {
+        Ending(self.lives.get_or_insert_with(|| watch::channel(()).0).subscribe())
     }
 
     /// What is known of the request that is answered now.

@@ -2,6 +2,7 @@
 //!
 //! Each test starts processes of its own on ports of the kernel's choice, so that all may run at once.
 
+mod ahead;
 mod bad_roots;
 mod cache;
 mod chain;
