@@ -5,6 +5,7 @@
 #
 # Needs Consul, whose DNS answers on each client (127.0.0.1:8600), and clients whose own resolver forwards .consul to it: relays look
 # up the upstream. On the clients: plait tune apply edge-many-clients, and /etc/plait/seccomp.json (packaging/container/README.md).
+# Where clients allow a kill_timeout of more than 30 s (max_kill_timeout), raise both it and PLAIT_DRAIN_TIMEOUT.
 
 variable "image" {
   default = "registry.example/plait:0.1.0"
@@ -48,7 +49,8 @@ job "plait" {
       }
 
       env {
-        PLAIT_KEY = "${NOMAD_SECRETS_DIR}/plait.key"
+        PLAIT_KEY           = "${NOMAD_SECRETS_DIR}/plait.key"
+        PLAIT_DRAIN_TIMEOUT = "25"
       }
 
       template {
@@ -185,7 +187,8 @@ job "plait" {
       }
 
       env {
-        PLAIT_KEY = "${NOMAD_SECRETS_DIR}/plait.key"
+        PLAIT_KEY           = "${NOMAD_SECRETS_DIR}/plait.key"
+        PLAIT_DRAIN_TIMEOUT = "25"
       }
 
       template {

@@ -1,6 +1,6 @@
 //! The grammar of the command line.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand, value_parser};
 
@@ -297,7 +297,25 @@ pub struct Listen {
     /// Listen beside a process of the same user that listens there already, and that is to be stopped next
     #[arg(long, requires = "listen")]
     pub take_over: bool,
+    /// Time that running transfers have to end after SIGTERM; then they are cut off [default: 80; relay: 10]
+    #[arg(long, value_name = "SECONDS", env = "PLAIT_DRAIN_TIMEOUT", value_parser = value_parser!(u32).range(0..=86_400))]
+    pub drain_timeout: Option<u32>,
 }
+
+impl Listen {
+    /// `--drain-timeout`, or what it is without it.
+    pub fn drain(&self, default: Duration) -> Duration {
+        self.drain_timeout.map_or(default, |seconds| Duration::from_secs(seconds.into()))
+    }
+}
+
+/// Below the 90 s after which systemd kills what still runs: segments and most downloads have ended by then, and who is cut
+/// off hears of it from the process itself. Films that are sent as one file take longer; whoever replaces a process that
+/// sends those has the time to wait, and says so.
+pub const DRAIN: Duration = Duration::from_secs(80);
+/// Lanes of a relay are in use for as long as there are requests, and cutting them off costs no answer: a transfer goes on
+/// over its other lanes, or one that is dialled anew, over the process that comes next.
+pub const RELAY_DRAIN: Duration = Duration::from_secs(10);
 
 /// `plait root`.
 #[derive(Debug, Args)]

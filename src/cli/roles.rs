@@ -20,7 +20,10 @@ use tokio::sync::watch;
 
 use super::{
     admin::Admin,
-    args::{self, Arguments, Clients, Command, CpuList, Get, Global, Keygen, Listen, Paths, Strangers},
+    args::{
+        self, Arguments, Clients, Command, CpuList, DRAIN, Get, Global, Keygen, Listen, Paths, RELAY_DRAIN,
+        Strangers,
+    },
     cache::{self, CacheOrderError},
     check::{self, CheckError},
     discovery::{self, Discovery},
@@ -162,12 +165,13 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
             let reload: Reload = Box::new(move || reload_keys(&keys, &args.key));
             let doors = vec![("relay", relay.door.clone())];
             let sources = Sources { role: "relay", doors, ..Sources::default() };
+            let drain = args.listen.drain(RELAY_DRAIN);
             serve(&global, port, reload, sources, move |_, listener, shutdown| {
-                relay::serve(relay.clone(), listener, shutdown)
+                relay::serve(relay.clone(), listener, drain, shutdown)
             })
         }
         Command::Root(args) => {
-            let limits = limits(&args.clients, args.clients.max_connections);
+            let limits = limits(&args.clients, args.clients.max_connections, args.listen.drain(DRAIN));
             let root = Arc::new(open_root(&args.dir, limits)?);
             let legs = legs(&global);
             let port = Listeners::open(&args.listen, &global, Transport::Tcp)?;
@@ -185,13 +189,14 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
             let doors = vec![("upstream", upstream.door().clone())];
             let sources =
                 Sources { role: "upstream", doors, upstream: Some(upstream.clone()), ..Sources::default() };
+            let drain = args.listen.drain(DRAIN);
             serve(&global, port, reload, sources, move |_, listener, stopped| {
-                upstream::serve(upstream.clone(), listener, stopped)
+                upstream::serve(upstream.clone(), listener, drain, stopped)
             })
         }
         Command::Downstream(args) => {
             let (fabric, discovery) = Fabric::new(&args.paths, &global)?;
-            let limits = limits(&args.clients, PER_ADDRESS_MAX);
+            let limits = limits(&args.clients, PER_ADDRESS_MAX, args.listen.drain(DRAIN));
             let legs = legs(&global);
             let keys = fabric.config.keys.clone();
             let mut read_paths_again = discovery.follow(fabric.paths.clone());
@@ -247,7 +252,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
 const PER_ADDRESS_MAX: u32 = 4096;
 
 /// What the flags say, as far as the descriptors go: half of them are for clients, the others for lanes, pipes and files.
-pub(super) fn limits(clients: &Clients, per_address_max: u32) -> Limits {
+fn limits(clients: &Clients, per_address_max: u32, finish: Duration) -> Limits {
     let wanted = clients.max_connections as usize;
     let total = wanted.min(raise_descriptor_limit() / 2);
     if total < wanted {
@@ -260,7 +265,7 @@ pub(super) fn limits(clients: &Clients, per_address_max: u32) -> Limits {
         request: seconds(clients.request_timeout),
         idle: seconds(clients.idle_timeout),
         stall: seconds(clients.stall_timeout),
-        ..Deadlines::default()
+        finish,
     };
     let per_address = clients.max_per_address.unwrap_or(per_address_max);
     Limits::new(total, per_address as usize, deadlines)
@@ -487,7 +492,7 @@ impl Listeners {
 
     /// Those that the process was started with, or else those of the flags. Lanes may come by MPTCP, clients come by TCP.
     fn open(
-        &Listen { listen, take_over }: &Listen,
+        &Listen { listen, take_over, .. }: &Listen,
         global: &Global,
         transport: Transport,
     ) -> Result<(Self, SocketAddr), RunError> {

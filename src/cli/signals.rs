@@ -28,6 +28,7 @@ pub(super) fn stop_signal(reload: Option<Reload>) -> Result<watch::Receiver<bool
                 _ if *stop.borrow() => std::process::exit(130),
                 _ => {
                     service::stopping();
+                    tracing::info!("stopping: what runs may end; a second signal ends it at once");
                     // Receivers may be gone already; then so is the process, soon.
                     stop.send_replace(true);
                 }

@@ -82,7 +82,7 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
     // Counted apart, though on this machine they are the same clients.
     let root_limits = Limits::new(clients_max, clients_max, Deadlines::default());
     let root = Arc::new(open_root(&dir, root_limits)?);
-    let legs = legs(global);
+    let (legs, drain) = (legs(global), Deadlines::default().finish);
     let upstream = Arc::new(Upstream::new(
         RootOrigin::Http(root_at.to_string().into()),
         keys.clone(),
@@ -138,10 +138,10 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
             let (Some(root_port), Some(upstream_port), Some(client_port)) = ports else { return };
             let back = join(
                 root::serve(root, root_port, legs.clone(), stopped.clone()),
-                upstream::serve(upstream, upstream_port, stopped.clone()),
+                upstream::serve(upstream, upstream_port, drain, stopped.clone()),
             );
             let middle =
-                relay_ports.into_iter().map(|port| relay::serve(relay.clone(), port, stopped.clone()));
+                relay_ports.into_iter().map(|port| relay::serve(relay.clone(), port, drain, stopped.clone()));
             if core == Core(0) {
                 exec::spawn(draw(fabric.paths(), stopped.clone()));
             }

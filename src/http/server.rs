@@ -78,7 +78,7 @@ pub struct Deadlines {
 impl Default for Deadlines {
     /// 10 s for a head, which is one packet, whatever the path; 60 s idle, as long as common servers; five minutes of
     /// stall: a player that is paused stops reading, and asks again if it was away for longer;
-    /// 10 s after a stop, which is what container managers wait before they kill.
+    /// 10 s after a stop, for `plait up`, whose user waits for it; roles have --drain-timeout.
     fn default() -> Self {
         Self {
             request: Duration::from_secs(10),

@@ -39,9 +39,6 @@ use crate::{
 const CONNECT_DEADLINE: Duration = Duration::from_secs(4);
 /// The handshake with the hops behind: below the downstream's own bound, so that it hears which hop is at fault.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(6);
-/// Lanes that still carry a transfer get this long after SIGTERM.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
-
 /// How long a side that has been told the end may still say something before its connection is closed.
 const LINGER: Duration = Duration::from_secs(3);
 /// A lane that was silent is closed once the end has arrived; looked at so often.
@@ -151,8 +148,13 @@ impl RelayError {
     }
 }
 
-/// Accepts and forwards lanes on this core until `shutdown` turns true; then lanes in use may finish.
-pub async fn serve(relay: Arc<Relay>, listener: Listener, mut shutdown: watch::Receiver<bool>) {
+/// Accepts and forwards lanes on this core until `shutdown` turns true; then lanes in use have `drain` to finish.
+pub async fn serve(
+    relay: Arc<Relay>,
+    listener: Listener,
+    drain: Duration,
+    mut shutdown: watch::Receiver<bool>,
+) {
     let running = Rc::new(Cell::new(0_usize));
     while let Some(socket) = listener.next(&mut shutdown).await {
         // Without a peer it is gone already.
@@ -171,7 +173,9 @@ pub async fn serve(relay: Arc<Relay>, listener: Listener, mut shutdown: watch::R
             exec::sleep(Duration::from_millis(20)).await;
         }
     };
-    let _ = exec::timeout(DRAIN_DEADLINE, drained).await;
+    if exec::timeout(drain, drained).await.is_err() {
+        tracing::warn!(lanes = running.get(), "lanes in use were cut off: they did not end within {drain:?}");
+    }
 }
 
 /// Forwards one connection until it ends; what went wrong is logged with the peer's name.

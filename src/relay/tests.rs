@@ -45,7 +45,7 @@ fn with_relays(count: usize, allow: &[&str], drive: impl Fn(&[SocketAddr])) {
                 async move {
                     let relays = descriptors
                         .into_iter()
-                        .map(|fd| serve(relay.clone(), Listener::new(fd), stopped.clone()));
+                        .map(|fd| serve(relay.clone(), Listener::new(fd), PATIENCE, stopped.clone()));
                     futures_util::future::join_all(relays).await;
                 }
             })

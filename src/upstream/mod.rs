@@ -30,7 +30,7 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -52,8 +52,6 @@ use crate::{
     wire::{handshake::Refusal, key_ring::KeyRing, reason::Reason, route::HopAddr},
 };
 
-/// Transfers that run get this long after SIGTERM.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 /// How often it is looked whether they have ended.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
@@ -127,6 +125,8 @@ pub struct Upstream {
     figures: RootFigures,
     /// Connections on all cores.
     present: AtomicUsize,
+    /// Some core has said that it waits no longer for them; they go with it, and the others find nobody left.
+    cuts_off: AtomicBool,
 }
 
 /// Why a connection is no lane, or no longer one.
@@ -165,8 +165,18 @@ impl Upstream {
             failures: AtomicU64::new(0),
             first_byte: Histogram::new(TIME_BOUNDS_S),
         };
-        let present = AtomicUsize::new(0);
-        Ok(Self { root, keys, legs, door, instance, registry, pool: Arc::default(), figures, present })
+        Ok(Self {
+            root,
+            keys,
+            legs,
+            door,
+            instance,
+            registry,
+            pool: Arc::default(),
+            figures,
+            present: AtomicUsize::new(0),
+            cuts_off: AtomicBool::new(false),
+        })
     }
 }
 
@@ -240,8 +250,13 @@ impl Drop for Present {
     }
 }
 
-/// Serves lanes on this core until `shutdown` turns true; then transfers that run may finish.
-pub async fn serve(upstream: Arc<Upstream>, listener: Listener, mut shutdown: watch::Receiver<bool>) {
+/// Serves lanes on this core until `shutdown` turns true; then transfers that run have `drain` to finish.
+pub async fn serve(
+    upstream: Arc<Upstream>,
+    listener: Listener,
+    drain: Duration,
+    mut shutdown: watch::Receiver<bool>,
+) {
     while let Some(socket) = listener.next(&mut shutdown).await {
         // Without a peer it is gone already.
         let Ok(peer) = socket.peer() else { continue };
@@ -255,10 +270,10 @@ pub async fn serve(upstream: Arc<Upstream>, listener: Listener, mut shutdown: wa
             exec::sleep(DRAIN_LOOK).await;
         }
     };
-    if exec::timeout(DRAIN_DEADLINE, drained).await.is_err() && exec::core() == Core(0) {
+    if exec::timeout(drain, drained).await.is_err() && !upstream.cuts_off.swap(true, Ordering::Relaxed) {
         tracing::warn!(
             lanes = upstream.present.load(Ordering::Relaxed),
-            "transfers were cut off: they did not end within {DRAIN_DEADLINE:?}"
+            "transfers were cut off: they did not end within {drain:?}"
         );
     }
 }

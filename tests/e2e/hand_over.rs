@@ -6,12 +6,12 @@ use std::{
     process::Command,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::{
     chain::{Ground, text},
-    client::try_get,
+    client::{Client, try_get},
     content::content,
     process::{DEADLINE, Process, Settings},
 };
@@ -116,6 +116,54 @@ fn every_role_is_replaced_while_requests_run() {
             wait(50);
         }
     });
+}
+
+/// All roles are replaced while a viewer takes a film at its own pace, which goes on for longer than any process would wait
+/// that was to be gone soon.
+#[test]
+fn a_slow_viewer_outlives_the_processes_that_began_its_answer() {
+    /// A supervisor that knows nothing better kills after ten seconds.
+    const LONG: Duration = Duration::from_secs(11);
+    let film = content(100_000_000);
+    for executor in ["tokio-uring", "glommio"] {
+        let (ground, settings) = (Ground::new(), Settings { executor, ..Settings::default() });
+        ground.store("f", &film);
+        let (key, files) = (ground.key(), ground.files());
+        let (upstream, at) = ground.start_upstream(&settings, text(&files));
+        let (relay, relay_at) = ground.start_relay(&settings);
+        let path = [format!("{relay_at},{at}")];
+        let (downstream, address) = ground.start_downstream(&settings, &path, &[]);
+        let mut viewer = Client::connect(address);
+        viewer.request("GET", "/f", "");
+        assert_eq!(viewer.head().unwrap().status, 200);
+        let (at, relay_at, listen) = (at.to_string(), relay_at.to_string(), address.to_string());
+        let roles: [(&str, Process, Vec<&str>); 3] = [
+            ("downstream", downstream, vec!["--listen", &listen, "--key", text(&key), "--path", &path[0]]),
+            ("upstream", upstream, vec!["--listen", &at, "--root", text(&files), "--key", text(&key)]),
+            ("relay", relay, vec!["--listen", &relay_at, "--key", text(&key)]),
+        ];
+        let (olds, _news): (Vec<_>, Vec<_>) = roles
+            .into_iter()
+            .map(|(role, old, args)| {
+                let args = [&[role, "--take-over"][..], &args].concat();
+                let (new, _) = Process::role(format!("the next {role}"), &settings, args);
+                old.terminate();
+                old.wait_for_log("stopping");
+                (old, new)
+            })
+            .unzip();
+        let (until, mut taken) = (Instant::now() + LONG, Vec::new());
+        while Instant::now() < until {
+            taken.extend(viewer.some(100_000).unwrap());
+            thread::sleep(Duration::from_millis(100));
+        }
+        taken.extend(viewer.some(film.len() - taken.len()).unwrap());
+        assert!(taken == film, "{executor}: other bytes");
+        for mut old in olds {
+            assert_eq!(old.wait().code(), Some(0), "{executor}: {}", old.log());
+        }
+        assert_eq!(try_get(address, "GET", "/f", "Range: bytes=0-9\r\n").unwrap().body, film[..10]);
+    }
 }
 
 /// Starts a role with a listening socket in the way of sd_listen_fds(3), which wants to know the process.

@@ -34,7 +34,7 @@ const GROWTH_BYTES_MAX: u64 = 48 << 20;
 const GOOD: &[u8] = b"film";
 
 /// Ground whose key the test knows.
-fn ground() -> Ground {
+pub(crate) fn ground() -> Ground {
     let ground = Ground::new();
     fs::write(ground.key(), key().to_text()).unwrap();
     ground.store("good", GOOD);
@@ -187,10 +187,10 @@ fn an_upstream_whose_head_drips() {
 // A hostile downstream.
 
 /// A lane to a real upstream or relay, whose near end is the test.
-struct NearLane(TcpStream);
+pub(crate) struct NearLane(pub(crate) TcpStream);
 
 impl NearLane {
-    fn open(first: SocketAddr, route: &Route) -> Self {
+    pub(crate) fn open(first: SocketAddr, route: &Route) -> Self {
         let mut stream = TcpStream::connect(first).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -207,7 +207,7 @@ impl NearLane {
         Self(stream)
     }
 
-    fn request(&mut self, transfer: TransferId, target: &str) {
+    pub(crate) fn request(&mut self, transfer: TransferId, target: &str) {
         let head = format!("GET {target} HTTP/1.1\r\nhost: h\r\n\r\n");
         let frame = Frame::Open { transfer, head_len: FrameLen(head.len() as u32) };
         self.0.write_all(&[frame.encode().as_slice(), head.as_bytes()].concat()).unwrap();

@@ -40,6 +40,7 @@ mod settings;
 mod shared_fetch;
 mod smuggling;
 mod spans;
+mod stopping;
 mod survive;
 
 // Where `scripted` finds it.

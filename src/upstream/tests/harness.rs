@@ -70,6 +70,9 @@ pub(super) fn root(
     address
 }
 
+/// Transfers of tests that pass have ended when the upstream stops.
+const DRAIN: Duration = Duration::from_secs(10);
+
 /// Runs `drive` against an upstream of `root`, once on each executor.
 pub(super) fn with_upstream(root: SocketAddr, drive: impl Fn(SocketAddr)) {
     with_upstream_of(&format!("http://{root}"), drive);
@@ -103,7 +106,7 @@ pub(super) fn with_upstream_placed(root: &str, placement: Placement, drive: impl
             exec::run(&Config { backend, cpus }, move |core| {
                 let listener = listeners[core.0].lock().unwrap().take().unwrap();
                 let (upstream, stopped) = (upstream.clone(), stopped.clone());
-                async move { serve(upstream, Listener::new(listener), stopped).await }
+                async move { serve(upstream, Listener::new(listener), DRAIN, stopped).await }
             })
         });
         // A panic of a core says more than what it leads to at the lanes.
