@@ -20,6 +20,7 @@ pub mod ranges;
 pub mod record;
 mod scan;
 pub mod sequence;
+pub mod slot;
 mod writer;
 
 use std::{
@@ -234,8 +235,8 @@ pub struct Cache {
     is_scanned: AtomicBool,
     /// The syncing thread ends with it.
     _alive: Sender<()>,
-    /// Locked for this process.
-    _lock: OwnedFd,
+    /// Locked for this process, for as long as any thread of this cache may write to the directory.
+    _lock: Arc<OwnedFd>,
 }
 
 impl Cache {
@@ -265,7 +266,8 @@ impl Cache {
         let shelf = Shelf::new(objects, unnamed, index, eras);
         let writer = Writer::start(shelf.clone()).map_err(refused)?;
         let (alive, ends) = channel::<()>();
-        let synced = shelf.clone();
+        let lock = Arc::new(OwnedFd::from(lock));
+        let (synced, locked) = (shelf.clone(), lock.clone());
         thread::Builder::new()
             .name("plait-cache-sync".into())
             .spawn(move || {
@@ -274,6 +276,7 @@ impl Cache {
                         synced.complain("the disk cannot be synced", &error);
                     }
                 }
+                drop(locked);
             })
             .map_err(refused)?;
         let asking = Mutex::default();
@@ -286,7 +289,7 @@ impl Cache {
             clients_waiting: AtomicUsize::new(0),
             is_scanned: AtomicBool::new(false),
             _alive: alive,
-            _lock: lock.into(),
+            _lock: lock,
         });
         let scanned = Arc::downgrade(&cache);
         let scan = thread::Builder::new().name("plait-cache-scan".into());

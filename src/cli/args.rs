@@ -303,6 +303,12 @@ pub struct Listen {
 }
 
 impl Listen {
+    /// Whether a process may still be there that this one takes the place of. (Sockets that systemd passes to this process
+    /// may have been passed to one before it.)
+    pub fn comes_beside_another(&self) -> bool {
+        self.take_over || std::env::var_os("LISTEN_FDS").is_some()
+    }
+
     /// `--drain-timeout`, or what it is without it.
     pub fn drain(&self, default: Duration) -> Duration {
         self.drain_timeout.map_or(default, |seconds| Duration::from_secs(seconds.into()))

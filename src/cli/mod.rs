@@ -5,6 +5,7 @@
 
 mod admin;
 mod args;
+mod attach;
 mod cache;
 mod check;
 mod config;

@@ -24,6 +24,7 @@ use super::{
         self, Arguments, Clients, Command, CpuList, DRAIN, Get, Global, Keygen, Listen, Paths, RELAY_DRAIN,
         Strangers,
     },
+    attach::Attachment,
     cache::{self, CacheOrderError},
     check::{self, CheckError},
     discovery::{self, Discovery},
@@ -37,7 +38,7 @@ use super::{
     up,
 };
 use crate::{
-    cache::{Cache, CacheError, console},
+    cache::{CacheError, slot::Slot},
     downstream,
     exec::{self, Core},
     http::{accept::Limits, server::Deadlines},
@@ -204,27 +205,29 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
                 reload_keys(&keys, &args.paths.key);
                 read_paths_again();
             });
-            let cache = match &args.cache {
-                Some(dir) => open_cache(dir, args.cache_size.0)?,
-                None => None,
-            };
+            let attachment = args
+                .cache
+                .map(|dir| Attachment::open(dir, args.cache_size.0, args.listen.comes_beside_another()))
+                .transpose()?;
+            let slot = attachment.as_ref().map_or_else(Slot::default, Attachment::slot);
             let port = Listeners::open(&args.listen, &global, Transport::Tcp)?;
-            if let Some((cache, dir)) = cache.clone().zip(args.cache) {
-                console::serve(&cache, &dir, port.1)
-                    .map_err(|source| CacheError::Directory { path: dir.clone(), source })?;
-            }
+            let front = port.1;
+            attachment.as_ref().map_or(Ok(()), |attachment| attachment.announce(front))?;
             let sources = Sources {
                 role: "downstream",
                 paths: Some(fabric.watch()),
                 clients: vec![("downstream", limits.clone())],
-                cache: cache.clone(),
-                clients_at: Some(port.1),
+                cache: slot.clone(),
+                clients_at: Some(front),
                 ..Sources::default()
             };
-            serve(&global, port, reload, sources, move |_, listener, stopped| {
+            serve(&global, port, reload, sources, move |core, listener, stopped| {
+                if let (Core(0), Some(attachment)) = (core, &attachment) {
+                    exec::spawn(attachment.clone().complete(front, stopped.clone()));
+                }
                 downstream::serve(
                     fabric.manager(),
-                    cache.clone(),
+                    slot.clone(),
                     listener,
                     legs.clone(),
                     limits.clone(),
@@ -269,19 +272,6 @@ fn limits(clients: &Clients, per_address_max: u32, finish: Duration) -> Limits {
     };
     let per_address = clients.max_per_address.unwrap_or(per_address_max);
     Limits::new(total, per_address as usize, deadlines)
-}
-
-/// The cache in `dir`; none, with a word in the log, if a disk that was mounted read-only, which is what the kernel does after
-/// errors, is all that is wrong: viewers are served on without it.
-fn open_cache(dir: &Path, bytes_max: u64) -> Result<Option<Arc<Cache>>, CacheError> {
-    match Cache::open(dir, bytes_max) {
-        Ok(cache) => Ok(Some(cache)),
-        Err(error) if error.is_read_only() => {
-            tracing::error!("{error}; serving on without a cache until a restart");
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
 }
 
 /// Opens the directory of `--dir`.

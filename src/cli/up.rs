@@ -23,6 +23,7 @@ use super::{
     signals::stop_signal,
 };
 use crate::{
+    cache::slot::Slot,
     downstream,
     exec::{self, Core},
     http::{accept::Limits, server::Deadlines},
@@ -145,7 +146,14 @@ pub(super) fn run(global: &Global, args: Up) -> Result<(), RunError> {
             if core == Core(0) {
                 exec::spawn(draw(fabric.paths(), stopped.clone()));
             }
-            let front = downstream::serve(fabric.manager(), None, client_port, legs, limits, stopped.clone());
+            let front = downstream::serve(
+                fabric.manager(),
+                Slot::default(),
+                client_port,
+                legs,
+                limits,
+                stopped.clone(),
+            );
             join(join(back, join_all(middle)), front).await;
         }
     })?;

@@ -11,7 +11,7 @@ mod pass;
 mod sending;
 mod stored;
 
-use std::{io, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::OnceCell, io, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, pin_mut, select_biased};
@@ -19,7 +19,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, header::HOST};
 use tokio::sync::watch;
 
 use crate::{
-    cache::Cache,
+    cache::slot::Slot,
     exec::{self, Instant, Interest},
     http::{
         accept::{self, Limits},
@@ -53,20 +53,37 @@ const DEADLINE_CHECK: Duration = Duration::from_secs(5);
 /// What a client is told to wait when all lanes were busy: it has waited for 10 s already.
 const RETRY_AFTER_S: u32 = 5;
 
+/// The cache of this core, from the moment at which there is one.
+struct Front {
+    manager: Rc<Manager>,
+    cache: Slot,
+    edge: OnceCell<Edge>,
+}
+
+impl Front {
+    fn edge(&self) -> Option<&Edge> {
+        let cache = self.cache.get()?;
+        Some(self.edge.get_or_init(|| Edge {
+            manager: self.manager.clone(),
+            cache: cache.clone(),
+            ahead: Default::default(),
+        }))
+    }
+}
+
 /// Serves clients on this core until `stopping`, and lanes until the clients of all cores are served. All cores share
 /// `cache`, if there is one.
 pub async fn serve(
     manager: Rc<Manager>,
-    cache: Option<Arc<Cache>>,
+    cache: Slot,
     listener: Listener,
     legs: Legs,
     limits: Limits,
     stopping: watch::Receiver<bool>,
 ) {
-    let answering = manager.clone();
     let passage = Passage::new(manager.clone(), cache.clone());
-    let edge = cache.map(|cache| Edge { manager: manager.clone(), cache, ahead: Default::default() });
-    let answer = async move |connection: &mut HttpConnection, request: RequestHead| match &edge {
+    let front = Front { manager: manager.clone(), cache, edge: OnceCell::new() };
+    let answer = async move |connection: &mut HttpConnection, request: RequestHead| match front.edge() {
         _ if cors::is_preflight(&request) => {
             connection.send_head(cors::preflight_response(&request), true, false).await?;
             connection.finish_response();
@@ -74,7 +91,7 @@ pub async fn serve(
         }
         _ if !request.is_plain() => passage.answer(connection, &request).await,
         Some(edge) => edge.answer(connection, &request).await,
-        None => answer(&answering, connection, &request).await,
+        None => answer(&front.manager, connection, &request).await,
     };
     accept::serve(listener, legs, limits.passing_bodies(), Side::Downstream, stopping, answer).await;
     manager.close().await;

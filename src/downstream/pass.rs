@@ -4,7 +4,7 @@
 //! no faster than the root takes it; what is cached under a URL that was changed is forgotten before the client hears of
 //! the change.
 
-use std::{cell::Cell, io, rc::Rc, sync::Arc};
+use std::{cell::Cell, io, rc::Rc};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, pin_mut, select_biased};
@@ -19,7 +19,7 @@ use super::{
     stored::{self, CACHE_STATUS, Way},
 };
 use crate::{
-    cache::{self, Cache, Key},
+    cache::{self, Key, slot::Slot},
     http::{
         body::{BodyReader, RequestBodyError},
         forward,
@@ -40,7 +40,7 @@ const RUNNING_MAX: usize = 64;
 /// See the module's description; one for each core.
 pub(super) struct Passage {
     pub(super) manager: Rc<Manager>,
-    pub(super) cache: Option<Arc<Cache>>,
+    pub(super) cache: Slot,
     running: Cell<usize>,
 }
 
@@ -53,7 +53,7 @@ impl Drop for Running<'_> {
 }
 
 impl Passage {
-    pub(super) fn new(manager: Rc<Manager>, cache: Option<Arc<Cache>>) -> Self {
+    pub(super) fn new(manager: Rc<Manager>, cache: Slot) -> Self {
         Self { manager, cache, running: Cell::new(0) }
     }
 
@@ -117,7 +117,7 @@ impl Passage {
             }
         };
         self.invalidate(&onward, &answer.head);
-        let header = self.cache.as_ref().map(|_| told(answer.head.status));
+        let header = self.cache.get().map(|_| told(answer.head.status));
         let relayed = relay(&self.manager, connection, (request, &onward), answer, header).fuse();
         pin_mut!(relayed);
         loop {
@@ -134,12 +134,11 @@ impl Passage {
     /// unsafe request method", "MAY invalidate other URIs", such as those in Location and Content-Location, but not of
     /// another origin.
     fn invalidate(&self, onward: &RequestHead, head: &ResponseHead) {
-        let Some(cache) = &self.cache else { return };
         if onward.is_safe() || !(head.status.is_success() || head.status.is_redirection()) {
             return;
         }
         let url = cache::url(onward);
-        cache.forget_url(Key::of(&url));
+        self.cache.forget_url(Key::of(&url));
         let host = url.strip_suffix(onward.target()).unwrap_or_default();
         for name in [LOCATION, CONTENT_LOCATION] {
             let Some(place) = head.headers.get(name).and_then(|value| value.to_str().ok()) else { continue };
@@ -148,7 +147,7 @@ impl Passage {
                 None if place.starts_with('/') && !place.starts_with("//") => format!("{host}{place}"),
                 _ => continue,
             };
-            cache.forget_url(Key::of(&other));
+            self.cache.forget_url(Key::of(&other));
         }
     }
 }

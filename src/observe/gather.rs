@@ -21,7 +21,7 @@ use super::{
     },
 };
 use crate::{
-    cache::Cache,
+    cache::slot::Slot,
     exec::{self, Core},
     http::accept::Limits,
     lanes::{
@@ -53,7 +53,7 @@ pub struct Sources {
     /// What clients may take and took, by role.
     pub clients: Vec<(&'static str, Limits)>,
     /// The downstream's cache.
-    pub cache: Option<Arc<Cache>>,
+    pub cache: Slot,
     /// Who asks to be let in, by role.
     pub doors: Vec<(&'static str, Arc<Door>)>,
     /// The upstream.
@@ -67,7 +67,7 @@ pub struct Sources {
 impl Sources {
     /// Whether paths are all that it serves from, and none of them has a lane. A cache serves what it has.
     pub(super) fn has_no_way(&self) -> bool {
-        let paths = self.paths.as_ref().filter(|_| self.cache.is_none()).map(|paths| paths.borrow());
+        let paths = self.paths.as_ref().filter(|_| self.cache.get().is_none()).map(|paths| paths.borrow());
         paths.is_some_and(|paths| paths.iter().all(|path| path.live_instance().is_none()))
     }
 
@@ -92,7 +92,7 @@ impl Sources {
             parked_bytes: process_parked_bytes() as u64,
             parked_bytes_max: PROCESS_PARKED_BYTES_MAX as u64,
             clients: self.clients.iter().map(|(role, limits)| ((*role).into(), clients(limits))).collect(),
-            cache: self.cache.as_ref().map(|cache| {
+            cache: self.cache.get().map(|cache| {
                 let (objects, bytes, bytes_max) = cache.totals();
                 CacheReport { objects: objects as u64, bytes, bytes_max }
             }),

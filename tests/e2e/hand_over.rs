@@ -13,7 +13,7 @@ use crate::{
     chain::{Ground, text},
     client::{Client, try_get},
     content::content,
-    process::{DEADLINE, Process, Settings},
+    process::{DEADLINE, Process, Settings, run},
 };
 
 /// Requests on connections of their own, one after the other on each of some threads, while `change` happens; how many.
@@ -164,6 +164,75 @@ fn a_slow_viewer_outlives_the_processes_that_began_its_answer() {
         }
         assert_eq!(try_get(address, "GET", "/f", "Range: bytes=0-9\r\n").unwrap().body, film[..10]);
     }
+}
+
+/// The directory is the old process's until that has ended. The next one serves without it, and then with it.
+fn a_cache_goes_from_one_process_to_the_next(settings: &Settings, of_systemd: bool) {
+    let (film, body) = (content(60_000_000), content(1000));
+    let ground = Ground::new();
+    ground.store("film", &film);
+    ground.store("f", &body);
+    let (key, cache) = (ground.key(), ground.scratch("cache"));
+    let (_upstream, at) = ground.start_upstream(settings, text(&ground.files()));
+    let path = at.to_string();
+    let args = ["downstream", "--key", text(&key), "--path", &path, "--cache", text(&cache)];
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let start = |listen: &str, more: &[&str]| {
+        if of_systemd {
+            (with_socket(settings, "downstream", &socket, &args), socket.local_addr().unwrap())
+        } else {
+            let args = [&args, &["--listen", listen][..], more].concat();
+            Process::role("downstream", settings, args)
+        }
+    };
+    let (mut old, address) = start("127.0.0.1:0", &[]);
+    let cache_says = || {
+        let answer = try_get(address, "GET", "/f", "Connection: close\r\n").unwrap();
+        assert!(answer.body == body);
+        answer.header("cache-status").unwrap_or("").to_owned()
+    };
+    let wait_until = |what: &str, done: &dyn Fn() -> bool| {
+        let until = Instant::now() + DEADLINE;
+        while !done() {
+            assert!(Instant::now() < until, "{what}");
+        }
+    };
+    wait_until("nothing is cached", &|| cache_says().contains("hit"));
+    let mut viewer = Client::connect(address);
+    viewer.request("GET", "/film", "");
+    assert_eq!(viewer.head().unwrap().status, 200);
+    requests_while(address, &body, |wait| {
+        wait(50);
+        let (new, _) = start(&address.to_string(), &["--take-over"]);
+        new.wait_for_log("serving without a cache until that process has gone");
+        old.terminate();
+        old.wait_for_log("stopping");
+        // It has a viewer still.
+        wait_until("the new process does not serve", &|| cache_says().is_empty());
+        assert!(viewer.some(film.len()).unwrap() == film, "the viewer got other bytes");
+        assert_eq!(old.wait().code(), Some(0), "{}", old.log());
+        new.wait_for_log("the cache is in use from now on");
+        assert!(cache_says().contains("hit"), "what the old process has stored is lost");
+        wait(50);
+        old = new;
+    });
+    // Nobody else may have the directory, unless it says that this process is to go.
+    let listen = ["--listen", "127.0.0.1:0"];
+    let refused = run(settings.plait().args([&args, &listen[..]].concat()));
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("is the cache of another process"));
+}
+
+#[test]
+fn a_cache_is_taken_over_with_the_port() {
+    for executor in ["tokio-uring", "glommio"] {
+        a_cache_goes_from_one_process_to_the_next(&Settings { executor, ..Settings::default() }, false);
+    }
+}
+
+#[test]
+fn a_cache_is_taken_over_with_sockets_of_systemd() {
+    a_cache_goes_from_one_process_to_the_next(&Settings::default(), true);
 }
 
 /// Starts a role with a listening socket in the way of sd_listen_fds(3), which wants to know the process.
