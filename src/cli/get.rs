@@ -16,20 +16,21 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, StatusCode,
-    header::{ACCEPT, ETAG, IF_RANGE, LAST_MODIFIED, RANGE, USER_AGENT},
+    header::{ACCEPT, IF_RANGE, RANGE, USER_AGENT},
 };
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
 use crate::{
     exec,
     http::{
+        continuation::strong_validator,
         range::ContentRange,
         request::RequestHead,
         response::{self, Framing, Parsed, ResponseHead},
     },
     lanes::PathStatus,
     mp::{
-        consumer::{Consumer, Sink, TransferError},
+        consumer::{Consumer, Progress, Sink, TransferError},
         fetch_error::FetchError,
         manager::{Incoming, Manager},
     },
@@ -133,15 +134,30 @@ impl Partial {
         Ok(())
     }
 
+    /// Whether a 206 brings all that is missing, and of this version.
+    fn is_continued_by(&self, head: &ResponseHead) -> Result<(), GetError> {
+        let is_rest = match (ContentRange::of(&head.headers), head.framing(&Method::GET)) {
+            (Some(ContentRange::Satisfied { range, complete: Some(complete) }), Ok(Framing::Fixed(len))) => {
+                range.first() == self.have && range.last() + 1 == complete && range.len() == len
+            }
+            _ => false,
+        };
+        if !is_rest {
+            return Err(GetError::Answer { what: "the answer is another range than was asked for" });
+        }
+        let version = strong_validator(&head.headers).map(|(_, value)| value);
+        if version.is_none() || version != self.version {
+            return Err(GetError::Answer {
+                what: "the rest is of another version than the .part file, or does not say of which: remove that file",
+            });
+        }
+        Ok(())
+    }
+
     /// Remembers which version the bytes to come belong to.
     fn belongs_to(&mut self, head: &ResponseHead) -> Result<(), GetError> {
-        let strong = head
-            .headers
-            .get(ETAG)
-            .filter(|etag| !etag.as_bytes().starts_with(b"W/"))
-            .or_else(|| head.headers.get(LAST_MODIFIED));
-        self.version = strong.cloned();
-        let outcome = match strong {
+        self.version = strong_validator(&head.headers).map(|(_, value)| value);
+        let outcome = match &self.version {
             Some(version) => fs::write(&self.version_path, version.as_bytes()),
             None => match fs::remove_file(&self.version_path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -244,15 +260,7 @@ async fn fetch(
     };
     match head.status {
         StatusCode::OK => partial.restart()?,
-        StatusCode::PARTIAL_CONTENT => {
-            let continues = matches!(
-                ContentRange::of(&head.headers),
-                Some(ContentRange::Satisfied { range, .. }) if range.first() == partial.have
-            );
-            if !continues {
-                return Err(GetError::Answer { what: "the answer is another range than was asked for" });
-            }
-        }
+        StatusCode::PARTIAL_CONTENT => partial.is_continued_by(&head)?,
         // Everything is there already, or the file has become shorter, which If-Range rules out.
         StatusCode::RANGE_NOT_SATISFIABLE if partial.have > 0 => {
             let have = partial.have;
@@ -279,7 +287,7 @@ async fn fetch(
     let sink = Sink::File { file: OwnedFd::from(file), offset: partial.have };
     let have = partial.have;
     let outcome = {
-        let drawing = draw(paths, have, total);
+        let drawing = draw(paths, have, total, consumer.progress());
         let moving = carry(&mut consumer, sink, announced);
         futures_util::pin_mut!(drawing, moving);
         match futures_util::future::select(moving, drawing).await {
@@ -320,7 +328,12 @@ async fn carry(
 }
 
 /// Draws the bar and the rate of every path until it is dropped.
-async fn draw(paths: &[Arc<PathStatus>], have: u64, total: Option<u64>) -> std::convert::Infallible {
+async fn draw(
+    paths: &[Arc<PathStatus>],
+    have: u64,
+    total: Option<u64>,
+    progress: Rc<Progress>,
+) -> std::convert::Infallible {
     let bar = match total {
         Some(total) => ProgressBar::new(total),
         None => ProgressBar::no_length(),
@@ -335,22 +348,20 @@ async fn draw(paths: &[Arc<PathStatus>], have: u64, total: Option<u64>) -> std::
     bar.set_position(have);
     bar.reset_eta();
     let mut before: Vec<u64> = paths.iter().map(|path| path.report().bytes).collect();
-    let first: u64 = before.iter().sum();
     let mut drawn = Instant::now();
     loop {
         exec::sleep(REDRAW).await;
         let seconds = drawn.elapsed().as_secs_f64();
         drawn = Instant::now();
         let mut rates = Vec::new();
-        let mut sum = 0;
         for (path, before) in paths.iter().zip(&mut before) {
             let report = path.report();
             let rate = (report.bytes - *before) as f64 * 8e-6 / seconds;
             rates.push(format!("{rate:.0}{}", report.mptcp()));
             *before = report.bytes;
-            sum += report.bytes;
         }
-        bar.set_position(have + sum - first);
+        // What is written, which is less than what has come where bytes were sent twice or an earlier one is missing.
+        bar.set_position(have + progress.given());
         bar.set_message(format!("paths {} Mbit/s", rates.join(" + ")));
     }
 }

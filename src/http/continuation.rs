@@ -115,8 +115,8 @@ impl Continuation {
     }
 }
 
-/// The strongest validator that identifies every byte.
-fn strong_validator(headers: &HeaderMap) -> Option<(HeaderName, HeaderValue)> {
+/// The strongest validator of an answer that identifies every byte.
+pub fn strong_validator(headers: &HeaderMap) -> Option<(HeaderName, HeaderValue)> {
     if let Some(etag) = headers.get(ETAG) {
         let is_strong = EntityTag::parse(etag.as_bytes()).is_some_and(|tag| !tag.weak);
         // A weak tag says that the bytes may differ: then a date is no better.

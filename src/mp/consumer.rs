@@ -122,6 +122,7 @@ pub struct Progress {
     moved_at: Cell<Instant>,
     on_client: Cell<bool>,
     longest_stall: Cell<Duration>,
+    given: Cell<u64>,
 }
 
 impl Progress {
@@ -140,6 +141,11 @@ impl Progress {
     /// Longest time in which the lanes were waited for and brought nothing.
     pub fn longest_stall(&self) -> Duration {
         self.longest_stall.get()
+    }
+
+    /// Body bytes given to the sink, those of the frame that is next included.
+    pub fn given(&self) -> u64 {
+        self.given.get()
     }
 
     /// When the last byte moved.
@@ -165,8 +171,6 @@ pub struct Consumer {
     duplicate: Option<Rc<Duplicate>>,
     next: u64,
     bytes: u64,
-    /// Body bytes given to the sink, those of the frame that is next included.
-    given: u64,
     /// When the body was asked for.
     began: Instant,
     window: Window,
@@ -182,7 +186,7 @@ pub struct Consumer {
 impl Drop for Consumer {
     fn drop(&mut self) {
         let time = self.progress.moved_at().duration_since(self.began);
-        self.usual.learn(self.given, time, self.transfer.round_trip());
+        self.usual.learn(self.given(), time, self.transfer.round_trip());
         self.transfer.finish();
     }
 }
@@ -217,6 +221,7 @@ impl Consumer {
             moved_at: Cell::new(now),
             on_client: Cell::new(false),
             longest_stall: Cell::default(),
+            given: Cell::default(),
         });
         Self {
             transfer,
@@ -227,7 +232,6 @@ impl Consumer {
             duplicate: None,
             next: 0,
             bytes: 0,
-            given: 0,
             began: now,
             window: Window::new(first_window, now),
             usual,
@@ -255,7 +259,7 @@ impl Consumer {
 
     /// Body bytes given to the sink.
     pub fn given(&self) -> u64 {
-        self.given
+        self.progress.given()
     }
 
     /// Moves the body to `sink` and returns its length. `announced` is its Content-Length, if known.
@@ -586,7 +590,7 @@ impl Consumer {
             }
         };
         self.progress.moved();
-        self.given += moved as u64;
+        self.progress.given.set(self.given() + moved as u64);
         self.turn_bytes += moved;
         self.transfer.add_taken(moved as u64);
         let limit = self.window.taken(moved as u64, self.transfer.round_trip(), self.progress.moved_at());

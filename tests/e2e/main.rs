@@ -12,6 +12,7 @@ mod dashboard;
 mod discovery;
 mod disk;
 mod documents;
+mod download;
 mod failures;
 mod gate;
 mod hand_over;
