@@ -3,16 +3,19 @@
 //! In: the directory and a decoded, relative path. Out: a regular file with its length and age, or the reason why there
 //! is none. Called by the root role and by an upstream that reads files itself.
 //!
-//! Invariant: the kernel resolves every path beneath the directory (openat2(2), RESOLVE_BENEATH), so that neither `..`
-//! nor a symbolic link leads out, whoever changes the tree meanwhile. Links inside the tree work if they are relative.
+//! Invariant: every path is resolved beneath the directory, so that neither `..` nor a symbolic link leads out, whoever
+//! changes the tree meanwhile: by the kernel (openat2(2), RESOLVE_BENEATH), or step by step where a sandbox refuses
+//! openat2, as systemd's DynamicUser= does. Links inside the tree work if they are relative.
 
 use std::{
+    fs::File,
     io,
-    os::fd::{BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     time::{Duration, SystemTime},
 };
 
+use cap_primitives::fs::{OpenOptions, OpenOptionsExt};
 use http::StatusCode;
 use rustix::{
     fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, fstat, openat2, statat},
@@ -64,7 +67,7 @@ pub enum OpenError {
 /// Opens the directory that is served.
 ///
 /// # Errors
-/// Names the directory: it does not exist, is no directory, or this kernel has no openat2 (Linux 5.6).
+/// Names the directory: it does not exist, or is no directory.
 pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let named = |error: Errno| {
@@ -72,8 +75,8 @@ pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
         io::Error::new(error.kind(), format!("cannot serve {}: {error}", path.display()))
     };
     let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(named)?;
-    // A kernel or sandbox without openat2 is found out here and not at the first request.
-    beneath(&dir, Path::new("."), flags).map_err(named)?;
+    // What refuses every path is found out here and not at the first request.
+    beneath(dir.as_fd(), Path::new("."), flags).map_err(named)?;
     Ok(dir)
 }
 
@@ -83,12 +86,19 @@ pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
 /// # Errors
 /// [`OpenError`] tells what a client is to be told.
 pub fn open(dir: BorrowedFd<'_>, path: &Path) -> Result<OpenFile, OpenError> {
+    open_by(beneath, dir, path)
+}
+
+/// A way to resolve a path.
+type Way = fn(BorrowedFd<'_>, &Path, OFlags) -> Result<OwnedFd, Errno>;
+
+fn open_by(way: Way, dir: BorrowedFd<'_>, path: &Path) -> Result<OpenFile, OpenError> {
     let bytes = path.as_os_str().as_encoded_bytes();
     let wants_index = bytes == b"." || bytes.ends_with(b"/");
     let named = if wants_index { path.join(INDEX) } else { path.to_owned() };
     // O_NONBLOCK, because opening a FIFO would wait for its writer; regular files ignore it.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let fd = beneath(dir, &named, flags)?;
+    let fd = way(dir, &named, flags)?;
     let stat = fstat(&fd)?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => {}
@@ -107,15 +117,31 @@ pub fn open(dir: BorrowedFd<'_>, path: &Path) -> Result<OpenFile, OpenError> {
     })
 }
 
-fn beneath(dir: impl std::os::fd::AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+fn beneath(dir: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    for _ in 1..RESOLVE_TRIES {
-        match openat2(&dir, path, flags, Mode::empty(), resolve) {
+    let mut outcome = Err(Errno::AGAIN);
+    for _ in 0..RESOLVE_TRIES {
+        outcome = openat2(dir, path, flags, Mode::empty(), resolve);
+        match outcome {
             Err(Errno::AGAIN | Errno::INTR) => {}
-            outcome => return outcome,
+            Err(Errno::NOSYS) => return step_by_step(dir, path, flags),
+            _ => break,
         }
     }
-    openat2(&dir, path, flags, Mode::empty(), resolve)
+    outcome
+}
+
+/// The same with a system call for each part of the path.
+fn step_by_step(dir: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let dir = File::from(dir.try_clone_to_owned().map_err(errno)?);
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(flags.bits().cast_signed());
+    cap_primitives::fs::open(&dir, path, &options).map(OwnedFd::from).map_err(errno)
+}
+
+/// What leads out of the directory has no number.
+fn errno(error: io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::XDEV, Errno::from_raw_os_error)
 }
 
 impl OpenError {
@@ -192,7 +218,7 @@ mod tests {
         .unwrap();
         let _socket = UnixListener::bind(tree.join("socket")).unwrap();
         let dir = open_directory(&tree).unwrap();
-        let outcome = |path: &str| match open(dir.as_fd(), Path::new(path)) {
+        let outcome = |path: &str, way: Way| match open_by(way, dir.as_fd(), Path::new(path)) {
             Ok(file) => format!("{} bytes", file.facts.len),
             Err(error) => format!("{error:?}"),
         };
@@ -223,7 +249,9 @@ mod tests {
             ("socket", "NotFound"),
             (&too_long, "NotFound"),
         ] {
-            assert_eq!(outcome(path), wanted, "{path:?}");
+            for (way, named) in [(beneath as Way, "at once"), (step_by_step, "step by step")] {
+                assert_eq!(outcome(path, way), wanted, "{path:?} {named}");
+            }
         }
     }
 
