@@ -18,8 +18,9 @@ use crate::{
     chain::{Chain, Plan},
     client::Client,
     content::content,
+    missing::installed,
     observe::eventually,
-    process::{Settings, installed},
+    process::Settings,
 };
 
 /// A browser with one page. <https://chromedevtools.github.io/devtools-protocol/>: messages are JSON, each with a NUL behind.

@@ -6,6 +6,7 @@ use crate::{
     chain::{Chain, Ground, Plan, text},
     client::ask,
     content::content,
+    missing::skipped,
     process::{PLAIT, Process, Settings, run},
 };
 
@@ -24,7 +25,7 @@ fn in_namespace(mounts: &str, program: &str) -> Option<Command> {
     let works = Command::new("unshare").arg("--version").output().is_ok_and(|out| out.status.success())
         && run(&mut in_namespace("true")).status.success();
     if !works {
-        eprintln!("skipped: no mount namespace can be made here");
+        skipped("no mount namespace can be made here");
     }
     works.then(|| in_namespace(program))
 }

@@ -6,7 +6,8 @@ use crate::{
     chain::{Chain, Plan, Root, text},
     client::{Client, aria2c, ask, curl, plait_get},
     content::{Hash, content, hash, hash_file},
-    process::{Settings, installed, run},
+    missing::installed,
+    process::{Settings, run},
     roots::{After, ScriptedRoot, chunked},
 };
 

@@ -23,6 +23,8 @@ mod limits;
 mod load;
 mod lost_files;
 mod media;
+#[path = "../missing/mod.rs"]
+mod missing;
 mod mptcp;
 mod name_server;
 mod observe;

@@ -4,7 +4,8 @@ use std::{path::Path, process::Command};
 
 use crate::{
     chain::{Chain, Ground, Plan, text},
-    process::{Settings, installed, run},
+    missing::installed,
+    process::{Settings, run},
 };
 
 /// Makes a film of 10 s with a key frame each second and its index at the end, as cameras write it, and an HLS rendition.

@@ -12,7 +12,8 @@ use crate::{
     client::{ask, plait_get},
     content::{content, hash, hash_file},
     gate::Gate,
-    process::{DEADLINE, Process, Settings, installed, run},
+    missing::{installed, skipped},
+    process::{DEADLINE, Process, Settings, run},
 };
 
 const EXECUTORS: [&str; 2] = ["tokio-uring", "glommio"];
@@ -22,7 +23,7 @@ const BIG: usize = 40_000_000;
 fn switched_on() -> bool {
     let on = fs::read_to_string(ENABLED).is_ok_and(|text| text.trim() == "1");
     if !on {
-        eprintln!("note: this kernel has no MPTCP, or it is switched off: not tested");
+        skipped("this kernel has no MPTCP, or it is switched off");
     }
     on
 }
@@ -40,7 +41,7 @@ fn in_own_network(work: impl FnOnce() + Send) {
     let worker = || {
         // SAFETY: NEWNET touches no file descriptor table and no memory; the namespace is the thread's.
         if let Err(error) = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) } {
-            return eprintln!("note: no network namespace ({error}): not tested");
+            return skipped(format_args!("no network namespace: {error}"));
         }
         ip("link set lo up");
         work();
@@ -69,7 +70,7 @@ fn a_lane_of_two_subflows_direct_and_through_a_relay() {
     in_own_network(|| {
         let limits = Command::new("ip").args(["mptcp", "limits", "set", "subflows", "2"]).output();
         if !limits.is_ok_and(|output| output.status.success()) {
-            return eprintln!("note: `ip mptcp` is not there: subflows are not tested");
+            return skipped("subflows: `ip mptcp` is not there");
         }
         ip("mptcp endpoint add 127.0.0.2 dev lo subflow");
         let bytes = content(BIG);

@@ -2,7 +2,10 @@
 
 use std::{os::unix::net::UnixDatagram, process::Command, time::Duration};
 
-use crate::process::{DEADLINE, PLAIT, Process, Settings};
+use crate::{
+    missing::skipped,
+    process::{DEADLINE, PLAIT, Process, Settings},
+};
 
 /// What a shell says in a network of its own, or None where this user can have none.
 fn in_own_network(script: &str) -> Option<(bool, String)> {
@@ -12,7 +15,7 @@ fn in_own_network(script: &str) -> Option<(bool, String)> {
             .output()
     };
     if !unshared("true").is_ok_and(|output| output.status.success()) {
-        eprintln!("note: no network namespace: not tested");
+        skipped("no network namespace can be made here");
         return None;
     }
     let output = unshared(script).unwrap();

@@ -18,6 +18,7 @@ use crate::{
     chain::{Chain, Ground, Plan, Root, text},
     client::{Client, ask, curl},
     content::content,
+    missing::skipped,
     process::DEADLINE,
     roots::{chunked, nginx_with},
 };
@@ -278,7 +279,7 @@ fn nginx_as_a_dav_server() {
     let ground = Ground::new();
     let version = Command::new("nginx").arg("-V").output();
     if !version.is_ok_and(|out| String::from_utf8_lossy(&out.stderr).contains("http_dav_module")) {
-        eprintln!("skipped: no nginx with DAV");
+        skipped("no nginx with DAV");
         return;
     }
     let dir = tempfile::tempdir().unwrap();

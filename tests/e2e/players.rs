@@ -17,7 +17,8 @@ use crate::{
     chain::{Ground, Plan, text},
     client::{aria2c, ask, curl},
     content::content,
-    process::{DEADLINE, Process, installed, run},
+    missing::{installed, skipped},
+    process::{DEADLINE, Process, run},
     roots::{After, ScriptedRoot},
 };
 
@@ -79,7 +80,7 @@ fn watch(player: &str, script: &str) {
         return;
     }
     if !script.is_file() {
-        eprintln!("skipped: no {} (npm ci --prefix tests/players)", script.display());
+        skipped(format_args!("there is no {} (npm ci --prefix tests/players)", script.display()));
         return;
     }
     let ground = Ground::new();

@@ -326,13 +326,3 @@ pub fn run(command: &mut Command) -> Output {
     };
     Output { status, stdout: whole(&process.out), stderr: whole(&process.log) }
 }
-
-/// Whether `program` is installed; if not, a note says what is not tested.
-pub fn installed(program: &str) -> bool {
-    let found = std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()));
-    if !found {
-        eprintln!("note: {program} is not installed: what it would receive is not checked");
-    }
-    found
-}

@@ -10,7 +10,8 @@ use crate::{
     chain::{Chain, Plan, Root},
     client::{Answer, Client, ask},
     content::{content, hash},
-    process::{Settings, installed},
+    missing::installed,
+    process::Settings,
     roots::{After, ScriptedRoot},
 };
 

@@ -4,17 +4,20 @@
 
 mod chaos;
 mod leftovers;
+#[path = "../missing/mod.rs"]
+mod missing;
 mod network;
 mod player;
 mod shaken;
 
+use missing::skipped;
 use plait::lab::Lab;
 
 /// Whether tests can run here; if not, a note says what is missing.
 fn possible() -> bool {
     let missing = Lab::missing();
     if let Some(missing) = &missing {
-        eprintln!("note: the lab is not tested: {missing}");
+        skipped(format_args!("the lab: {missing}"));
     }
     missing.is_none()
 }

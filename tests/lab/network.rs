@@ -159,7 +159,7 @@ fn kernel_mptcp_uses_both_paths() {
     }
     let lab = small("");
     if !lab.has_mptcp() {
-        eprintln!("note: this kernel has no MPTCP: its paths are not tested");
+        crate::missing::skipped("this kernel has no MPTCP: its paths");
         return;
     }
     // 1.6 s of one path.

@@ -3,6 +3,8 @@
 //! Nothing here asserts a time; `cargo bench --bench link` and `plait lab calibrate` do. Without the right to make
 //! network namespaces, the tests say so and pass.
 
+#[path = "../missing/mod.rs"]
+mod missing;
 #[path = "../../bench/link/pair.rs"]
 mod pair;
 
@@ -23,7 +25,7 @@ fn build(name: &str, shape: Shape) -> Option<Pair> {
     match Pair::build(name, shape, shape, None) {
         Ok(pair) => Some(pair),
         Err(error) => {
-            eprintln!("note: skipped, no namespaces and TUN devices here: {error}");
+            missing::skipped(format_args!("no namespaces and TUN devices here: {error}"));
             None
         }
     }

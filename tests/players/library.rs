@@ -22,7 +22,10 @@ pub fn make_library(dir: &Path, rates: [&str; 2]) -> bool {
         .output()
         .unwrap();
     if !output.status.success() {
-        eprintln!("skipped: this ffmpeg makes no H.264: {}", String::from_utf8_lossy(&output.stderr));
+        crate::missing::skipped(format_args!(
+            "this ffmpeg makes no H.264: {}",
+            String::from_utf8_lossy(&output.stderr)
+        ));
     }
     output.status.success()
 }

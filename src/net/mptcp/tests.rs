@@ -16,11 +16,14 @@ use crate::{
     wire::route::Transport::{self, Mptcp, Tcp},
 };
 
+#[path = "../../../tests/missing/mod.rs"]
+mod missing;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn on_each<Fut: Future<Output = ()> + 'static>(entry: fn() -> Fut) {
-    if let Err(missing) = mptcp_available() {
-        return eprintln!("note: not tested: {missing}");
+    if let Err(lacking) = mptcp_available() {
+        return missing::skipped(lacking);
     }
     for backend in [Backend::TokioUring, Backend::Glommio] {
         let config = Config { backend, cpus: vec![exec::available_cpus()[0]] };
