@@ -4,6 +4,7 @@
 
 mod ahead;
 mod bad_roots;
+mod browser;
 mod cache;
 mod chain;
 mod client;

@@ -2,7 +2,8 @@
 // In: numbers of the process. Out: the page. Text of others (targets, names) is only ever put in as text.
 'use strict';
 
-const PAUSE_MS = 700, ANSWER_MS = 1500, POINTS = 86; // a minute of history
+// Two looks a second: the first one after a relay has died makes the process dial it again, the second one shows that it failed.
+const PAUSE_MS = 500, ANSWER_MS = 1500, POINTS = 120; // a minute of history
 const COLOURS = ['#4cc9f0', '#f9c74f', '#b388ff', '#3ddc97', '#ff9f6b', '#f472b6', '#90be6d', '#8ab4ff'];
 const MEDIA = /\.(m3u8|mp4|m4v|webm|mov)(\?|$)/i;
 
@@ -40,7 +41,6 @@ const time = (s) => s == null ? '–' : s < 1 ? `${(s * 1000).toFixed(s < 0.01 ?
 const percent = (part, all) => all > 0 ? `${Math.round(100 * part / all)} %` : '–';
 const sum = (list) => list.reduce((total, value) => total + value, 0);
 const values = (object) => Object.values(object ?? {});
-const host = (hop) => hop ?? '';
 function age(s) {
   const [d, h, m] = [Math.floor(s / 86400), Math.floor(s / 3600) % 24, Math.floor(s / 60) % 60];
   return d ? `${d} d ${h} h` : h ? `${h} h ${m} min` : m ? `${m} min` : `${Math.floor(s)} s`;
@@ -83,10 +83,10 @@ function tiles(state, total) {
   const clients = state.clients.downstream ?? state.clients.root;
   const caches = state.clients.downstream?.traffic.caches ?? [];
   const shown = [['Carried now', ...bits(total).split(' ')]];
-  if (clients) shown.push(['Viewers connected', clients.connections, `of ${clients.connections_max}`]);
+  if (clients) shown.push([state.role === 'root' ? 'Clients' : 'Viewers', clients.connections, 'connected']);
   if (clients) shown.push(['Answers', sum(clients.traffic.statuses), `${clients.traffic.aborted} cut off`]);
   if (state.cache) shown.push(['Cache hits', percent(caches[0], sum(caches)), bytes(state.cache.bytes)]);
-  if (state.paths.length) shown.push(['Waiting in order', ...bytes(state.parked_bytes).split(' ')]);
+  if (state.paths.length) shown.push(['Parked', ...bytes(state.parked_bytes).split(' ')]);
   if (state.upstream) shown.push(['Transfers', state.upstream.transfers, `${bytes(state.upstream.kept_bytes)} kept`]);
   shown.push(['Lanes', sum(values(state.ends).map((end) => end.standing)), '']);
   const refused = sum(values(state.doors).flatMap((door) => values(door.refused)))
@@ -114,7 +114,7 @@ function strand(colour, rate, most, hops, down) {
     return line;
   };
   const row = make('div', { className: `strand${down ? ' down' : rate > 0 ? ' moving' : ''}`, colour });
-  row.append(make('span', { className: 'rate', textContent: down ? 'down' : bits(rate) }), wire());
+  row.append(wire(), make('span', { className: 'rate', textContent: down ? 'down' : bits(rate) }), wire());
   for (const hop of hops) {
     row.append(make('span', { className: 'hop' }, hop.name, make('br'), make('small', { textContent: hop.about })), wire());
   }
@@ -128,9 +128,9 @@ function chain(state, total, parts) {
   if (state.paths.length) {
     const upstreams = [...new Set(state.paths.map((path) => path.hops.at(-1)))];
     ends = [node('Viewers', `${state.clients.downstream?.connections ?? 0} connected`), node('Downstream', state.clients_at ?? ''),
-      node('Upstream', upstreams.join(', ')), node('Root', state.role === 'up' ? state.clients.root ? 'here, too' : '' : '')];
+      node('Upstream', upstreams.join(', ')), node('Root', state.clients.root ? 'here, too' : '')];
     state.paths.forEach((path, at) => {
-      const relays = path.hops.slice(0, -1).map((hop) => ({ name: path.mptcp ? 'Relay (MPTCP)' : 'Relay', about: host(hop) }));
+      const relays = path.hops.slice(0, -1).map((hop) => ({ name: path.mptcp ? 'Relay (MPTCP)' : 'Relay', about: hop }));
       if (!relays.length) relays.push({ name: path.mptcp ? 'direct, MPTCP' : 'direct', about: path.rtt_s ? time(path.rtt_s) : '' });
       strands.append(strand(colourOf(at), parts[at].rate, most, relays, path.down));
     });
@@ -152,15 +152,44 @@ function chain(state, total, parts) {
 
 const colourOf = (at) => COLOURS[at % COLOURS.length];
 
+// Under a chart: where it begins, how high it is, where it ends.
+function scale(most) {
+  return make('div', { className: 'scale' }, ...['a minute ago', `top ${bits(most)}`, 'now'].map((textContent) => make('span', { textContent })));
+}
+
+function card(box, at, colour, history, name, state, rate, facts) {
+  const card = box.children[at] ?? box.appendChild(make('article', { className: 'card path' }));
+  card.style.setProperty('--colour', colour);
+  const svg = card.querySelector('svg') ?? drawn('svg', { class: 'chart' });
+  const most = chart(svg, [{ history, colour }], `Rate of ${name} over the last minute`);
+  card.replaceChildren(
+    make('h3', {}, make('span', { className: 'dot' }), make('span', { textContent: name })),
+    make('p', { className: 'head' }, make('span', { className: 'big', textContent: bits(rate) }), make('span', { className: 'state', textContent: state })),
+    svg, scale(most),
+    make('dl', {}, ...facts.map(([name, value]) => make('div', {}, make('dt', { textContent: name }), make('dd', { textContent: value })))));
+  return card;
+}
+
+// What a role without paths moves.
+function roleCards(state, parts) {
+  const ends = state.ends, clients = state.clients.root;
+  const door = (state.doors.relay ?? state.doors.upstream), refused = sum(values(door?.refused));
+  const standing = (end) => ends[end]?.standing ?? 0;
+  const facts = {
+    relay: [['Lanes to downstreams', standing('relay-near')], ['Lanes onward', standing('relay-far')], ['Lanes opened', ends['relay-near']?.opened ?? 0], ['Hellos awaited', door?.hellos ?? 0], ['Refused', refused]],
+    upstream: [['Lanes', standing('upstream')], ['Transfers', state.upstream?.transfers ?? 0], ['Kept', bytes(state.upstream?.kept_bytes ?? 0)],
+      ['Resent', percent(ends.upstream?.resent_bytes ?? 0, ends.upstream?.down_bytes ?? 0)], ['Asked the root', state.upstream?.root_requests ?? 0], ['Root failed', state.upstream?.root_failures ?? 0], ['Refused', refused]],
+    root: [['Clients', clients?.connections ?? 0], ['Answers', sum(clients?.traffic.statuses ?? [])], ['Cut off', clients?.traffic.aborted ?? 0]],
+  }[state.role] ?? [];
+  parts.forEach((part, at) => card($('paths'), at, colourOf(at), rates.get(part.name), part.name, part.about, part.rate, at ? [] : facts));
+}
+
 function pathCards(state, parts) {
   const box = $('paths');
-  while (box.children.length > state.paths.length) box.lastChild.remove();
+  while (box.children.length > parts.length) box.lastChild.remove();
+  $('paths-title').textContent = state.paths.length ? 'Paths' : 'Traffic';
+  if (!state.paths.length) return roleCards(state, parts);
   state.paths.forEach((path, at) => {
-    const card = box.children[at] ?? box.appendChild(make('article', { className: 'card path' }));
-    card.style.setProperty('--colour', colourOf(at));
-    card.classList.toggle('down', path.down);
-    const svg = card.querySelector('svg') ?? drawn('svg', { class: 'chart' });
-    const most = chart(svg, [{ history: rates.get(path.name), colour: path.down ? '#ff5d73' : colourOf(at) }], `Rate of ${path.name} over the last minute`);
     const lanes = state.lanes.filter((lane) => lane.end === 'downstream' && lane.peer === path.name);
     const control = [...new Set(lanes.map((lane) => lane.congestion_control))].join(', ') || '–';
     const known = path.down ? 'down' : path.lanes ? path.fell_back ? 'up, without MPTCP' : path.mptcp ? `up, ${path.subflows} subflows` : 'up' : 'connecting';
@@ -169,13 +198,8 @@ function pathCards(state, parts) {
       ['Carried', bytes(path.received_bytes)], ['Parked', percent(path.parked_bytes, path.received_bytes)], ['Resent', percent(path.frames_again, path.frames)],
       ['Out of order', `${sum(lanes.map((lane) => lane.out_of_order))} seg.`], ['Lanes opened', path.lanes_opened], ['Dials failed', path.dials_failed],
     ];
-    card.replaceChildren(
-      make('h3', {}, make('span', { className: 'dot' }), path.name),
-      make('span', { className: 'state', textContent: known }),
-      make('span', { className: 'big', textContent: bits(parts[at].rate) }),
-      svg,
-      make('div', { className: 'scale' }, make('span', { textContent: 'a minute ago' }), make('span', { textContent: `top ${bits(most)}` }), make('span', { textContent: 'now' })),
-      make('dl', {}, ...facts.map(([name, value]) => make('div', {}, make('dt', { textContent: name }), make('dd', { textContent: value })))));
+    const shown = card(box, at, path.down ? 'var(--bad)' : colourOf(at), rates.get(path.name), path.name, known, parts[at].rate, facts);
+    shown.classList.toggle('down', path.down);
   });
 }
 
@@ -195,15 +219,20 @@ function spread(report, unit) {
 
 function answers(state) {
   const traffic = (state.clients.downstream ?? state.clients.root)?.traffic;
-  $('answers-section').hidden = $('recent-section').hidden = !traffic;
-  if (!traffic) return;
-  const cards = [bars('First byte', spread(traffic.first_byte, time))];
+  $('recent-section').hidden = !traffic;
+  const cards = [];
+  if (traffic) cards.push(bars('First byte', spread(traffic.first_byte, time)));
   if (state.paths.length) {
     cards.push(bars('Longest wait for lanes', spread(traffic.stall, time)), bars('Reorder depth', spread(traffic.depth, (frames) => `${frames} fr.`)));
   }
   if (state.cache) cards.push(bars('Cache', ['hit', 'miss', 'collapsed', 'partial', 'bypass'].map((name, at) => [name, traffic.caches[at]])));
+  if (state.upstream) cards.push(bars('First byte of the root', spread(state.upstream.root_first_byte, time)));
+  for (const [role, door] of Object.entries(state.doors)) cards.push(bars(`Refused by the ${role}`, Object.entries(door.refused)));
+  $('answers-section').hidden = !cards.length;
+  $('answers-title').textContent = traffic ? 'Answers' : state.upstream ? 'Root and door' : 'Door';
   $('answers').replaceChildren(...cards);
-  $('recent').replaceChildren(...traffic.recent.slice(0, 15).map((one) => {
+  if (!traffic) return;
+  $('recent').replaceChildren(...traffic.recent.slice(0, 10).map((one) => {
     const share = make('div', { className: 'share', role: 'img' });
     const carried = sum(one.shares.map((part) => part.bytes));
     const told = one.shares.filter((part) => part.bytes).map((part) => `${part.path} ${percent(part.bytes, carried)}`).join(', ');
@@ -304,14 +333,14 @@ function show(state) {
   $('about').textContent = `${state.version}, ${state.executor}, up for ${age(state.now_s - state.started_s)}`;
   tiles(state, total);
   chain(state, total, parts);
-  $('paths-section').hidden = $('player-section').hidden = !state.paths.length;
+  $('player-section').hidden = !state.paths.length;
   pathCards(state, parts);
   if (state.paths.length) {
     const svg = $('together').querySelector('svg') ?? $('together').appendChild(drawn('svg', { class: 'chart' }));
     const lines = state.paths.map((path, at) => ({ history: rates.get(path.name), colour: colourOf(at) }));
     const most = chart(svg, lines, 'Rate of all paths over the last minute');
-    const scale = $('together').querySelector('.scale') ?? $('together').appendChild(make('div', { className: 'scale' }));
-    scale.replaceChildren(make('span', { textContent: 'a minute ago' }), make('span', { textContent: `top ${bits(most)}` }), make('span', { textContent: 'now' }));
+    const legend = state.paths.map((path, at) => make('span', { colour: colourOf(at) }, make('span', { className: 'dot' }), `${path.name} ${percent(parts[at].rate, total)}`));
+    $('together').replaceChildren(svg, scale(most), make('div', { className: 'legend' }, ...legend));
     playable(state);
   }
   answers(state);
