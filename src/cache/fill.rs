@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     exec::{self, Interest},
-    net::{Conduit, Drained, Socket},
+    net::{Conduit, Drained, Limit, Socket},
 };
 
 /// Copies are written when so many bytes have gathered: a system call's cost is small next to copying them.
@@ -387,6 +387,9 @@ impl Fill {
         let has_room = self.cache.has_room_to_write();
         if !has_room && keeps {
             return false;
+        }
+        if !has_room {
+            Limit::CacheDisk.hit();
         }
         let bytes = std::mem::take(&mut self.gathered);
         let offset = self.handed;

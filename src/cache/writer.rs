@@ -26,7 +26,7 @@ use super::{
     object::Object,
     record::{BODY_OFFSET, Record},
 };
-use crate::net::Conduit;
+use crate::net::{Conduit, Limit};
 
 /// Writes that wait at most, each a pipe of up to 1 MiB: half of the large pipes that an unprivileged user gets.
 const WAITING_MAX: usize = 32;
@@ -180,6 +180,7 @@ fn write(shelf: &Shelf, object: &Arc<Object>, offset: u64, mut bytes: Conduit) {
     let outcome = file(shelf, object).and_then(|file| bytes.drain_to_file(file, BODY_OFFSET + offset));
     let Some(there) = object.written(span, outcome.is_ok()) else { return };
     if let Err(error) = outcome {
+        Limit::CacheDisk.hit();
         shelf.complain("an object cannot be written", &error);
         give_up(shelf, object);
     } else if object.unrecorded(there) >= RECORD_EVERY_BYTES || !object.is_growing() {

@@ -36,7 +36,7 @@ use crate::{
         fetch_error::FetchError,
         manager::{Incoming, Manager},
     },
-    net::{Legs, Listener},
+    net::{Legs, Limit, Listener},
 };
 
 use edge::Edge;
@@ -313,7 +313,13 @@ async fn carry(
         }
     };
     connection.account().add_carried(figures.carried());
-    outcome
+    match outcome {
+        // The client has left with all that was announced, before the word came that this was all.
+        Err(TransferError::Client(_)) if announced == Some(incoming.consumer.given()) => {
+            Ok(incoming.consumer.given())
+        }
+        outcome => outcome,
+    }
 }
 
 /// Resolves when nothing has moved for longer than the side that is waited for may take.
@@ -323,6 +329,9 @@ async fn stalled(progress: &Progress, client_stall_max: Duration) -> TransferErr
         let (side, bound) =
             if progress.on_client() { ("client", client_stall_max) } else { ("lanes", LANES_STALL_MAX) };
         if progress.moved_at().elapsed() >= bound {
+            if progress.on_client() {
+                Limit::ClientStall.hit();
+            }
             return TransferError::Stalled { side, seconds: bound.as_secs() };
         }
     }
@@ -332,6 +341,7 @@ async fn stalled(progress: &Progress, client_stall_max: Duration) -> TransferErr
 fn problem_of(error: &FetchError) -> Problem {
     let (status, side) = match error {
         FetchError::Busy => {
+            Limit::LanesWait.hit();
             return Problem::new(StatusCode::SERVICE_UNAVAILABLE, Side::Downstream, error)
                 .with_retry_after(RETRY_AFTER_S);
         }

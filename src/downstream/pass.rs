@@ -32,6 +32,7 @@ use crate::{
         manager::Manager,
         upload::{PIECES_MAX, Piece},
     },
+    net::Limit,
 };
 
 /// Such requests of one core that may run at once. Each has a lane for itself, and viewers need most of them.
@@ -69,6 +70,7 @@ impl Passage {
             Err(error) => return connection.respond_problem(&error.problem()).await,
         };
         if self.running.get() >= RUNNING_MAX {
+            Limit::Uploads.hit();
             let text = format_args!("busy: {RUNNING_MAX} requests that are no GET run already");
             let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, Side::Downstream, text);
             return connection.respond_problem(&problem.with_retry_after(RETRY_AFTER_S)).await;

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     exec,
-    net::{Admission, Crowded, Legs, Listener, Seat, Socket, Tally, Told},
+    net::{Admission, Crowded, Legs, Limit, Listener, Seat, Socket, Tally, Told},
 };
 
 /// Connections accepted, and requests of one connection answered, before other tasks get their turn: neither need ever
@@ -188,6 +188,9 @@ where
         let answered = answer(connection, request).await;
         connection.close_account(method, target, answered.is_ok());
         if let Err(error) = answered {
+            if error.kind() == io::ErrorKind::TimedOut {
+                Limit::ClientStall.hit();
+            }
             tracing::debug!(%error, "an answer was not completed");
             connection.abort();
             return;

@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     exec::{self, Interest, Patience},
-    net::Socket,
+    net::{Limit, Socket},
 };
 
 /// The largest head with the empty line that may stand before it.
@@ -352,6 +352,11 @@ impl HttpConnection {
     /// # Errors
     /// The client is gone or takes nothing.
     pub async fn respond_problem(&mut self, problem: &Problem) -> io::Result<()> {
+        match problem.status {
+            StatusCode::REQUEST_TIMEOUT => Limit::RequestTime.hit(),
+            StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Limit::HeadSize.hit(),
+            _ => {}
+        }
         let body = if self.is_head { String::new() } else { problem.body() };
         self.send_head(problem.head(), true, !body.is_empty()).await?;
         self.send(body.as_bytes(), false).await?;

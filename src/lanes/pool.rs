@@ -27,7 +27,7 @@ use tokio::sync::{Notify, oneshot};
 use super::{Lane, LaneError, PathReport, PathStatus, handshake};
 use crate::{
     exec::{self, Instant},
-    net::{Congestion, Names, ResolveError, Socket},
+    net::{Congestion, Limit, Names, ResolveError, Socket},
     wire::{key_ring::KeyRing, route::Transport},
 };
 
@@ -258,6 +258,9 @@ impl Pool {
                 return Err(busy());
             }
             waiting.push_back(Waiter { lease: send, is_urgent: Box::new(is_urgent) });
+        }
+        if !self.has_place() {
+            Limit::Lanes.hit();
         }
         self.dial_for_waiter();
         receive.await.unwrap_or_else(|_| Err(busy()))

@@ -32,7 +32,7 @@ use super::{
 use crate::{
     exec::{self, Budget, Instant},
     lanes::{LaneError, Lease},
-    net::{BATCH_BYTES, Conduit, Filled},
+    net::{BATCH_BYTES, Conduit, Filled, Limit},
     wire::{
         frame::{FIRST_CREDIT_BYTES, Frame, Reading},
         frame_check::FrameCheck,
@@ -443,6 +443,7 @@ impl Producer {
                     }
                 }
                 Err(exec::Elapsed) => {
+                    self.note_full(tap.unread());
                     self.lane.set_slow(self.slot.is_slow());
                     if self.slot.is_given_up() {
                         return Err(Stop::GivenUp);
@@ -464,6 +465,13 @@ impl Producer {
     /// With a slow client the lanes are not the bottleneck: their own back-pressure is the flow control.
     fn is_held_back(&self, tap: &Tap) -> bool {
         self.transfer.is_client_blocked() || !self.transfer.has_window(tap.unread())
+    }
+
+    /// `bytes` have waited for a while: because no more may be parked?
+    fn note_full(&self, bytes: usize) {
+        if !self.transfer.has_window(bytes) {
+            Limit::Parked.hit();
+        }
     }
 
     /// Resolves with true when bytes can be parked, with false when something else is to be done.
@@ -504,6 +512,7 @@ impl Producer {
             if or_over(&self.transfer, wait).await?.is_ok() {
                 break;
             }
+            self.note_full(len);
             self.lane.set_slow(self.slot.is_slow());
             if self.slot.is_given_up() {
                 return Err(Stop::GivenUp);

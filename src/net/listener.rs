@@ -19,7 +19,7 @@ use rustix::{io::Errno, net::SocketFlags};
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::sync::watch;
 
-use super::{Socket, Tally, Told, congestion, hand_over::Port, mptcp, pipe::close_idle_pipes};
+use super::{Limit, Socket, Tally, Told, congestion, hand_over::Port, mptcp, pipe::close_idle_pipes};
 use crate::{
     exec::{self, Interest, Watch},
     wire::route::Transport,
@@ -195,6 +195,7 @@ impl Listener {
                 Err(Errno::AGAIN) => self.watch.ready(Interest::Read).await?,
                 Err(Errno::MFILE | Errno::NFILE) if close_idle_pipes() => {}
                 Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
+                    Limit::Accept.hit();
                     if let Some(Told { since, .. }) = EXHAUSTED.count() {
                         tracing::warn!(%error, since, "no connection can be accepted now: raise `ulimit -n` or lower the load");
                     }

@@ -100,6 +100,7 @@ impl Sources {
             upstream: self.upstream.as_ref().map(|upstream| upstream_report(upstream)),
             clients_at: self.clients_at.map(|address| address.to_string()),
             library: self.library.clone(),
+            limits: net::Limit::ALL.map(|limit| (limit.name().to_owned(), limit.hits())).into(),
             ..Snapshot::default()
         };
         let censuses = join_all((0..exec::cores()).map(|core| ask(Core(core)))).await;

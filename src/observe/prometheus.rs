@@ -132,6 +132,8 @@ fn process(snapshot: &Snapshot, all: &mut Vec<Family>) {
     add("plait_buffers_idle", "Buffers in the pool", one(pools.buffers_idle as f64));
     add("plait_parked_bytes", "Payload that waits for earlier frames", one(snapshot.parked_bytes as f64));
     add("plait_parked_max_bytes", "Payload that may wait", one(snapshot.parked_bytes_max as f64));
+    let limits = snapshot.limits.iter().map(|(limit, hits)| (vec![("limit", limit.clone())], *hits));
+    add("plait_limits_hit_total", "Bounds that were met", Values::Counters(limits.collect()));
 }
 
 fn paths(paths: &[PathOnWire], all: &mut Vec<Family>) {

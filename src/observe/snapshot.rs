@@ -52,6 +52,9 @@ pub struct Snapshot {
     pub clients_at: Option<String>,
     /// Files that are known to be there.
     pub library: Vec<String>,
+    /// How often each bound was met that is not counted elsewhere.
+    #[serde(default)]
+    pub limits: BTreeMap<String, u64>,
 }
 
 /// One core of the process.

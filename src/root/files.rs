@@ -22,9 +22,12 @@ use rustix::{
     io::Errno,
 };
 
-use crate::http::{
-    file_response::FileFacts,
-    problem::{Problem, Side},
+use crate::{
+    http::{
+        file_response::FileFacts,
+        problem::{Problem, Side},
+    },
+    net::{Tally, Told},
 };
 
 /// What a directory answers with.
@@ -142,6 +145,17 @@ fn step_by_step(dir: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<Owned
 /// What leads out of the directory has no number.
 fn errno(error: io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::XDEV, Errno::from_raw_os_error)
+}
+
+/// Logs what keeps `path` from being sent, if that is the host's fault: now and then, since clients ask as often as they like.
+pub fn complain(error: &OpenError, path: &Path) {
+    static UNSENT: Tally = Tally::new();
+    if !matches!(error, OpenError::Exhausted(_) | OpenError::Broken(_)) {
+        return;
+    }
+    if let Some(Told { since, .. }) = UNSENT.count() {
+        tracing::warn!(path = %path.display(), since, "a file cannot be sent: {error}");
+    }
 }
 
 impl OpenError {

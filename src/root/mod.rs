@@ -30,9 +30,12 @@ use crate::{
         server::HttpConnection,
         target::relative_path,
     },
-    net::{Legs, Listener, sendfile},
+    net::{Legs, Listener, Tally, Told, sendfile},
 };
 use files::{OpenError, OpenFile};
+
+/// Files that became shorter while they were sent: as often as clients ask.
+static SHRUNK: Tally = Tally::new();
 
 /// What stands for itself in a path (RFC 3986 section 2.3) or separates its segments.
 const ESCAPED_IN_PATHS: &AsciiSet =
@@ -86,9 +89,7 @@ impl Root {
                 Ok(())
             }
             Err(error) => {
-                if matches!(error, OpenError::Exhausted(_) | OpenError::Broken(_)) {
-                    tracing::warn!(%error, path = %path.display(), "a file cannot be sent");
-                }
+                files::complain(&error, &path);
                 connection.respond_problem(&error.problem()).await
             }
         }
@@ -116,7 +117,9 @@ async fn send_file(
             connection.account().add_body_bytes(sent);
             if sent < len {
                 let missing = len - sent;
-                tracing::warn!(path = %path.display(), missing, "a file became shorter while it was sent");
+                if let Some(Told { since, .. }) = SHRUNK.count() {
+                    tracing::warn!(path = %path.display(), missing, since, "a file became shorter while it was sent");
+                }
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }

@@ -33,9 +33,7 @@ pub(super) async fn answer(directory: &OwnedFd, request: RequestHead) -> Answer 
     match open(directory, path.clone()).await {
         Ok(file) => plan(&request, &path, file),
         Err(error) => {
-            if matches!(error, OpenError::Exhausted(_) | OpenError::Broken(_)) {
-                tracing::warn!(path = %path.display(), "a file cannot be sent: {error}");
-            }
+            files::complain(&error, &path);
             Answer::problem(&error.problem(), &request.method)
         }
     }

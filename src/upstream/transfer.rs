@@ -25,7 +25,7 @@ use super::{
 use crate::{
     exec::{self, Instant},
     mp::stripe::{LaneId, LaneModel, Overcount, Piece, Striper, Turn},
-    net::{Conduit, Shared},
+    net::{Conduit, Limit, Shared},
     wire::{
         frame::{Outcome, Reading},
         reason::Reason,
@@ -227,7 +227,10 @@ impl Transfer {
         match turn {
             Turn::Fresh { want } if self.file().is_none() => match self.share.allowed(want) {
                 Some(want) => Turn::Fresh { want },
-                None => Turn::Wait { until: Some(self.now() + KEEP_PAUSE) },
+                None => {
+                    Limit::Kept.hit();
+                    Turn::Wait { until: Some(self.now() + KEEP_PAUSE) }
+                }
             },
             turn => turn,
         }

@@ -7,6 +7,7 @@ use crate::{
     client::ask,
     content::content,
     missing::skipped,
+    observe::limit_hits,
     process::{PLAIT, Process, Settings, run},
 };
 
@@ -37,7 +38,10 @@ fn start(mut command: Command, chain: &Chain, dir: &Path) -> (Process, SocketAdd
     for path in &chain.paths {
         command.args(["--path", path]);
     }
-    command.env("PLAIT_EXECUTOR", settings.executor).env("PLAIT_CORES", &settings.cores);
+    command
+        .env("PLAIT_ADMIN", "0")
+        .env("PLAIT_EXECUTOR", settings.executor)
+        .env("PLAIT_CORES", &settings.cores);
     Process::listening("downstream", &mut command)
 }
 
@@ -83,5 +87,6 @@ fn a_full_disk_costs_hits_and_is_told_once() {
     }
     assert!(hits < FILMS, "{hits} hits: not all of it can be there");
     downstream.wait_for_log("serving on without it");
+    assert!(limit_hits(downstream.admin(), "cache-disk") > 0.0);
     assert_eq!(downstream.log().matches("cannot be written").count(), 1, "{}", downstream.log());
 }

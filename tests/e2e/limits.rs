@@ -11,6 +11,7 @@ use crate::{
     chain::{Chain, Plan, text},
     client::{Answer, Client, ask},
     content::{content, hash},
+    observe::limit_hits,
     process::{DEADLINE, Process, Settings},
 };
 
@@ -116,7 +117,7 @@ fn a_flood_of_connections_beyond_the_bound() {
 #[test]
 fn slow_requests_and_idle_connections_end() {
     for executor in ["tokio-uring", "glommio"] {
-        let settings = Settings { executor, ..Settings::default() };
+        let settings = Settings { executor, admin: true, ..Settings::default() };
         let downstream = ["--request-timeout", "1", "--idle-timeout", "2"].map(String::from).to_vec();
         let chain =
             Plan { downstream, settings, ..Plan::default() }.start(|ground| ground.store("f", b"film"));
@@ -140,6 +141,11 @@ fn slow_requests_and_idle_connections_end() {
             std::thread::sleep(Duration::from_millis(50));
         }
         assert_eq!(dripping.answer("GET").unwrap().status(), 408);
+        assert_eq!(limit_hits(chain.downstream.admin(), "request-time"), 4.0);
+        assert_eq!(limit_hits(chain.downstream.admin(), "head-size"), 0.0);
+        let long = format!("X-Long: {}\r\n", "a".repeat(70_000));
+        assert_eq!(ask(chain.address, "GET", "/f", &long).status(), 431);
+        assert_eq!(limit_hits(chain.downstream.admin(), "head-size"), 1.0);
         // An idle connection ends without a word, before its first request and after one.
         let mut silent = Client::connect(chain.address);
         assert!(silent.is_closed());
@@ -154,7 +160,7 @@ fn slow_requests_and_idle_connections_end() {
 fn a_client_that_takes_nothing_is_cut_off() {
     for executor in ["tokio-uring", "glommio"] {
         let bytes = content(BIG);
-        let settings = Settings { executor, ..Settings::default() };
+        let settings = Settings { executor, admin: true, ..Settings::default() };
         let downstream = ["--stall-timeout", "3", "--lanes-max", "1"].map(String::from).to_vec();
         let chain =
             Plan { downstream, settings, ..Plan::default() }.start(|ground| ground.store("f", &bytes));
@@ -162,6 +168,7 @@ fn a_client_that_takes_nothing_is_cut_off() {
         stalled.request("GET", "/f", "");
         stalled.head().unwrap();
         chain.downstream.wait_for_log("client: no progress for 3 s");
+        assert_eq!(limit_hits(chain.downstream.admin(), "client-stall"), 1.0);
         assert!(stalled.some(BIG).is_err(), "what a client that was cut off has looks whole");
         let next = ask(chain.address, "GET", "/f", "Range: bytes=0-999999\r\n");
         assert!(next.body == bytes[..1_000_000], "{executor}: {}", next.status());
@@ -314,7 +321,7 @@ fn slow_clients_cannot_keep_all_lanes() {
 #[test]
 fn who_waits_too_long_for_a_lane_is_told_when_to_come_back() {
     let bytes = content(BIG);
-    let settings = Settings { cores: "0".into(), ..Settings::default() };
+    let settings = Settings { cores: "0".into(), admin: true, ..Settings::default() };
     let downstream = ["--lanes-max", "1"].map(String::from).to_vec();
     let chain =
         Plan { paths: 1, downstream, settings, ..Plan::default() }.start(|ground| ground.store("f", &bytes));
@@ -332,6 +339,10 @@ fn who_waits_too_long_for_a_lane_is_told_when_to_come_back() {
     let answer = waits.join().unwrap();
     assert_eq!((answer.status(), answer.header("retry-after")), (503, Some("5")), "{}", answer.text());
     assert!(answer.text().starts_with("downstream: all lanes are busy"), "{}", answer.text());
+    let admin = chain.downstream.admin();
+    // The steady one may have waited for a second lane, too.
+    assert!(limit_hits(admin, "lanes") >= 1.0);
+    assert_eq!(limit_hits(admin, "lanes-wait"), 1.0);
 }
 
 /// A role that takes lanes, with these flags more.
@@ -464,7 +475,7 @@ fn what_the_upstream_keeps_is_bounded() {
     for executor in ["tokio-uring", "glommio"] {
         let bytes = content(8_000_000);
         let wanted = hash(&bytes);
-        let settings = Settings { executor, no_splice: true, ..Settings::default() };
+        let settings = Settings { executor, no_splice: true, admin: true, ..Settings::default() };
         let ground = crate::chain::Ground::new();
         ground.store("f", &bytes);
         let (_root, root_at) = ground.start_root(&settings);
@@ -485,6 +496,7 @@ fn what_the_upstream_keeps_is_bounded() {
             .collect();
         assert_eq!(hash(&ask(address, "GET", "/f", "").body), wanted, "{executor}");
         let grown = upstream.resident_bytes().saturating_sub(before);
+        assert!(limit_hits(upstream.admin(), "kept") > 0.0);
         // 4 MB are kept, and pooled buffers have another 16 MiB; twenty windows of 4 MiB would take 80 more.
         assert!(grown < 40 << 20, "{executor}: {} MiB", grown >> 20);
         for (mut client, head) in stalled {

@@ -1,11 +1,17 @@
 //! What a chain says of itself: metrics, state, access log.
 
-use std::{collections::BTreeMap, net::SocketAddr, thread, time::Duration, time::Instant};
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddr, TcpListener},
+    thread,
+    time::Duration,
+    time::Instant,
+};
 
 use plait::observe::Snapshot;
 
 use crate::{
-    chain::{Chain, Plan},
+    chain::{Chain, Ground, Plan, Root, text},
     client::{Answer, Client, ask},
     content::content,
     process::{DEADLINE, Process, Settings},
@@ -182,6 +188,115 @@ fn each_request_is_a_line_of_the_log() {
             }
         }
     }
+}
+
+#[test]
+fn a_hit_is_seen_in_the_log_and_by_players() {
+    for log_format in ["text", "json"] {
+        let ground = Ground::new();
+        ground.store("f.mp4", &content(1_000_000));
+        let downstream = vec!["--cache".to_owned(), text(&ground.scratch("cache")).to_owned()];
+        let settings = Settings { log_format, ..Settings::default() };
+        let chain = Plan { settings, downstream, ..Plan::default() }.start_on(ground);
+        let first = ask(chain.address, "GET", "/f.mp4?0", "");
+        let timing = |answer: &Answer| answer.header("server-timing").unwrap().to_owned();
+        assert!(timing(&first).starts_with("cache;desc=miss"), "{}", timing(&first));
+        let mut asked = 0;
+        eventually("a hit", || {
+            asked += 1;
+            (timing(&ask(chain.address, "GET", "/f.mp4?0", "")) == "cache;desc=hit").then_some(())
+        });
+        chain.downstream.wait_for_log_times("GET /f.mp4?0", asked + 1);
+        let log = chain.downstream.log();
+        let lines: Vec<_> = log.lines().filter(|line| line.contains("GET /f.mp4?0")).collect();
+        let (first, last) = (lines[0], lines[asked]);
+        if log_format == "json" {
+            let read = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();
+            let (first, last) = (read(first), read(last));
+            assert_eq!((&first["cache"], &last["cache"]), (&"miss".into(), &"hit".into()));
+            assert!(first["stall_ms"].is_f64(), "{first}");
+            assert!(last["stall_ms"].is_null(), "no lane carried it: {last}");
+        } else {
+            assert!(first.contains("cache=\"miss\"") && first.contains("stall_ms="), "{first}");
+            assert!(last.contains("cache=\"hit\"") && !last.contains("stall_ms="), "{last}");
+        }
+    }
+}
+
+/// What clients can cause as often as they like is logged once in ten seconds.
+#[test]
+fn requests_are_no_flood_of_warnings() {
+    const REQUESTS: usize = 40;
+    let ground = Ground::new();
+    ground.store("f", b"film");
+    let settings = Settings::default();
+    // A root's descriptors are used up, and then those of an upstream that reads files itself.
+    let (root, root_at) = ground.start_root(&settings);
+    let (upstream, upstream_at) = ground.start_upstream(&settings, text(&ground.files()));
+    let (_downstream, address) = ground.start_downstream(&settings, &[upstream_at.to_string()], &[]);
+    for (process, address) in [(root, root_at), (upstream, address)] {
+        let mut client = Client::connect(address);
+        assert_eq!(client.ask("GET", "/f", "").unwrap().text(), "film");
+        process.limit_descriptors(3);
+        for _ in 0..REQUESTS {
+            assert_eq!(client.ask("GET", "/f", "").unwrap().status(), 503);
+        }
+        process.wait_for_log("a file cannot be sent");
+        // Two where the machine needed more than ten seconds for it.
+        let told = process.log().matches("a file cannot be sent").count();
+        assert!(told <= 2, "{told} lines about {REQUESTS} requests");
+    }
+}
+
+#[test]
+fn files_that_shrink_are_no_flood_of_warnings() {
+    const LENGTH: usize = 30_000_000;
+    let ground = Ground::new();
+    ground.store("f", &content(LENGTH));
+    let (root, address) = ground.start_root(&Settings::default());
+    // More than fits into the buffers of all of them is not sent yet when the file becomes shorter.
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            let mut client = Client::connect(address);
+            client.request("GET", "/f", "");
+            client.head().unwrap();
+            client
+        })
+        .collect();
+    std::fs::File::options().write(true).open(ground.files().join("f")).unwrap().set_len(1000).unwrap();
+    for mut client in clients {
+        assert!(client.some(LENGTH).is_err());
+    }
+    root.wait_for_log("a file became shorter");
+    let told = root.log().matches("a file became shorter").count();
+    assert!(told <= 2, "{told} lines about 8 requests");
+}
+
+/// How often the process at `address` met a bound.
+pub fn limit_hits(address: SocketAddr, limit: &str) -> f64 {
+    Scrape::of(address).sum("plait_limits_hit_total", &format!("limit=\"{limit}\""))
+}
+
+#[test]
+fn an_upload_too_many_is_counted() {
+    /// On a core, see `downstream::pass`.
+    const UPLOADS_MAX: usize = 64;
+    let settings = Settings { admin: true, cores: "0".into(), ..Settings::default() };
+    // It says nothing, so that no upload ends.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let root = Root::At(silent.local_addr().unwrap());
+    let downstream = ["--request-timeout", "60"].map(String::from).to_vec();
+    let chain = Plan { settings, root, downstream, ..Plan::default() }.start(|ground| ground.store("f", b""));
+    let mut uploads: Vec<_> = (0..=UPLOADS_MAX)
+        .map(|_| {
+            let mut client = Client::connect(chain.address);
+            client.request("POST", "/f", "Content-Length: 10\r\n");
+            client
+        })
+        .collect();
+    let refused = eventually("one too many", || uploads.iter().position(Client::has_answer));
+    assert_eq!(uploads[refused].answer("POST").unwrap().status(), 503);
+    assert_eq!(limit_hits(chain.downstream.admin(), "uploads"), 1.0);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
+    process::{Pid, PidfdFlags, Resource, Rlimit, Signal, kill_process, pidfd_open, prlimit},
 };
 
 /// What anything may take that takes milliseconds on a quiet machine: a debug build on a host with ten busy builders.
@@ -166,6 +166,12 @@ impl Process {
     /// Lets it go on.
     pub fn thaw(&self) {
         kill_process(self.pid(), Signal::CONT).unwrap();
+    }
+
+    /// It may open descriptors below this number only, from now on.
+    pub fn limit_descriptors(&self, max: u64) {
+        let limit = Rlimit { current: Some(max), maximum: Some(max) };
+        prlimit(Some(self.pid()), Resource::Nofile, limit).unwrap();
     }
 
     /// Tells it to read its settings again.

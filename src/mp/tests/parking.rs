@@ -7,8 +7,11 @@ use std::{
 };
 
 use super::*;
-use crate::mp::transfer::{WINDOW_BYTES, process_parked_bytes};
 use crate::wire::frame::{Frame, Reading};
+use crate::{
+    mp::transfer::{WINDOW_BYTES, process_parked_bytes},
+    net::Limit,
+};
 
 const MIB: usize = 1 << 20;
 
@@ -97,6 +100,7 @@ fn a_lane_far_ahead_stops_at_the_window() {
                 assert!(parked <= WINDOW_BYTES, "{setting}: {parked} bytes are parked");
                 assert!(parked > WINDOW_BYTES - 2 * MIB, "{setting}: only {parked} bytes are parked");
                 assert!(sent < wanted.len() - MIB, "{setting}: nothing held the lane back");
+                assert!(Limit::Parked.hits() > 0, "{setting}: nobody was told so");
                 begin.add(1);
             };
             futures_util::future::join(watched, fetch_whole(&manager, &wanted)).await;

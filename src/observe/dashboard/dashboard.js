@@ -90,7 +90,7 @@ function tiles(state, total) {
   if (state.upstream) shown.push(['Transfers', state.upstream.transfers, `${bytes(state.upstream.kept_bytes)} kept`]);
   shown.push(['Lanes', sum(values(state.ends).map((end) => end.standing)), '']);
   const refused = sum(values(state.doors).flatMap((door) => values(door.refused)))
-    + sum(values(state.clients).map((role) => role.turned_away)) + state.pools.pipes_refused;
+    + sum(values(state.clients).map((role) => role.turned_away)) + state.pools.pipes_refused + sum(values(state.limits));
   shown.push(['Limits hit', refused, '']);
   const seconds = before ? state.now_s - before.now_s : 0;
   const loads = state.cores.map((core) => {
@@ -228,6 +228,8 @@ function answers(state) {
   if (state.cache) cards.push(bars('Cache', ['hit', 'miss', 'collapsed', 'partial', 'bypass'].map((name, at) => [name, traffic.caches[at]])));
   if (state.upstream) cards.push(bars('First byte of the root', spread(state.upstream.root_first_byte, time)));
   for (const [role, door] of Object.entries(state.doors)) cards.push(bars(`Refused by the ${role}`, Object.entries(door.refused)));
+  const limits = Object.entries(state.limits).filter(([, count]) => count);
+  if (limits.length) cards.push(bars('Limits hit', limits));
   $('answers-section').hidden = !cards.length;
   $('answers-title').textContent = traffic ? 'Answers' : state.upstream ? 'Root and door' : 'Door';
   $('answers').replaceChildren(...cards);

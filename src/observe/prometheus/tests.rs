@@ -32,6 +32,14 @@ fn the_documentation_names_every_metric_and_no_other() {
 }
 
 #[test]
+fn the_documentation_names_every_limit_and_no_other() {
+    let (_, rows) = DOCS.split_once("| `limit` of `plait_limits_hit_total` | ").unwrap();
+    let rows = rows.lines().skip(2).map_while(|line| line.strip_prefix("| `"));
+    let documented: Vec<_> = rows.map(|row| row.split_once('`').unwrap().0).collect();
+    assert_eq!(documented, crate::net::Limit::ALL.map(crate::net::Limit::name));
+}
+
+#[test]
 fn labels_are_escaped_and_buckets_add_up() {
     let mut snapshot = Snapshot::default();
     snapshot.paths.push(PathOnWire { name: "a\"b\\c".into(), received_bytes: 7, ..Default::default() });
