@@ -2,24 +2,20 @@
 
 use std::{
     fs,
-    net::SocketAddr,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    thread::{self, JoinHandle},
+    thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use crate::{
     browser::{Browser, screenshots},
     chain::{Chain, Ground, Plan, text},
-    client::{Client, ask},
+    client::ask,
     content::content,
     missing::installed,
     observe::eventually,
     process::{Process, Settings},
+    viewers::Viewers,
 };
 
 /// What the issue promises: from a relay's end to its red picture.
@@ -27,7 +23,7 @@ const RED_MS: f64 = 2000.0;
 /// Of the film, so that it lasts for some seconds.
 const FILM_BYTES: usize = 60_000_000;
 /// What viewers watch.
-const FILMS: [&str; 3] = ["glacier", "harbour", "night-train"];
+const FILMS: [&str; 3] = ["/films/glacier.mp4", "/films/harbour.mp4", "/films/night-train.mp4"];
 /// Enough history for the pictures of docs/.
 const HISTORY: Duration = Duration::from_secs(62);
 
@@ -45,7 +41,7 @@ fn library(ground: &Ground) {
     ground.store("sample.mp4", &fs::read(sample.join("sample.mp4")).unwrap());
     fs::create_dir(ground.files().join("films")).unwrap();
     let film = content(FILM_BYTES);
-    FILMS.iter().for_each(|film_name| ground.store(&format!("films/{film_name}.mp4"), &film));
+    FILMS.iter().for_each(|name| ground.store(&name[1..], &film));
 }
 
 fn chain() -> Chain {
@@ -53,48 +49,6 @@ fn chain() -> Chain {
     library(&ground);
     let downstream = vec!["--cache".to_owned(), text(&ground.scratch("cache")).to_owned()];
     Plan { paths: 3, settings: watched(), downstream, ..Plan::default() }.start_on(ground)
-}
-
-/// Viewers who take a film slowly, one time after the other, until they are dropped: some 8 MB a second each. They ask for it past the cache,
-/// which would otherwise have all of it at once.
-struct Viewers {
-    enough: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Viewers {
-    fn of(address: SocketAddr, count: usize) -> Self {
-        let enough = Arc::new(AtomicBool::new(false));
-        let watch = |enough: Arc<AtomicBool>, film: &'static str| {
-            move || {
-                while !enough.load(Relaxed) {
-                    let mut client = Client::connect(address);
-                    client.request("GET", &format!("/films/{film}.mp4"), "Cache-Control: no-store\r\n");
-                    assert_eq!(client.head().unwrap().status, 200);
-                    for _ in 0..FILM_BYTES / 1_000_000 {
-                        client.some(1_000_000).unwrap();
-                        if !enough.load(Relaxed) {
-                            thread::sleep(Duration::from_millis(120));
-                        }
-                    }
-                }
-            }
-        };
-        let threads = FILMS[..count].iter().map(|film| thread::spawn(watch(enough.clone(), film))).collect();
-        Self { enough, threads }
-    }
-
-    /// They see it to its end.
-    fn leave(mut self) {
-        self.enough.store(true, Relaxed);
-        self.threads.drain(..).for_each(|viewer| viewer.join().unwrap());
-    }
-}
-
-impl Drop for Viewers {
-    fn drop(&mut self) {
-        self.enough.store(true, Relaxed);
-    }
 }
 
 /// Plays `target` with nothing but the keyboard.
@@ -160,7 +114,7 @@ fn the_dashboard_shows_rates_plays_videos_and_sees_a_relay_die() {
     browser.wait("document.querySelector('#status')?.textContent === 'all well'");
     browser.wait("document.querySelectorAll('.path .state').length === 3");
 
-    let viewers = Viewers::of(chain.address, 3);
+    let viewers = Viewers::of(chain.address, &FILMS, FILM_BYTES);
     browser.wait("Math.max(...[...rates.values()].flat()) > 1e6");
     // By hls.js, then what the browser plays itself; the second time from the cache.
     play(&mut browser, "/hls/index.m3u8");
@@ -217,7 +171,7 @@ fn every_role_has_a_dashboard_whose_numbers_move() {
     let (up, up_address) = Process::role("up", &watched(), args);
     let mut browser = Browser::start(&chain.ground.scratch("profile"));
     browser.size(1280, 900);
-    let viewers = [Viewers::of(chain.address, 2), Viewers::of(up_address, 2)];
+    let viewers = [chain.address, up_address].map(|address| Viewers::of(address, &FILMS[..2], FILM_BYTES));
     let root = chain.root.as_ref().unwrap();
     let roles = [("up", &up), ("relay", &chain.relays[0][0]), ("upstream", &chain.upstream), ("root", root)];
     for (role, process) in roles {

@@ -46,6 +46,8 @@ mod smuggling;
 mod spans;
 mod stopping;
 mod survive;
+mod top;
+mod viewers;
 
 // Where `scripted` finds it.
 use plait::wire;
