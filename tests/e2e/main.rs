@@ -34,6 +34,7 @@ mod operate;
 mod passing;
 mod players;
 mod process;
+mod prometheus;
 mod reload;
 mod roots;
 #[allow(dead_code, reason = "the tests of `lanes` and `mp` use the rest")]
