@@ -96,7 +96,7 @@ fn make(cache: &Path, count: u32) -> Outcome<()> {
 /// How many objects the process knows that has the cache; none before it answers.
 fn objects(cache: &Path) -> Outcome<u32> {
     let mut answer = Vec::new();
-    if console::ask(cache, &Order::Stat, &mut answer).is_err() {
+    if console::ask(cache, &Order::Stat, &mut answer, |_, _| ()).is_err() {
         return Ok(0);
     }
     let answer = String::from_utf8(answer)?;

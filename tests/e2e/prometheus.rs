@@ -13,7 +13,8 @@ use crate::{
     chain::{Ground, Plan, text},
     client::{Client, ask},
     content::content,
-    process::{Settings, installed, run},
+    missing::installed,
+    process::{Settings, run},
 };
 
 fn packaged(name: &str) -> PathBuf {
