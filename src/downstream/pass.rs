@@ -13,6 +13,7 @@ use http::{
     header::{CONTENT_LOCATION, LOCATION},
 };
 use tokio::sync::mpsc;
+use url::{Position, Url};
 
 use super::{
     RETRY_AFTER_S, RootAnswer, default_host, framed, problem_of, relay,
@@ -143,15 +144,20 @@ impl Passage {
         self.cache.forget_url(Key::of(&url));
         let host = url.strip_suffix(onward.target()).unwrap_or_default();
         for name in [LOCATION, CONTENT_LOCATION] {
-            let Some(place) = head.headers.get(name).and_then(|value| value.to_str().ok()) else { continue };
-            let other = match place.strip_prefix("http://") {
-                Some(other) if other.starts_with(host) => other.to_owned(),
-                None if place.starts_with('/') && !place.starts_with("//") => format!("{host}{place}"),
-                _ => continue,
-            };
-            self.cache.forget_url(Key::of(&other));
+            let place = head.headers.get(name).and_then(|value| value.to_str().ok());
+            if let Some(place) = place.and_then(|place| of_same_origin(&url, place)) {
+                self.cache.forget_url(Key::of(&format!("{host}{place}")));
+            }
         }
     }
+}
+
+/// Path and query of the place that `reference` leads to from `url`, a host and a target, if it is of the same origin
+/// (RFC 9110 section 4.3.1: scheme, host and port).
+fn of_same_origin(url: &str, reference: &str) -> Option<String> {
+    let base = Url::parse(&format!("http://{url}")).ok()?;
+    let place = base.join(reference).ok().filter(|place| place.origin() == base.origin())?;
+    Some(place[Position::BeforePath..Position::AfterQuery].to_owned())
 }
 
 fn told(status: StatusCode) -> (HeaderName, HeaderValue) {

@@ -6,6 +6,7 @@ mod ahead;
 mod bad_roots;
 mod browser;
 mod cache;
+mod cache_rules;
 mod chain;
 mod client;
 mod content;
