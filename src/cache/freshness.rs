@@ -30,6 +30,15 @@ const UNKNOWN_PLAYLIST_LIFETIME: Duration = Duration::from_secs(1);
 /// Heuristic freshness ends here, whatever the age of the file (RFC 9111 section 4.2.2 wants a limit; many use a day).
 const HEURISTIC_LIFETIME_MAX: Duration = Duration::from_secs(24 * 3600);
 
+/// RFC 5861 section 4: "an error is any situation that would result in a 500, 502, 503, or 504 HTTP response status code
+/// being returned".
+const STALE_IF: [StatusCode; 4] = [
+    StatusCode::INTERNAL_SERVER_ERROR,
+    StatusCode::BAD_GATEWAY,
+    StatusCode::SERVICE_UNAVAILABLE,
+    StatusCode::GATEWAY_TIMEOUT,
+];
+
 /// What servers call files whose type they do not know (nginx without types, S3, most others): their names tell more.
 const TELL_NOTHING: [&[u8]; 4] = [b"", b"text/plain", b"application/octet-stream", b"binary/octet-stream"];
 
@@ -57,8 +66,8 @@ pub fn may_store(request: &RequestHead, response: &ResponseHead) -> bool {
             || said.public
             || said.s_maxage.is_some()
             || said.max_age.is_some())
-        // Section 4.1: "A stored response with a Vary header field value containing a member "*" always fails to match."
-        && !list_elements(&response.headers, VARY).any(|name| name == b"*")
+        // It would never match.
+        && !varies_by_anything(&response.headers)
     // The last condition, about freshness, holds for 200 and 206, which are heuristically cacheable.
 }
 
@@ -217,13 +226,19 @@ impl Freshness {
         Verdict::Validate
     }
 
-    /// Whether it may stand in for an error: RFC 5861 section 4, in the response or in the request.
-    pub fn serves_on_error(&self, asked: &Directives, now: SystemTime) -> bool {
+    /// Whether it may stand in for an error of this status: RFC 5861 section 4, in the response or in the request.
+    pub fn serves_on_error(&self, status: StatusCode, asked: &Directives, now: SystemTime) -> bool {
         let allowed = self.said.stale_if_error.max(asked.stale_if_error);
-        !self.must_not_be_stale()
+        STALE_IF.contains(&status)
+            && !self.must_not_be_stale()
             && !self.said.no_cache
             && !asked.no_cache
             && allowed.is_some_and(|max| self.stale_for(now) <= max)
+    }
+
+    /// Whether it is stale and waits for the root's word, whoever asks.
+    pub fn is_held_back(&self, now: SystemTime) -> bool {
+        self.must_not_be_stale() && self.lifetime <= self.age(now)
     }
 
     /// RFC 9111 section 4.2.4: "A cache MUST NOT generate a stale response if it is prohibited by an explicit in-protocol
@@ -257,13 +272,19 @@ pub fn selecting_headers(request: &HeaderMap, response: &HeaderMap) -> HeaderMap
 /// Whether a stored response was selected by the same headers that this request has (RFC 9111 section 4.1: "all the
 /// presented request header fields nominated by that Vary field value match those fields in the original request").
 pub fn selects(request: &HeaderMap, response: &HeaderMap, selecting: &HeaderMap) -> bool {
-    varying(response).all(|name| {
-        // "transforming [...] by adding or removing whitespace" and "combining multiple header field lines" do not matter.
-        let members = |headers: &HeaderMap| {
-            list_elements(headers, name.clone()).map(<[u8]>::to_vec).collect::<Vec<_>>()
-        };
-        members(request) == members(selecting)
-    })
+    !varies_by_anything(response)
+        && varying(response).all(|name| {
+            // "transforming [...] by adding or removing whitespace" and "combining multiple header field lines" do not matter.
+            let members = |headers: &HeaderMap| {
+                list_elements(headers, name.clone()).map(<[u8]>::to_vec).collect::<Vec<_>>()
+            };
+            members(request) == members(selecting)
+        })
+}
+
+/// Section 4.1: "A stored response with a Vary header field value containing a member "*" always fails to match."
+fn varies_by_anything(response: &HeaderMap) -> bool {
+    list_elements(response, VARY).any(|name| name == b"*")
 }
 
 fn varying(response: &HeaderMap) -> impl Iterator<Item = HeaderName> {

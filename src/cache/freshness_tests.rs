@@ -120,13 +120,21 @@ fn stale_answers_of_rfc_5861() {
     let stored = freshness("Cache-Control: max-age=10, stale-while-revalidate=20, stale-if-error=100\r\n");
     let at = |after| stored.verdict(&asked(""), start() + s(after));
     assert_eq!((at(9), at(30), at(31)), (Verdict::Fresh, Verdict::WhileRevalidating, Verdict::Validate));
-    assert!(stored.serves_on_error(&asked(""), start() + s(110)));
-    assert!(!stored.serves_on_error(&asked(""), start() + s(111)));
-    assert!(!stored.serves_on_error(&asked("no-cache"), start() + s(20)));
-    assert!(freshness("").serves_on_error(&asked("stale-if-error=60"), start() + s(60)));
-    assert!(!freshness("").serves_on_error(&asked(""), start() + s(60)));
+    assert!(stored.serves_on_error(StatusCode::BAD_GATEWAY, &asked(""), start() + s(110)));
+    assert!(!stored.serves_on_error(StatusCode::BAD_GATEWAY, &asked(""), start() + s(111)));
+    assert!(!stored.serves_on_error(StatusCode::BAD_GATEWAY, &asked("no-cache"), start() + s(20)));
+    assert!(freshness("").serves_on_error(
+        StatusCode::BAD_GATEWAY,
+        &asked("stale-if-error=60"),
+        start() + s(60)
+    ));
+    assert!(!freshness("").serves_on_error(StatusCode::BAD_GATEWAY, &asked(""), start() + s(60)));
+    let answered =
+        |status| stored.serves_on_error(StatusCode::from_u16(status).unwrap(), &asked(""), start());
+    assert_eq!([500, 502, 503, 504].map(answered), [true; 4]);
+    assert_eq!([200, 404, 431, 501, 505].map(answered), [false; 5]);
     let strict = freshness("Cache-Control: max-age=10, must-revalidate, stale-if-error=100\r\n");
-    assert!(!strict.serves_on_error(&asked(""), start() + s(20)));
+    assert!(!strict.serves_on_error(StatusCode::BAD_GATEWAY, &asked(""), start() + s(20)));
 }
 
 #[test]
@@ -163,6 +171,10 @@ fn vary_selects_by_the_request() {
     assert!(!fits("accept-encoding: gzip\r\nx-y: 1\r\n"));
     assert!(!fits("accept-encoding: gzip, br\r\nx-y: 1\r\norigin: http://b\r\n"));
     assert!(!fits(""));
+    // What a 304 may have made of it.
+    for anything in ["Vary: *\r\n", "Vary: accept-encoding, *\r\n"] {
+        assert!(!selects(&first, &response(200, anything).headers, &first), "{anything}");
+    }
 }
 
 /// What the RFC never allows, whatever is said and asked.

@@ -14,18 +14,16 @@ use std::{
 };
 
 use futures_util::{FutureExt, pin_mut, select_biased};
-use http::{
-    HeaderMap, Method, StatusCode,
-    header::{HOST, RANGE},
-};
+use http::{Method, StatusCode, header::HOST};
 
 use super::{
     RootAnswer,
     ahead::{self, Ahead},
-    ask_root, default_host, fetch, relay,
+    ask_root, default_host, relay,
     sending::{Failure, Sending},
     stalled,
     stored::{self, Answer, CACHE_STATUS, Way},
+    validation::Confirmed,
 };
 use crate::{
     cache::{
@@ -33,7 +31,7 @@ use crate::{
         control::Directives,
         fill::{self, Attachment, Fill},
         freshness::{self, Verdict},
-        object::{Lead, Object},
+        object::{Lead, Object, Step},
         record::Meta,
     },
     exec,
@@ -135,22 +133,23 @@ impl<'a> Quest<'a> {
             let found = self.find();
             if let Some(object) = &found {
                 let (meta, now) = (object.meta(), SystemTime::now());
-                match meta.freshness.verdict(&self.asked, now) {
-                    Verdict::Fresh => return self.serve(connection, object, None, Way::Hit).await,
-                    Verdict::WhileRevalidating => {
-                        self.revalidate_meanwhile(object);
-                        return self.serve(connection, object, None, Way::Hit).await;
-                    }
+                let verdict = meta.freshness.verdict(&self.asked, now);
+                let way = match verdict {
+                    Verdict::Fresh | Verdict::WhileRevalidating => Some(Way::Hit),
                     // The root has confirmed it since this request came, for another one.
-                    Verdict::Validate if meta.received_at >= arrived => {
-                        return self.serve(connection, object, None, Way::Collapsed).await;
+                    Verdict::Validate if meta.received_at >= arrived => Some(Way::Collapsed),
+                    Verdict::Validate => None,
+                };
+                if let Some(way) = way.filter(|_| !self.asked.only_if_cached || self.is_there(object)) {
+                    if verdict == Verdict::WhileRevalidating {
+                        self.revalidate_meanwhile(object);
                     }
-                    Verdict::Validate => {}
+                    return self.serve(connection, object, None, way).await;
                 }
             }
             // RFC 9111 section 5.2.1.7: "respond with a 504 (Gateway Timeout) status code".
             if self.asked.only_if_cached {
-                let text = "it is not in the cache, and the request says only-if-cached";
+                let text = "it is not in the cache, or not all of it, and the request says only-if-cached";
                 return connection
                     .respond_problem(&Problem::new(StatusCode::GATEWAY_TIMEOUT, Side::Client, text))
                     .await;
@@ -167,11 +166,13 @@ impl<'a> Quest<'a> {
                 }
             }
         }
+        let requested_at = SystemTime::now();
         match ask_root(&self.edge.manager, connection, &self.onward).await? {
             Ok(answer) => {
                 let status = answer.head.status;
                 let way = if self.request.method == Method::GET { "bypass" } else { "method" };
-                self.pass_on(connection, answer, Way::Forwarded(way, status)).await
+                self.hear(&answer.head, requested_at);
+                self.pass_on(connection, answer, Way::Forwarded(way, Some(status))).await
             }
             Err(problem) => connection.respond_problem(&problem).await,
         }
@@ -185,6 +186,32 @@ impl<'a> Quest<'a> {
     /// Whether a stored response is of the variant that this request asks for.
     fn is_selected(&self, meta: &Meta) -> bool {
         freshness::selects(&self.onward.headers, &meta.headers, &meta.selecting)
+    }
+
+    /// Whether all bytes that the answer needs are there now.
+    fn is_there(&self, object: &Arc<Object>) -> bool {
+        let spans = match self.plan(object, &object.meta(), SystemTime::now()) {
+            _ if self.request.method != Method::GET => Vec::new(),
+            Answer::Send(_, span) => vec![span],
+            Answer::SendParts(_, _, parts) => parts.into_iter().map(multipart::span).collect(),
+            Answer::NotModified(_) | Answer::Refuse(_) => Vec::new(),
+        };
+        spans.into_iter().all(|span| {
+            let mut position = span.start;
+            // Who joins no answers begins no fetch by asking for a step.
+            while let Step::Present(there) = object.step(position..span.end, &mut None, false) {
+                position = there.end;
+                if position == span.end {
+                    return true;
+                }
+            }
+            span.is_empty()
+        })
+    }
+
+    fn plan(&self, object: &Object, meta: &Meta, now: SystemTime) -> Answer {
+        let ranges = stored::joins(object) || object.is_whole();
+        stored::plan(self.request, meta, object.len(), ranges, now)
     }
 
     /// Whether the root's answer may be of use to others, and others' to this request.
@@ -208,37 +235,51 @@ impl<'a> Quest<'a> {
             stored::validate(&mut onward.headers, &stale.meta());
         }
         let requested_at = SystemTime::now();
+        let why = self.why_asked(stale.as_deref(), requested_at);
         let answer = ask_root(&self.edge.manager, connection, &onward).await?;
-        let failed = answer.as_ref().map_or(true, |answer| answer.head.status.is_server_error());
-        if let Some(stale) = stale.as_ref().filter(|_| failed)
-            && stale.meta().freshness.serves_on_error(&self.asked, SystemTime::now())
+        let (status, answered) = match &answer {
+            Ok(answer) => (answer.head.status, Some(answer.head.status)),
+            Err(problem) => (problem.status, None),
+        };
+        let way = Way::Forwarded(why, answered);
+        let now = SystemTime::now();
+        if let Some(stale) = &stale
+            && stale.meta().freshness.serves_on_error(status, &self.asked, now)
         {
-            drop(asking);
-            return self.serve(connection, stale, None, Way::Hit).await;
+            drop((asking, answer));
+            return self.serve(connection, stale, None, way).await;
         }
+        // RFC 9111 section 5.2.2.2: a cache that is cut off "MUST generate an error response rather than reuse the stale
+        // response", which "SHOULD be a 504". Who makes a 502 on the way to the root is cut off like us.
+        let told = match &stale {
+            Some(stale) if status == StatusCode::BAD_GATEWAY && stale.meta().freshness.is_held_back(now) => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
+            _ => status,
+        };
         let answer = match answer {
-            Ok(answer) => answer,
-            Err(problem) => {
+            Ok(mut answer) => {
+                answer.head.status = told;
+                answer
+            }
+            Err(mut problem) => {
                 drop(asking);
+                problem.status = told;
                 return connection.respond_problem(&problem).await;
             }
         };
-        let why = match &stale {
-            None => "uri-miss",
-            Some(_) if self.asked.no_cache || self.asked.max_age.is_some() => "request",
-            Some(_) => "stale",
-        };
-        let way = Way::Forwarded(why, answer.head.status);
         if answer.head.status == StatusCode::NOT_MODIFIED
             && let Some(stale) = stale
         {
-            if self.freshen(&stale, &answer.head.headers, requested_at) {
+            let confirmed = self.confirm(&stale, &answer.head.headers, requested_at);
+            if confirmed != Confirmed::Stays {
+                asking.is_uncacheable();
+            }
+            if confirmed != Confirmed::Other {
                 drop((asking, answer));
                 return self.serve(connection, &stale, None, way).await;
             }
             // The root confirms something that it was not asked about.
-            self.edge.cache.forget_object(&stale);
-            asking.is_uncacheable();
             let text = "it answered 304 for another version than it was asked about";
             return connection
                 .respond_problem(&Problem::new(StatusCode::BAD_GATEWAY, Side::Root, text))
@@ -259,6 +300,17 @@ impl<'a> Quest<'a> {
                 drop(asking);
                 self.pass_on(connection, *answer, way).await
             }
+        }
+    }
+
+    /// Why the root is asked, though this may be stored (RFC 9211 section 2.2).
+    fn why_asked(&self, stored: Option<&Object>, now: SystemTime) -> &'static str {
+        let usually = |object: &Object| object.meta().freshness.verdict(&Directives::default(), now);
+        match stored {
+            Some(object) if usually(object) == Verdict::Fresh => "request",
+            Some(_) => "stale",
+            None if self.edge.cache.find(self.key, &self.url, |_| true).is_some() => "vary-miss",
+            None => "uri-miss",
         }
     }
 
@@ -341,44 +393,6 @@ impl<'a> Quest<'a> {
         Ok(())
     }
 
-    /// Takes over what a 304 says. False if it is about another version.
-    fn freshen(&self, object: &Arc<Object>, confirmed: &HeaderMap, requested_at: SystemTime) -> bool {
-        let meta = object.meta();
-        let Some(headers) = stored::freshened(&meta, confirmed) else { return false };
-        let times = requested_at..SystemTime::now();
-        object.set_meta(Meta::new(meta.url.clone(), headers, meta.selecting.clone(), times, meta.usual));
-        self.edge.cache.record(object);
-        true
-    }
-
-    /// Validates what is stale and served nevertheless, unless somebody does already.
-    fn revalidate_meanwhile(&self, object: &Arc<Object>) {
-        let Turn::Yours(asking) = self.edge.cache.turn(self.key) else { return };
-        let (manager, cache) = (self.edge.manager.clone(), self.edge.cache.clone());
-        let (object, mut onward) = (object.clone(), self.onward.clone());
-        onward.headers.remove(RANGE);
-        stored::validate(&mut onward.headers, &object.meta());
-        exec::spawn(async move {
-            let requested_at = SystemTime::now();
-            let Ok(answer) = fetch(&manager, &onward).await else { return };
-            let meta = object.meta();
-            match answer.head.status {
-                StatusCode::NOT_MODIFIED => {
-                    if let Some(headers) = stored::freshened(&meta, &answer.head.headers) {
-                        let times = requested_at..SystemTime::now();
-                        let (url, selecting) = (meta.url.clone(), meta.selecting.clone());
-                        object.set_meta(Meta::new(url, headers, selecting, times, meta.usual));
-                        cache.record(&object);
-                    }
-                }
-                // The next request fetches what there is now.
-                status if !status.is_server_error() => cache.forget_object(&object),
-                _ => {}
-            }
-            drop(asking);
-        });
-    }
-
     async fn pass_on(&self, connection: &mut HttpConnection, answer: RootAnswer, way: Way) -> io::Result<()> {
         let header = (CACHE_STATUS, stored::cache_status(way, None));
         connection.account().set_cache(way.cache_use());
@@ -395,8 +409,7 @@ impl<'a> Quest<'a> {
     ) -> io::Result<()> {
         let (meta, now) = (object.meta(), SystemTime::now());
         let joins = stored::joins(object);
-        let ranges = joins || object.is_whole();
-        let ranged = stored::plan(self.request, &meta, object.len(), ranges, now);
+        let ranged = self.plan(object, &meta, now);
         let status = stored::cache_status(way, Some((&meta, now)));
         connection.account().set_cache(way.cache_use());
         let (edge, onward) = (self.edge, &self.onward);
@@ -455,7 +468,7 @@ impl<'a> Quest<'a> {
             }
             Answer::Refuse(problem) => {
                 drop(begun);
-                return connection.respond_problem(&problem).await;
+                return connection.respond_problem_with(&problem, Some((CACHE_STATUS, status))).await;
             }
         };
         match outcome {

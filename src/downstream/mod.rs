@@ -10,6 +10,7 @@ mod hit;
 mod pass;
 mod sending;
 mod stored;
+mod validation;
 
 use std::{cell::OnceCell, io, rc::Rc, time::Duration};
 

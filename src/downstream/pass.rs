@@ -161,7 +161,7 @@ fn of_same_origin(url: &str, reference: &str) -> Option<String> {
 }
 
 fn told(status: StatusCode) -> (HeaderName, HeaderValue) {
-    (CACHE_STATUS, stored::cache_status(Way::Forwarded("method", status), None))
+    (CACHE_STATUS, stored::cache_status(Way::Forwarded("method", Some(status)), None))
 }
 
 /// Reads all of a body into `pieces`; a dropped other end stops it without harm.

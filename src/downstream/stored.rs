@@ -44,8 +44,8 @@ const NEVER_UPDATED: [HeaderName; 4] = [CONTENT_LENGTH, CONTENT_ENCODING, CONTEN
 pub(super) enum Way {
     /// `hit`.
     Hit,
-    /// `fwd=` and this, `fwd-status=`.
-    Forwarded(&'static str, StatusCode),
+    /// `fwd=` and this; `fwd-status=` if there was an answer.
+    Forwarded(&'static str, Option<StatusCode>),
     /// Another request's fetch brings it: `collapsed`.
     Collapsed,
     /// Some bytes are missing: `fwd=partial`.
@@ -72,12 +72,13 @@ pub(super) const HIT: &str = "plait; hit";
 pub(super) fn cache_status(way: Way, stored: Option<(&Meta, SystemTime)>) -> HeaderValue {
     let mut text = match way {
         Way::Hit => HIT.to_owned(),
-        Way::Forwarded(why, status) => format!("plait; fwd={why}; fwd-status={}", status.as_u16()),
+        Way::Forwarded(why, Some(status)) => format!("plait; fwd={why}; fwd-status={}", status.as_u16()),
+        Way::Forwarded(why, None) => format!("plait; fwd={why}"),
         Way::Collapsed => "plait; fwd=miss; collapsed".to_owned(),
         Way::Partial => "plait; fwd=partial".to_owned(),
     };
     if let Some((meta, now)) = stored {
-        if matches!(way, Way::Forwarded(_, status) if status != StatusCode::NOT_MODIFIED) {
+        if matches!(way, Way::Forwarded(_, Some(status)) if status.is_success()) {
             text.push_str("; stored");
         }
         text.push_str(&format!("; ttl={}", meta.freshness.ttl_s(now)));
@@ -246,8 +247,41 @@ pub(super) fn ignores_ranges(request: &RequestHead, status: StatusCode) -> bool 
     status == StatusCode::OK && is_part
 }
 
+/// What a 304 to `request` makes of what is stored, and whether that may stay stored; `None` if it is about something else.
+pub(super) fn confirmed(
+    request: &RequestHead,
+    stored: &Meta,
+    confirmed: &HeaderMap,
+    times: Range<SystemTime>,
+) -> Option<(Meta, bool)> {
+    let mut head = ResponseHead::new(StatusCode::OK);
+    head.headers = freshened(stored, confirmed)?;
+    let may_stay = freshness::may_store(request, &head);
+    // `Vary` may name more than before: it is for this request that the root has confirmed it.
+    let selecting = freshness::selecting_headers(&request.headers, &head.headers);
+    let meta = Meta::new(stored.url.clone(), head.headers, selecting, times, stored.usual);
+    let may_stay = may_stay && meta.is_storable();
+    Some((meta, may_stay))
+}
+
+/// Whether the 200 to a HEAD is about what is stored (RFC 9111 section 4.3.5); none if it does not say.
+pub(super) fn is_told_by_head(stored: &Meta, len: u64, told: &HeaderMap) -> Option<bool> {
+    let told_len = told.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if told_len.is_some_and(|told| told != len) {
+        return Some(false);
+    }
+    let same = |name| told.get(&name).map(|value| stored.headers.get(name) == Some(value));
+    match (same(ETAG), same(LAST_MODIFIED)) {
+        (Some(false), _) | (_, Some(false)) => Some(false),
+        // A date alone says less than the tag that is stored.
+        (None, Some(true)) if stored.headers.contains_key(ETAG) => None,
+        (None, None) => None,
+        _ => Some(true),
+    }
+}
+
 /// What a 304 makes of the stored headers (RFC 9111 section 3.2); `None` if it is about something else.
-pub(super) fn freshened(stored: &Meta, confirmed: &HeaderMap) -> Option<HeaderMap> {
+fn freshened(stored: &Meta, confirmed: &HeaderMap) -> Option<HeaderMap> {
     let tag = |headers: &HeaderMap| headers.get(ETAG).cloned();
     if let (Some(old), Some(new)) = (tag(&stored.headers), tag(confirmed)) {
         let (old, new) = (EntityTag::parse(old.as_bytes())?, EntityTag::parse(new.as_bytes())?);
@@ -273,7 +307,7 @@ pub(super) fn freshened(stored: &Meta, confirmed: &HeaderMap) -> Option<HeaderMa
 pub(super) fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     let mut headers = headers.clone();
     forward::strip_hop_by_hop(&mut headers);
-    for name in [CONTENT_LENGTH, CONTENT_RANGE, CACHE_STATUS] {
+    for name in [CONTENT_LENGTH, CONTENT_RANGE] {
         headers.remove(name);
     }
     headers

@@ -352,13 +352,27 @@ impl HttpConnection {
     /// # Errors
     /// The client is gone or takes nothing.
     pub async fn respond_problem(&mut self, problem: &Problem) -> io::Result<()> {
+        self.respond_problem_with(problem, None).await
+    }
+
+    /// The same with one more header, if that is given.
+    ///
+    /// # Errors
+    /// The client is gone or takes nothing.
+    pub async fn respond_problem_with(
+        &mut self,
+        problem: &Problem,
+        header: Option<(HeaderName, HeaderValue)>,
+    ) -> io::Result<()> {
         match problem.status {
             StatusCode::REQUEST_TIMEOUT => Limit::RequestTime.hit(),
             StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Limit::HeadSize.hit(),
             _ => {}
         }
         let body = if self.is_head { String::new() } else { problem.body() };
-        self.send_head(problem.head(), true, !body.is_empty()).await?;
+        let mut head = problem.head();
+        head.headers.extend(header);
+        self.send_head(head, true, !body.is_empty()).await?;
         self.send(body.as_bytes(), false).await?;
         self.account().add_body_bytes(body.len() as u64);
         self.finish_response();

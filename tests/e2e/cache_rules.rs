@@ -4,13 +4,135 @@
 use std::io::Write;
 
 use crate::{
-    cache::wait_until,
+    cache::{Film, LENGTH as FILM_LENGTH, film, get as get_film, wait_until},
     chain::{Plan, Root, text},
-    client::Client,
+    client::{Answer, Client, ask},
+    content::content,
+    revalidation::{Changing, LENGTH, check, get, look, store, way},
     roots::{After, Asked, ScriptedRoot},
 };
 
 const CACHED: &str = "Cache-Control: only-if-cached\r\n";
+
+/// The cache's members of `Cache-Status`, from the root's side on.
+fn ways(answer: &Answer) -> Vec<&str> {
+    let headers = answer.head.headers.iter();
+    headers.filter(|(name, _)| name == "cache-status").map(|(_, value)| value.as_str()).collect()
+}
+
+#[test]
+fn only_if_cached_asks_no_root_for_what_is_missing() {
+    let root = Film::start("Cache-Control: max-age=600\r\n");
+    let chain = crate::cache::chain(Root::At(root.root.address), Default::default());
+    crate::cache::check(&get_film(&chain, "Range: bytes=1000-1999\r\n"), &film(0), 1000..2000);
+    let cached = |headers: &str| get_film(&chain, &format!("{CACHED}{headers}"));
+    wait_until("its way into the cache", || cached("Range: bytes=1000-1999\r\n").status() == 206);
+    crate::cache::check(&cached("Range: bytes=1500-1999\r\n"), &film(0), 1500..2000);
+    for missing in [
+        "",
+        "Range: bytes=999-1999\r\n",
+        "Range: bytes=1000-2000\r\n",
+        "Range: bytes=-5\r\n",
+        "Range: bytes=1000-1010,5000-5010\r\n",
+    ] {
+        assert_eq!(cached(missing).status(), 504, "{missing}");
+    }
+    let parts = cached("Range: bytes=1000-1010,1900-1910\r\n");
+    assert!(parts.header("content-type").is_some_and(|kind| kind.starts_with("multipart/byteranges")));
+    // What needs no byte.
+    assert_eq!(ask(chain.address, "HEAD", "/f.mp4", CACHED).status(), 200);
+    assert_eq!(cached("If-None-Match: \"v0\"\r\n").status(), 304);
+    assert_eq!(cached("Range: bytes=9999999-\r\n").status(), 416);
+    assert_eq!(root.asked().len(), 1, "{:?}", root.asked());
+}
+
+#[test]
+fn only_if_cached_does_not_wait_for_what_another_fetches() {
+    let (go_on, goes_on) = std::sync::mpsc::channel::<()>();
+    let goes_on = std::sync::Mutex::new(goes_on);
+    let body = content(FILM_LENGTH);
+    let root = ScriptedRoot::start(move |_, stream| {
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nContent-Length: {FILM_LENGTH}\r\nETag: \"a\"\r\nCache-Control: max-age=600\r\n\r\n"
+        )?;
+        stream.write_all(&body[..FILM_LENGTH / 2])?;
+        let _ = goes_on.lock().unwrap().recv_timeout(crate::process::DEADLINE);
+        stream.write_all(&body[FILM_LENGTH / 2..])?;
+        Ok(After::Keep)
+    });
+    let chain = crate::cache::chain(Root::At(root.address), Default::default());
+    let mut first = Client::connect(chain.address);
+    first.request("GET", "/f.mp4", "");
+    let head = first.head().unwrap();
+    let some = first.some(FILM_LENGTH / 2).unwrap();
+    assert_eq!(get_film(&chain, CACHED).status(), 504);
+    go_on.send(()).unwrap();
+    let rest = first.some(FILM_LENGTH - some.len()).unwrap();
+    assert!(head.status == 200 && [some, rest].concat() == content(FILM_LENGTH));
+    wait_until("its way into the cache", || get_film(&chain, CACHED).status() == 200);
+    assert_eq!(root.asked().len(), 1);
+}
+
+#[test]
+fn if_range_is_about_what_is_stored() {
+    let date = "Sun, 09 Sep 2001 01:46:40 GMT";
+    let root =
+        Changing::start("Cache-Control: max-age=600\r\nLast-Modified: Sun, 09 Sep 2001 01:46:40 GMT\r\n", "");
+    let (chain, _dir) = root.chain();
+    store(&chain, "/f");
+    for (condition, status) in [
+        ("\"v0\"", 206),
+        (date, 206),
+        ("\"v1\"", 200),
+        ("W/\"v0\"", 200),
+        ("Sun, 09 Sep 2001 01:46:39 GMT", 200),
+        ("Sun, 09 Sep 2001 01:46:41 GMT", 200),
+        ("yesterday", 200),
+    ] {
+        let answer = get(&chain, "/f", &format!("Range: bytes=10-19\r\nIf-Range: {condition}\r\n"));
+        let film = content(LENGTH);
+        let wanted = if status == 206 { &film[10..20] } else { &film[..] };
+        assert_eq!(answer.status(), status, "{condition}");
+        assert!(answer.body == wanted, "{condition}");
+        assert!(way(&answer).starts_with("plait; hit"), "{condition}: {}", way(&answer));
+    }
+    assert_eq!(root.asked("/f").len(), 1);
+}
+
+#[test]
+fn encodings_pass_as_they_are_and_are_kept_apart() {
+    let (packed, plain) = (content(3001), content(4001));
+    let (packed_sent, plain_sent) = (packed.clone(), plain.clone());
+    let root = ScriptedRoot::start(move |asked, stream| {
+        let packs = asked.header("accept-encoding").is_some_and(|codings| codings.contains("gzip"));
+        let (body, coding) =
+            if packs { (&packed_sent, "Content-Encoding: gzip\r\n") } else { (&plain_sent, "") };
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nETag: \"{packs}\"\r\n{coding}Vary: Accept-Encoding\r\n\
+             Cache-Control: max-age=600\r\n\r\n",
+            body.len()
+        )?;
+        stream.write_all(body)?;
+        Ok(After::Keep)
+    });
+    let chain = crate::cache::chain(Root::At(root.address), Default::default());
+    for did in ["fwd=", "hit", "hit"] {
+        for (codings, body, coding) in
+            [("Accept-Encoding: gzip, br\r\n", &packed, Some("gzip")), ("", &plain, None)]
+        {
+            let answer = get(&chain, "/list.m3u8", codings);
+            assert!(answer.body == *body, "{codings}: {} other bytes", answer.body.len());
+            assert_eq!(answer.header("content-encoding"), coding);
+            assert_eq!(answer.header("vary"), Some("Accept-Encoding"));
+            let fwd = if coding.is_some() { "plait; fwd=uri-miss" } else { "plait; fwd=vary-miss" };
+            let did = if did == "hit" { "plait; " } else { fwd };
+            assert!(way(&answer).starts_with(did), "{did}: {}", way(&answer));
+        }
+    }
+    assert_eq!(root.asked().len(), 2, "one for each");
+}
 
 /// A root of anything, which answers other methods with the status and header lines that they ask for.
 fn obeying_root() -> ScriptedRoot {
@@ -77,4 +199,36 @@ fn a_change_takes_with_it_what_it_names_of_its_own_origin() {
             assert_eq!(is_stored(place), !goes, "{line}, {status}: {place:?}");
         }
     }
+}
+
+#[test]
+fn cache_status_keeps_what_caches_before_have_said() {
+    let before = "Origin; hit; ttl=30";
+    let root = Changing::start("Cache-Control: max-age=600\r\nCache-Status: Origin; hit; ttl=30\r\n", "");
+    let (chain, _dir) = root.chain();
+    #[track_caller]
+    fn says(answer: &Answer, status: u16, before: &str, did: &str) {
+        assert_eq!(answer.status(), status);
+        let ways = ways(answer);
+        assert!(ways.len() == 2 && ways[0] == before && ways[1].starts_with(did), "{did}: {ways:?}");
+    }
+    says(&get(&chain, "/f", ""), 200, before, "plait; fwd=uri-miss; fwd-status=200; stored; ttl=");
+    wait_until("its way into the cache", || look(&chain, "/f").status() == 200);
+    says(&get(&chain, "/f", ""), 200, before, "plait; hit; ttl=");
+    says(&get(&chain, "/f", "Range: bytes=0-9\r\n"), 206, before, "plait; hit; ttl=");
+    says(&get(&chain, "/f", "If-None-Match: \"v0\"\r\n"), 304, before, "plait; hit; ttl=");
+    says(&get(&chain, "/g", "Cache-Control: no-store\r\n"), 200, before, "plait; fwd=bypass; fwd-status=200");
+    // Our own answers that are about what is stored; those that are not say nothing (RFC 9211 section 2).
+    let refused = get(&chain, "/f", "Range: bytes=9000-\r\n");
+    assert!(refused.status() == 416 && way(&refused).starts_with("plait; hit; ttl="), "{}", way(&refused));
+    let refused = get(&chain, "/f", "If-Match: \"x\"\r\n");
+    assert!(refused.status() == 412 && way(&refused).starts_with("plait; hit; ttl="), "{}", way(&refused));
+    let missing = get(&chain, "/missing", CACHED);
+    assert_eq!((missing.status(), ways(&missing).len()), (504, 0));
+    // Where the root's 304 says something else, that is stored.
+    root.change(|manner| manner.confirms = "Cache-Control: max-age=600\r\nCache-Status: Other; hit\r\n");
+    let confirmed = get(&chain, "/f", "Cache-Control: no-cache\r\n");
+    says(&confirmed, 200, "Other; hit", "plait; fwd=request; fwd-status=304; ttl=");
+    says(&get(&chain, "/f", ""), 200, "Other; hit", "plait; hit; ttl=");
+    check(&get(&chain, "/f", ""), &content(LENGTH), "Other; hit");
 }

@@ -37,6 +37,7 @@ mod players;
 mod process;
 mod prometheus;
 mod reload;
+mod revalidation;
 mod roots;
 #[allow(dead_code, reason = "the tests of `lanes` and `mp` use the rest")]
 #[path = "../../src/lanes/tests/scripted.rs"]
