@@ -122,6 +122,9 @@ pub async fn serve<A>(
         if limits.passes_bodies {
             connection = connection.passing_bodies();
         }
+        if side == Side::Downstream {
+            connection = connection.read_by_pages();
+        }
         let running = running.clone();
         match admitted {
             Ok(seat) => {

@@ -15,8 +15,7 @@ use http::{
 use super::{request::RequestHead, response::ResponseHead};
 
 /// What players look at besides the few headers that scripts may always read.
-const EXPOSED: &str =
-    "Accept-Ranges, Age, Cache-Status, Content-Encoding, Content-Length, Content-Range, Date, ETag";
+const EXPOSED: &str = "Accept-Ranges, Age, Cache-Status, Content-Encoding, Content-Length, Content-Range, Date, ETag, Retry-After";
 /// Browsers ask again after a day, or after two hours if that is their limit.
 const PREFLIGHT_LIFETIME_S: u64 = 86_400;
 

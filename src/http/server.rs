@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use super::{
     account::Account,
     body::{BodyReader, RequestBodyError},
-    cors::is_preflight,
+    cors::{self, is_preflight},
     head::{MAX_HEAD_BYTES, Version, write_header},
     problem::{Problem, Side},
     request::{BodyLen, Parsed, RequestHead, parse_request},
@@ -108,6 +108,8 @@ pub struct HttpConnection {
     is_used: bool,
     /// See [`HttpConnection::passing_bodies`].
     passes_bodies: bool,
+    /// See [`HttpConnection::read_by_pages`].
+    serves_pages: bool,
     /// The body of the request that was given out is still to be read.
     has_body: bool,
     /// Of the request that is answered now.
@@ -185,6 +187,7 @@ impl HttpConnection {
             client_stays: true,
             is_used: false,
             passes_bodies: false,
+            serves_pages: false,
             has_body: false,
             account: RefCell::default(),
             traffic: None,
@@ -221,6 +224,12 @@ impl HttpConnection {
     /// [`HttpConnection::body`].
     pub fn passing_bodies(mut self) -> Self {
         self.passes_bodies = true;
+        self
+    }
+
+    /// Lets scripts of any page read our own answers: one that says why there is no film is of use to a player, too.
+    pub fn read_by_pages(mut self) -> Self {
+        self.serves_pages = true;
         self
     }
 
@@ -372,6 +381,9 @@ impl HttpConnection {
         let body = if self.is_head { String::new() } else { problem.body() };
         let mut head = problem.head();
         head.headers.extend(header);
+        if self.serves_pages {
+            cors::allow_reading(&mut head.headers);
+        }
         self.send_head(head, true, !body.is_empty()).await?;
         self.send(body.as_bytes(), false).await?;
         self.account().add_body_bytes(body.len() as u64);

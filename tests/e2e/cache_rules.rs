@@ -202,6 +202,38 @@ fn a_change_takes_with_it_what_it_names_of_its_own_origin() {
 }
 
 #[test]
+fn our_own_answers_may_be_read_by_any_page() {
+    #[track_caller]
+    fn may_be_read(answer: &Answer, status: u16) {
+        assert_eq!(answer.status(), status, "{}", answer.text());
+        assert_eq!(answer.header("access-control-allow-origin"), Some("*"), "{status}");
+        let exposed = answer.header("access-control-expose-headers").unwrap_or_default();
+        assert!(exposed.contains("Retry-After") && exposed.contains("Content-Range"), "{status}: {exposed}");
+    }
+    let root = Changing::start("Cache-Control: max-age=600\r\n", "");
+    let (chain, _dir) = root.chain();
+    store(&chain, "/f");
+    let origin = "Origin: https://player.example\r\n";
+    may_be_read(&get(&chain, "/f", &format!("{origin}Range: bytes=9000-\r\n")), 416);
+    may_be_read(&get(&chain, "/f", &format!("{origin}If-Match: \"x\"\r\n")), 412);
+    may_be_read(&get(&chain, "/g", &format!("{origin}{CACHED}")), 504);
+    root.change(|manner| manner.resets = true);
+    may_be_read(&get(&chain, "/g", origin), 502);
+    may_be_read(&ask(chain.address, "DELETE", "/g", origin), 502);
+    let mut client = Client::connect(chain.address);
+    client.send("GET / HTTP/1.1\r\n\r\n");
+    may_be_read(&client.answer("GET").unwrap(), 400);
+    // Without a cache, too: this one says when to come back.
+    let downstream = ["--max-per-address", "1"].map(str::to_owned).to_vec();
+    let chain = Plan { downstream, ..Plan::default() }.start(|ground| ground.store("f", b"film"));
+    let mut first = Client::connect(chain.address);
+    assert_eq!(first.ask("GET", "/f", "").unwrap().status(), 200);
+    let answer = Client::connect(chain.address).answer("GET").unwrap();
+    may_be_read(&answer, 503);
+    assert!(answer.header("retry-after").is_some());
+}
+
+#[test]
 fn cache_status_keeps_what_caches_before_have_said() {
     let before = "Origin; hit; ttl=30";
     let root = Changing::start("Cache-Control: max-age=600\r\nCache-Status: Origin; hit; ttl=30\r\n", "");
