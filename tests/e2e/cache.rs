@@ -139,7 +139,9 @@ fn the_second_answer_comes_from_the_cache() {
         let chain = chain(Root::At(film_root.root.address), settings);
         let first = get(&chain, "");
         check(&first, &film(0), 0..LENGTH);
-        assert_eq!(status(&first), "plait; fwd=uri-miss; fwd-status=200; stored; ttl=60");
+        let way = status(&first).strip_prefix("plait; fwd=uri-miss; fwd-status=200; stored; ttl=");
+        // Its Date has whole seconds, one of which may have ended.
+        assert!(matches!(way, Some("60" | "59")), "{}", status(&first));
         for (headers, span) in [
             ("", 0..LENGTH),
             ("Range: bytes=0-1\r\n", 0..2),
