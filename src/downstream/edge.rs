@@ -477,10 +477,7 @@ impl<'a> Quest<'a> {
                 Ok(())
             }
             Err(Failure::Problem(problem)) => connection.respond_problem(&problem).await,
-            Err(Failure::Answered(answer)) => {
-                let way = Way::Forwarded("partial", answer.head.status);
-                self.pass_on(connection, *answer, way).await
-            }
+            Err(Failure::Answered(answer)) => self.pass_on(connection, *answer, Way::Partial).await,
             Err(Failure::Outdated) if self.begun_anew.get() < ANEW_MAX => {
                 self.begun_anew.set(self.begun_anew.get() + 1);
                 Box::pin(self.answer(connection)).await

@@ -126,18 +126,21 @@ mod tests {
     fn deliver(content: &[u8], offset: u64, len: u64, copies: bool) -> (u64, Vec<u8>) {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content).unwrap();
-        let ((outcome, sent), received) = deliver_file(&file, offset, len, copies);
-        outcome.unwrap();
-        (sent, received)
+        let delivery = deliver_file(&file, offset, len, copies);
+        assert_eq!(delivery.error, None);
+        (delivery.sent, delivery.received)
     }
 
-    /// The same of a file; the error's number, and how many bytes were counted.
-    fn deliver_file(
-        file: &File,
-        offset: u64,
-        len: u64,
-        copies: bool,
-    ) -> ((Result<(), Option<i32>>, u64), Vec<u8>) {
+    struct Delivery {
+        /// Its number.
+        error: Option<i32>,
+        /// As counted.
+        sent: u64,
+        received: Vec<u8>,
+    }
+
+    /// The same of a file.
+    fn deliver_file(file: &File, offset: u64, len: u64, copies: bool) -> Delivery {
         let file = file.try_clone().unwrap();
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let address = listener.local_addr().unwrap();
@@ -156,11 +159,12 @@ mod tests {
                 let (stall_max, mut sent) = (Duration::from_secs(20), 0);
                 let outcome =
                     send_range(&socket, file.as_fd(), (offset, len), stall_max, copies, &mut sent).await;
-                tell.send((outcome.map_err(|error| error.raw_os_error()), sent)).unwrap();
+                tell.send((outcome.err().and_then(|error| error.raw_os_error()), sent)).unwrap();
             }
         })
         .unwrap();
-        (told.recv().unwrap(), reader.join().unwrap())
+        let (error, sent) = told.recv().unwrap();
+        Delivery { error, sent, received: reader.join().unwrap() }
     }
 
     #[test]
@@ -198,9 +202,9 @@ mod tests {
         };
         let end = span(lines.windows(2).find(before_a_gap).expect("a gap")[0]).unwrap().1;
         let memory = File::open("/proc/self/mem").unwrap();
-        let ((outcome, sent), received) = deliver_file(&memory, end - 4096, 8192, true);
-        assert_eq!(outcome, Err(Some(Errno::IO.raw_os_error())));
-        assert_eq!((sent, received.len()), (4096, 4096));
+        let delivery = deliver_file(&memory, end - 4096, 8192, true);
+        assert_eq!(delivery.error, Some(Errno::IO.raw_os_error()));
+        assert_eq!((delivery.sent, delivery.received.len()), (4096, 4096));
     }
 
     #[test]

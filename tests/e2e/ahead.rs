@@ -71,10 +71,39 @@ fn who_reads_on_finds_the_next_bytes_there_and_who_seeks_costs_nothing_more() {
     for first in [0, 500_000] {
         get("/reads.mp4", first, 500_000);
     }
+    wait_until("the bytes that follow", || present(&chain, "/reads.mp4") == 1_000_000 + (2 << 20));
     for first in [1_000_000, 1_500_000, 2_000_000, 2_500_000] {
-        wait_until("the bytes that follow", || present(&chain, "/reads.mp4") >= first as u64 + 500_000);
         assert!(get("/reads.mp4", first, 500_000).starts_with("plait; hit"), "{first}");
     }
+}
+
+#[test]
+fn what_must_not_be_stored_is_not_kept_ahead() {
+    let film = content(FILM);
+    let body = film.clone();
+    let root = ScriptedRoot::start(move |asked, stream| {
+        let (first, _) = asked.header("range").unwrap()["bytes=".len()..].split_once('-').unwrap();
+        let is_behind = first.parse::<usize>().unwrap() >= 1_000_000;
+        let headers =
+            if is_behind { "Cache-Control: no-store\r\n" } else { "Cache-Control: max-age=600\r\n" };
+        serve_film(asked, stream, &body, "\"a\"", headers)
+    });
+    let chain = chain(Root::At(root.address), Settings::default());
+    let mut viewer = Client::connect(chain.address);
+    let mut get = |first: usize| {
+        let range = format!("Range: bytes={first}-{}\r\n", first + 499_999);
+        let answer = viewer.ask("GET", "/f.mp4", &range).unwrap();
+        check(&answer, &film, first..first + 500_000);
+        status(&answer).to_owned()
+    };
+    get(0);
+    get(500_000);
+    let asked = |range: &str| root.asked().iter().any(|asked| asked.header("range") == Some(range));
+    wait_until("the fetch of the bytes that follow", || asked("bytes=1000000-3097151"));
+    // What is there is not for others any more.
+    wait_until("the end of the object", || present(&chain, "/f.mp4") == 0);
+    assert!(!get(1_000_000).starts_with("plait; hit"));
+    assert!(asked("bytes=1000000-1499999"), "{:?}", root.asked());
 }
 
 /// A playlist of four segments at `/l.m3u8`, and `segment` at `/sN.ts`.

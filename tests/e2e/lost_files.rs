@@ -1,13 +1,14 @@
 //! Files of the cache that lose their bytes under a running process, and accounts of what is on the disk.
 
-use std::{fs, os::unix::fs::MetadataExt};
+use std::{fs, io::Write, os::unix::fs::MetadataExt};
 
 use crate::{
-    cache::{cache_dir, each_setting, get, object_files, start_on, status, wait_until},
+    cache::{cache_dir, chain, each_setting, get, object_files, start_on, status, wait_until},
     chain::{Chain, Ground, Plan, Root, text},
-    client::{Client, ask},
+    client::{Client, ask, try_get},
     content::content,
     process::Settings,
+    roots::{After, ScriptedRoot},
 };
 
 /// More than a connection holds on its way, twice.
@@ -66,6 +67,23 @@ fn a_file_that_is_cut_off_costs_no_answer() {
         let told = chain.downstream.log().matches("has lost bytes").count();
         assert_eq!(told, 1, "{}", chain.downstream.log());
     });
+}
+
+/// Without a validator nobody can tell whether the rest would fit.
+#[test]
+fn what_cannot_be_joined_breaks_visibly() {
+    let film = content(3_000_000);
+    let body = film.clone();
+    let root = ScriptedRoot::start(move |_, stream| {
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n", body.len())?;
+        write!(stream, "Cache-Control: max-age=600\r\n\r\n")?;
+        stream.write_all(&body).map(|()| After::Keep)
+    });
+    let chain = chain(Root::At(root.address), Settings::default());
+    wait_until("the whole object", || status(&get(&chain, "")).starts_with("plait; hit"));
+    cut_off(&chain.ground, 1 << 20);
+    assert!(try_get(chain.address, "GET", "/f.mp4", "").is_err(), "a third looks like the whole");
+    assert!(get(&chain, "").body == film);
 }
 
 /// Objects and bytes, as `plait cache stat` says.
