@@ -236,6 +236,32 @@ impl Knock {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exec::on_simulator::{passed, simulate};
+
+    /// Hellos that end at once, and come as fast as they may: places bound their rate, too.
+    #[test]
+    fn hellos_beyond_the_rate_are_turned_away() {
+        const SECONDS: usize = 5;
+        let peer = |host: u8| SocketAddr::from(([192, 0, 2, host], 1));
+        let heard = |hosts: std::ops::Range<u8>| async move {
+            let door = Door::new(8);
+            let mut heard = 0;
+            while passed() < Duration::from_secs(SECONDS as u64) {
+                for host in hosts.clone() {
+                    let Some(knock) = door.knock(peer(host)) else { continue };
+                    knock.hear(std::pin::pin!(async { Ok(()) })).await.unwrap();
+                    heard += 1;
+                }
+                exec::sleep(Duration::from_millis(10)).await;
+            }
+            heard
+        };
+        for (hosts, per_second) in [(1..2, 2), (1..100, 8)] {
+            let (heard, _) = simulate(1, 1, heard(hosts.clone()));
+            let bound = per_second * (SECONDS - 1)..=per_second * SECONDS;
+            assert!(bound.contains(&heard), "{heard} hellos of {hosts:?} in {SECONDS} s");
+        }
+    }
 
     #[test]
     fn who_is_silent_for_the_longest_makes_room() {

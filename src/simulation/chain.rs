@@ -64,16 +64,16 @@ pub(super) struct PathLegs {
     pub(super) far: Rc<Link>,
 }
 
-fn keys() -> Arc<KeyRing> {
+pub(super) fn keys() -> Arc<KeyRing> {
     Arc::new(KeyRing::of(Key::from_bytes([7; 32])))
 }
 
-fn relay_address(path: usize) -> SocketAddr {
+pub(super) fn relay_address(path: usize) -> SocketAddr {
     format!("10.0.1.{}:7000", path + 1).parse().unwrap()
 }
 
 /// An upstream has an address for each path, so that each has a link of its own.
-fn upstream_address(path: usize) -> SocketAddr {
+pub(super) fn upstream_address(path: usize) -> SocketAddr {
     format!("10.0.2.{}:9000", path + 1).parse().unwrap()
 }
 
@@ -196,6 +196,19 @@ impl Chain {
             on_simulator::kill(process);
             drop(upstream);
         }
+    }
+
+    /// Puts whatever `accept` does in the place of the only upstream.
+    pub(super) fn replace_upstream(&self, accept: Rc<dyn Fn(Socket, SocketAddr)>) {
+        self.kill_upstream(0);
+        for path in self.paths_of(0) {
+            self.network.listen(upstream_address(path), &self.legs[path].far, Some(accept.clone()));
+        }
+    }
+
+    /// Lanes that a transfer has.
+    pub(super) fn leased(&self) -> usize {
+        self.all_paths.iter().map(|path| path.leased()).sum()
     }
 
     /// Takes `path` out of the downstream's configuration, or puts it back.

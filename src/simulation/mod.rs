@@ -23,6 +23,7 @@ pub(crate) mod ledger;
 mod root;
 mod scenario;
 mod tests;
+mod timed;
 
 use std::{ops::AddAssign, rc::Rc, time::Duration};
 

@@ -148,33 +148,38 @@ fn an_upstream_that_sends_the_same_frame_for_ever() {
     assert!(outcomes.iter().all(Result::is_err), "{outcomes:?}");
 }
 
+// Those that bring something, or may yet, have time until their deadlines, which `simulation::timed` waits for. Here their
+// clients leave before; none may have taken what came for the whole.
+
 /// Frames of one byte, in order and without an end: slow, and nothing worse.
 #[test]
 fn an_upstream_that_sends_byte_by_byte() {
-    beside_upstream(2, |lane, transfer| {
+    let outcomes = beside_upstream(2, |lane, transfer| {
         lane.head(transfer)?;
         for from in (0..).step_by(500) {
             lane.stream.write_all(&batch(|seq| byte(transfer, seq, false), b"x", from))?;
         }
         Ok(())
     });
+    assert!(outcomes.iter().all(Result::is_err), "{outcomes:?}");
 }
 
 /// The first byte never comes, and thousands behind it do: each waits in a place of its own.
 #[test]
 fn an_upstream_that_leaves_out_the_first_byte() {
-    beside_upstream(100, |lane, transfer| {
+    let outcomes = beside_upstream(100, |lane, transfer| {
         lane.head(transfer)?;
         for from in (1..100_000).step_by(500) {
             lane.stream.write_all(&batch(|seq| byte(transfer, seq, false), b"x", from))?;
         }
         Ok(())
     });
+    assert!(outcomes.iter().all(Result::is_err), "{outcomes:?}");
 }
 
 #[test]
 fn an_upstream_whose_head_drips() {
-    beside_upstream(20, |lane, transfer| {
+    let outcomes = beside_upstream(20, |lane, transfer| {
         let frame = Frame::Head { transfer, head_len: FrameLen(64 << 10) };
         lane.stream.write_all(&frame.encode())?;
         loop {
@@ -182,6 +187,8 @@ fn an_upstream_whose_head_drips() {
             thread::sleep(Duration::from_millis(1));
         }
     });
+    // Who is told in time gets a 5xx.
+    assert!(outcomes.iter().all(|outcome| !matches!(outcome, Ok(..500))), "{outcomes:?}");
 }
 
 // A hostile downstream.
