@@ -14,8 +14,9 @@ use crate::{
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
-/// Nothing, one byte, and around the sizes of frames.
-const LENGTHS: [usize; 8] = [0, 1, 64 * KIB - 1, 64 * KIB, 64 * KIB + 1, MIB - 1, MIB, MIB + 1];
+/// Nothing, one byte, and around the sizes of frames: the smallest, the first and the largest with its head.
+const LENGTHS: [usize; 11] =
+    [0, 1, 16 * KIB - 1, 16 * KIB, 16 * KIB + 1, 64 * KIB - 1, 64 * KIB, 64 * KIB + 1, MIB - 1, MIB, MIB + 1];
 
 /// Many times what all queues, pipes and socket buffers of a chain hold.
 const BIG: usize = 200_000_000;
@@ -111,7 +112,7 @@ chains! { check;
     two_paths_three_relays: 2 paths, depth 3, "tokio-uring", "auto", Nginx;
     four_paths_direct: 4 paths, depth 0, "tokio-uring", "auto", Nginx;
     four_paths_one_relay: 4 paths, depth 1, "tokio-uring", "local", Directory;
-    four_paths_two_relays: 4 paths, depth 2, "tokio-uring", "local", Plait;
+    four_paths_two_relays: 4 paths, depth 2, "tokio-uring", "local", Nginx;
     four_paths_three_relays: 4 paths, depth 3, "tokio-uring", "spread", Directory;
     glommio_one_path_direct: 1 paths, depth 0, "glommio", "spread", Nginx;
     glommio_one_path_one_relay: 1 paths, depth 1, "glommio", "auto", Plait;
@@ -178,6 +179,24 @@ fn a_chunked_body_of_unknown_length() {
 #[test]
 fn a_chunked_body_of_unknown_length_on_glommio() {
     check_chunked("glommio");
+}
+
+/// The same over chains of other shapes. (aria2c's parallel ranges want a length.)
+#[test]
+fn a_chunked_body_over_other_chains() {
+    let bytes = content(5 * MIB + 7);
+    let body = chunked(&bytes, &[1, 4095, 65_536, 7, 300_001, 16]);
+    let wanted = [("any".to_owned(), hash(&bytes))];
+    for (executor, depth) in [("glommio", 0), ("glommio", 2), ("tokio-uring", 0), ("tokio-uring", 2)] {
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let root = ScriptedRoot::of_pieces(head, vec![body.clone()], || After::Keep);
+        let settings = Settings { executor, placement: "spread", ..Settings::default() };
+        let plan = Plan { depth, root: Root::At(root.address), settings, ..Plan::default() };
+        let chain = plan.start(|_| {});
+        for _ in 0..3 {
+            check_curl(&chain, &wanted);
+        }
+    }
 }
 
 #[test]
@@ -248,6 +267,30 @@ fn up_runs_the_whole_chain_in_one_process() {
     assert_eq!(hash(&answer.body), hash(&bytes));
     up.terminate();
     assert_eq!(up.wait().code(), Some(0));
+}
+
+/// Without a directory and without ffmpeg it serves the library that it carries, at the addresses that it prints, says how fast
+/// each path is, and ends at Ctrl-C.
+#[test]
+fn up_serves_its_own_library_until_ctrl_c() {
+    let ground = crate::chain::Ground::new();
+    let mut command = Settings::default().plait();
+    command.args(["up", "--listen", "127.0.0.1:0"]);
+    command.env("PATH", "").env("XDG_CACHE_HOME", ground.scratch("cache"));
+    let (mut up, address) = crate::process::Process::listening("up", &mut command);
+    up.wait_for_output("stop with Ctrl-C");
+    let front = format!("http://{address}");
+    let said = up.output();
+    let targets: Vec<_> = said.lines().filter_map(|line| line.trim().strip_prefix(&front)).collect();
+    assert!(targets.contains(&"/sample.mp4") && targets.contains(&"/hls/index.m3u8"), "{said}");
+    for target in &targets {
+        let answer = ask(address, "GET", target, "");
+        assert!(answer.status() == 200 && !answer.body.is_empty(), "{target}");
+    }
+    up.wait_for_output("Mbit/s, RTT ");
+    up.interrupt();
+    assert_eq!(up.wait().code(), Some(0));
+    up.wait_for_output("stopped");
 }
 
 #[test]

@@ -132,6 +132,17 @@ impl Process {
         address.unwrap_or_else(|| panic!("{} has no admin endpoint; it says:\n{}", self.name, self.log()))
     }
 
+    /// Waits until the process has written something with `text` in it to standard output.
+    pub fn wait_for_output(&self, text: &str) {
+        let found = self.out.wait(|out| out.contains(text).then_some(()));
+        assert!(found.is_some(), "{} did not say '{text}' but:\n{}", self.name, self.output());
+    }
+
+    /// What it wrote to standard output so far.
+    pub fn output(&self) -> String {
+        self.out.text()
+    }
+
     /// Waits until the process has logged something with `text` in it.
     pub fn wait_for_log(&self, text: &str) {
         let found = self.log.wait(|log| log.contains(text).then_some(()));
@@ -156,6 +167,11 @@ impl Process {
     /// Asks it to stop.
     pub fn terminate(&self) {
         kill_process(self.pid(), Signal::TERM).unwrap();
+    }
+
+    /// What Ctrl-C does.
+    pub fn interrupt(&self) {
+        kill_process(self.pid(), Signal::INT).unwrap();
     }
 
     /// Stops it where it is, as a host does that hangs: its connections stand and say nothing.
