@@ -427,6 +427,10 @@ pub struct Downstream {
     /// Where lanes lead.
     #[command(flatten)]
     pub paths: Paths,
+    /// Memory for frames that wait for an earlier one, of all transfers: a number such as 1G (M, G are powers of 1000). When
+    /// it runs short, transfers go on at the pace of their slowest lane
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    pub max_parked: ByteCount,
     /// Directory of a cache: answers of the root are kept there as RFC 9111 allows [default: no cache]
     #[arg(long, value_name = "DIR", env = "PLAIT_CACHE")]
     pub cache: Option<PathBuf>,

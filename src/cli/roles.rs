@@ -47,6 +47,7 @@ use crate::{
     mp::{
         crew::{DESERTED_MAX, LaneCounts},
         stripe::LANES_MAX,
+        transfer::bound_process_parked_bytes,
     },
     net::{self, BoundSocket, InheritError, Legs, Listener, Names},
     observe::Sources,
@@ -197,6 +198,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
         }
         Command::Downstream(args) => {
             let (fabric, discovery) = Fabric::new(&args.paths, &global)?;
+            bound_process_parked_bytes(usize::try_from(args.max_parked.0).unwrap_or(usize::MAX));
             let limits = limits(&args.clients, PER_ADDRESS_MAX, args.listen.drain(DRAIN));
             let legs = legs(&global);
             let keys = fabric.config.keys.clone();

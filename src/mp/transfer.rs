@@ -31,9 +31,9 @@ use crate::{
 /// Bytes parked for one transfer at most: 500 Mbit/s at 300 ms is 19 MB, and a path a few times slower than the others
 /// keeps that much waiting again.
 pub const WINDOW_BYTES: usize = 64 << 20;
-/// Bytes parked in the whole process at most: sixteen full windows. Beyond it only frames that are next move, so
-/// transfers go on at the pace of their slowest lane.
-pub const PROCESS_PARKED_BYTES_MAX: usize = 1 << 30;
+/// Bytes parked in the whole process at most, unless it is said otherwise: sixteen full windows. Beyond it only frames that
+/// are next move, so transfers go on at the pace of their slowest lane.
+pub const PROCESS_PARKED_BYTES_MAX: usize = 1_000_000_000;
 /// Frames in the ring: with 64 KiB frames, which a lane of 25 Mbit/s sends, it spans the whole window.
 pub const WINDOW_FRAMES: usize = 1024;
 /// Bytes handed over ahead while the client is the bottleneck: a full pipe for each of two lanes. More would only move
@@ -41,10 +41,21 @@ pub const WINDOW_FRAMES: usize = 1024;
 const AHEAD_OF_BLOCKED_CLIENT_BYTES: usize = 2 << 20;
 
 static PROCESS_PARKED_BYTES: AtomicUsize = AtomicUsize::new(0);
+static PROCESS_PARKED_BYTES_BOUND: AtomicUsize = AtomicUsize::new(PROCESS_PARKED_BYTES_MAX);
 
 /// Bytes parked in the process now.
 pub fn process_parked_bytes() -> usize {
     PROCESS_PARKED_BYTES.load(Ordering::Relaxed)
+}
+
+/// How many there may be.
+pub fn process_parked_bytes_max() -> usize {
+    PROCESS_PARKED_BYTES_BOUND.load(Ordering::Relaxed)
+}
+
+/// Changes that; to be called before the first transfer.
+pub fn bound_process_parked_bytes(max: usize) {
+    PROCESS_PARKED_BYTES_BOUND.store(max, Ordering::Relaxed);
 }
 
 /// How a transfer ended by the upstream's word.
@@ -377,7 +388,7 @@ impl Transfer {
     /// Whether another `bytes` may be parked.
     pub fn has_window(&self, bytes: usize) -> bool {
         self.parked.load(Ordering::SeqCst) + bytes <= WINDOW_BYTES
-            && process_parked_bytes() + bytes <= PROCESS_PARKED_BYTES_MAX
+            && process_parked_bytes() + bytes <= process_parked_bytes_max()
     }
 
     fn may_hand_over(&self, seq: u64, bytes: usize) -> bool {

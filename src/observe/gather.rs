@@ -31,7 +31,7 @@ use crate::{
     },
     mp::{
         manager::{Manager, PathSet},
-        transfer::{PROCESS_PARKED_BYTES_MAX, process_parked_bytes},
+        transfer::{process_parked_bytes, process_parked_bytes_max},
     },
     net,
     upstream::Upstream,
@@ -90,7 +90,7 @@ impl Sources {
                 pipes_refused: pools.pipes_refused,
             },
             parked_bytes: process_parked_bytes() as u64,
-            parked_bytes_max: PROCESS_PARKED_BYTES_MAX as u64,
+            parked_bytes_max: process_parked_bytes_max() as u64,
             clients: self.clients.iter().map(|(role, limits)| ((*role).into(), clients(limits))).collect(),
             cache: self.cache.get().map(|cache| {
                 let (objects, bytes, bytes_max) = cache.totals();

@@ -8,11 +8,12 @@ use std::{
 };
 
 use crate::{
-    chain::{Chain, Plan, text},
+    chain::{Chain, Plan, Root, text},
     client::{Answer, Client, ask},
     content::{content, hash},
     observe::limit_hits,
     process::{DEADLINE, Process, Settings},
+    roots::{After, ScriptedRoot},
 };
 
 /// Many times what a chain holds, so that a transfer runs as long as its client takes nothing.
@@ -503,4 +504,81 @@ fn what_the_upstream_keeps_is_bounded() {
             assert_eq!(hash(&client.body(&head).unwrap()), wanted, "{executor}");
         }
     }
+}
+
+/// A body that keeps moving, and moves too little: 16 KiB in the time of a head is the least.
+#[test]
+fn a_body_that_drips_is_given_up() {
+    for executor in ["tokio-uring", "glommio"] {
+        let root = ScriptedRoot::start(|_, _| Ok(After::Keep));
+        let settings = Settings { executor, ..Settings::default() };
+        let downstream = ["--request-timeout", "1"].map(String::from).to_vec();
+        let plan = Plan { root: Root::At(root.address), downstream, settings, ..Plan::default() };
+        let chain = plan.start(|_| {});
+        let mut client = Client::connect(chain.address);
+        client.request("PUT", "/f", "Content-Length: 100000\r\n");
+        let until = Instant::now() + DEADLINE;
+        while client.sends(b"x") && !client.has_answer() {
+            assert!(Instant::now() < until, "a body may drip for ever");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let answer = client.answer("PUT").unwrap();
+        assert_eq!(answer.status(), 408, "{executor}: {}", answer.text());
+        assert!(answer.text().contains("came too slowly"), "{executor}: {}", answer.text());
+        // What has come of it went on; the root must not take that for all.
+        assert!(client.is_closed());
+    }
+}
+
+/// While one path keeps the frame that is next, the others bring no more than may wait for it.
+#[test]
+fn frames_that_wait_are_bounded_in_the_whole_process() {
+    const BOUND: f64 = 4e6;
+    /// A frame of each lane may be let in by the same look at the bound.
+    const BESIDE: f64 = 2e6;
+    let parked_most = |flags: &[&str]| {
+        let bytes = content(BIG);
+        let bytes_len = bytes.len();
+        let settings = Settings { admin: true, ..Settings::default() };
+        let downstream = flags.iter().map(ToString::to_string).collect();
+        let chain =
+            Plan { downstream, settings, ..Plan::default() }.start(|ground| ground.store("f", &bytes));
+        let admin = chain.downstream.admin();
+        let parked = || {
+            let mut client = Client::connect(admin);
+            client.send("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
+            let text = client.answer("GET").unwrap().text();
+            let line = text.lines().find_map(|line| line.strip_prefix("plait_parked_bytes ")).unwrap();
+            line.parse::<f64>().unwrap()
+        };
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let most = scope.spawn(|| {
+                let mut most = 0_f64;
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    most = most.max(parked());
+                }
+                most
+            });
+            for _ in 0..4 {
+                let mut client = Client::connect(chain.address);
+                client.request("GET", "/f", "");
+                let head = client.head().unwrap();
+                let mut taken = client.some(10_000_000).unwrap();
+                chain.relays[0][0].freeze();
+                let rest = scope.spawn(move || client.some(bytes_len - 10_000_000).unwrap());
+                // Time to fill what there is; the others bring nothing that can be taken.
+                std::thread::sleep(Duration::from_secs(1));
+                chain.relays[0][0].thaw();
+                taken.extend(rest.join().unwrap());
+                assert!(head.status == 200 && taken == bytes);
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            most.join().unwrap()
+        })
+    };
+    let (bounded, unbounded) = (parked_most(&["--max-parked", "4M"]), parked_most(&[]));
+    eprintln!("parked at most: {bounded} bytes, without the bound {unbounded}");
+    assert!(bounded > 0.0 && bounded < BOUND + BESIDE, "{bounded} bytes");
+    assert!(unbounded > BOUND + BESIDE, "nothing comes near the bound: {unbounded} bytes");
 }
