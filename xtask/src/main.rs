@@ -33,7 +33,14 @@ enum Task {
         binary: Option<PathBuf>,
     },
     /// Builds a Debian package into target/debian/ (cargo install cargo-deb)
-    Deb,
+    Deb {
+        /// Packs the debug build: for tests of the package
+        #[arg(long)]
+        debug: bool,
+        /// Where it goes: a directory, which ends with /, or a file
+        #[arg(long, default_value = "target/debian/")]
+        output: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -48,7 +55,7 @@ fn main() -> ExitCode {
                 Err(error) => Some(error.to_string()),
             }
         }
-        Task::Deb => package::deb().err().map(|error| error.to_string()),
+        Task::Deb { debug, output } => package::deb(debug, &output).err().map(|error| error.to_string()),
     };
     match failed {
         None => ExitCode::SUCCESS,

@@ -26,10 +26,12 @@ pub fn build() -> Result<(), PackageError> {
     run("cargo", &["build", "--locked", "--release", "--package", "plait"])
 }
 
-/// Builds everything into `target/`, the package into `target/debian/`.
-pub fn deb() -> Result<(), PackageError> {
-    build()?;
-    run("target/release/plait", &["man", "target/man"])?;
+/// Builds everything into `target/`, the package into `output`; with the binary of the tests, which is there sooner, for them.
+pub fn deb(debug: bool, output: &Path) -> Result<(), PackageError> {
+    let (profile, binary) =
+        if debug { ("dev", "target/debug/plait") } else { ("release", "target/release/plait") };
+    run("cargo", &["build", "--locked", "--profile", profile, "--package", "plait"])?;
+    run(binary, &["man", "target/man"])?;
     let dir = Path::new("target/completions");
     let io = |what: &Path| {
         let what = what.display().to_string();
@@ -37,12 +39,13 @@ pub fn deb() -> Result<(), PackageError> {
     };
     fs::create_dir_all(dir).map_err(io(dir))?;
     for (shell, file) in COMPLETIONS {
-        let script =
-            Command::new("target/release/plait").args(["completions", shell]).output().map_err(io(dir))?;
+        let script = Command::new(binary).args(["completions", shell]).output().map_err(io(dir))?;
         let file = dir.join(file);
         fs::write(&file, script.stdout).map_err(io(&file))?;
     }
-    run("cargo", &["deb", "--package", "plait", "--no-build", "--locked"])
+    let output = output.display().to_string();
+    let arguments = ["deb", "--package", "plait", "--no-build", "--locked", "--profile", profile];
+    run("cargo", &[&arguments[..], &["--output", &output]].concat())
 }
 
 fn run(program: &str, arguments: &[&str]) -> Result<(), PackageError> {
