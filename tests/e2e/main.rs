@@ -32,6 +32,7 @@ mod name_server;
 mod observe;
 mod open_length;
 mod operate;
+mod orchestrators;
 mod passing;
 mod players;
 mod process;

@@ -1,10 +1,16 @@
 //! What an operator's tools see: kernel settings, the service manager, manual pages.
 
-use std::{os::unix::net::UnixDatagram, process::Command, time::Duration};
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt, net::UnixDatagram},
+    process::Command,
+    time::Duration,
+};
 
 use crate::{
+    chain::Ground,
     missing::skipped,
-    process::{DEADLINE, PLAIT, Process, Settings},
+    process::{DEADLINE, PLAIT, Process, Settings, run},
 };
 
 /// What a shell says in a network of its own, or None where this user can have none.
@@ -128,4 +134,38 @@ fn manual_pages_and_completions_name_every_role() {
             assert!(script.contains(role), "{shell}: no {role}");
         }
     }
+}
+
+/// As Kubernetes hands over a secret: readable for a group, in a directory that is said to be one for credentials.
+#[test]
+fn a_credential_may_be_readable_for_a_group() {
+    let ground = Ground::new();
+    let dir = ground.scratch("credentials");
+    fs::create_dir(&dir).unwrap();
+    let key = dir.join("plait.key");
+    fs::copy(ground.key(), &key).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o440)).unwrap();
+    let settings = Settings::default();
+    let upstream = || {
+        let mut command = settings.plait();
+        command
+            .args(["upstream", "--listen=127.0.0.1:0", "--root"])
+            .arg(ground.files())
+            .env("PLAIT_KEY", &key);
+        command
+    };
+    let refused = run(&mut upstream());
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && said.contains("has mode 0440: others can read or change it"),
+        "{said}"
+    );
+    let elsewhere = run(upstream().env("CREDENTIALS_DIRECTORY", ground.files()));
+    assert!(!elsewhere.status.success());
+    let (mut process, _) = Process::listening("upstream", upstream().env("CREDENTIALS_DIRECTORY", &dir));
+    // At a new key, too.
+    process.hang_up();
+    process.wait_for_log("the keys were read again");
+    process.terminate();
+    assert!(process.wait().success());
 }
