@@ -263,3 +263,41 @@ fn systemd_takes_the_units() {
     }
     analyze(&["verify", "--man=no"], "plait-downstream.socket");
 }
+
+/// As GitHub makes one of a heading.
+fn anchor(heading: &str) -> String {
+    let kept = |c: char| c.is_alphanumeric() || "-_ ".contains(c);
+    heading.trim().to_lowercase().chars().filter(|&c| kept(c)).collect::<String>().replace(' ', "-")
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut count = 0;
+    for page in
+        [".", "docs", "tuning", "bench", "flamegraphs", "packaging", "assets"].into_iter().flat_map(pages)
+    {
+        let text = fs::read_to_string(&page).unwrap();
+        for link in text.split("](").skip(1) {
+            let Some((link, _)) = link.split_once(')') else { continue };
+            let (file, place) = link.split_once('#').unwrap_or((link, ""));
+            // Elsewhere, or no link at all.
+            if link.contains("://") || link.contains([' ', '`']) {
+                continue;
+            }
+            let target = if file.is_empty() { page.clone() } else { page.parent().unwrap().join(file) };
+            assert!(target.exists(), "{}: there is no {file}", page.display());
+            if !place.is_empty() {
+                let target = fs::read_to_string(target).unwrap();
+                let headings =
+                    target.lines().filter_map(|line| Some(line.strip_prefix('#')?.trim_start_matches('#')));
+                assert!(
+                    headings.into_iter().any(|known| anchor(known) == place),
+                    "{}: no place {link}",
+                    page.display()
+                );
+            }
+            count += 1;
+        }
+    }
+    assert!(count > 50, "only {count} links were found");
+}
