@@ -204,7 +204,11 @@ async fn relay(
         }
         Err((error, sent)) => {
             tracing::info!(what = request.target(), sent, "{error}; the client's connection is reset");
-            Err(io::Error::other(error))
+            Err(match error {
+                TransferError::Client(error) => error,
+                TransferError::Stalled { side: CLIENT, .. } => io::ErrorKind::TimedOut.into(),
+                error => io::Error::other(error),
+            })
         }
     }
 }
@@ -288,6 +292,9 @@ fn default_host(connection: &HttpConnection, request: &RequestHead) -> Option<He
     HeaderValue::try_from(address.to_string()).ok()
 }
 
+/// The side of a [`TransferError::Stalled`] that takes nothing.
+const CLIENT: &str = "client";
+
 /// Moves the body to the client, unless it goes away or nothing moves for too long.
 async fn carry(
     incoming: &mut Incoming,
@@ -328,11 +335,8 @@ async fn stalled(progress: &Progress, client_stall_max: Duration) -> TransferErr
     loop {
         exec::sleep(DEADLINE_CHECK.min(client_stall_max)).await;
         let (side, bound) =
-            if progress.on_client() { ("client", client_stall_max) } else { ("lanes", LANES_STALL_MAX) };
+            if progress.on_client() { (CLIENT, client_stall_max) } else { ("lanes", LANES_STALL_MAX) };
         if progress.moved_at().elapsed() >= bound {
-            if progress.on_client() {
-                Limit::ClientStall.hit();
-            }
             return TransferError::Stalled { side, seconds: bound.as_secs() };
         }
     }

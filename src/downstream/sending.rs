@@ -215,7 +215,7 @@ impl<'a> Sending<'a> {
         let told = exec::timeout(LANES_STALL_MAX + DEADLINE_CHECK, told).fuse();
         pin_mut!(gone, told);
         select_biased! {
-            told = told => told.map_err(|exec::Elapsed| io::Error::from(io::ErrorKind::TimedOut).into()),
+            told = told => told.map_err(|exec::Elapsed| io::Error::other("nothing of the rest has come").into()),
             _ = gone => Err(io::Error::from(io::ErrorKind::ConnectionAborted).into()),
         }
     }

@@ -189,7 +189,7 @@ where
     while let Some(request) = connection.next_request().await {
         let (method, target) = (request.method.clone(), request.target().to_owned());
         let answered = answer(connection, request).await;
-        connection.close_account(method, target, answered.is_ok());
+        connection.close_account(method, target, &answered);
         if let Err(error) = answered {
             if error.kind() == io::ErrorKind::TimedOut {
                 Limit::ClientStall.hit();

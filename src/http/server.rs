@@ -213,10 +213,13 @@ impl HttpConnection {
     }
 
     /// The answer to the request has ended; `complete` says that all of it was sent.
-    pub(super) fn close_account(&mut self, method: Method, target: String, complete: bool) {
+    pub(super) fn close_account(&mut self, method: Method, target: String, answered: &io::Result<()>) {
         let outcome = self.account.take().close();
         if let Some((traffic, client)) = &self.traffic {
-            traffic.ended(*client, method, target, outcome, complete);
+            traffic.ended(*client, method, target, outcome, answered.is_ok());
+            if answered.as_ref().is_err_and(|error| !is_of_client(error)) {
+                traffic.broke();
+            }
         }
     }
 
@@ -279,7 +282,7 @@ impl HttpConnection {
                     self.client_stays &= lasts;
                     let told = self.respond_problem(&problem).await;
                     // What it was has not become known as a whole.
-                    self.close_account(Method::GET, "-".to_owned(), told.is_ok());
+                    self.close_account(Method::GET, "-".to_owned(), &told);
                     if told.is_err() {
                         self.abort();
                     }
@@ -612,6 +615,12 @@ fn body_length(head: &RequestHead) -> Result<usize, Problem> {
             &"the request has a chunked body (send none, or a small one with a Content-Length)",
         ),
     }
+}
+
+/// Whether an answer was not completed because its client is gone or takes nothing.
+fn is_of_client(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, TimedOut};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | TimedOut)
 }
 
 fn too_slow(deadline: Duration) -> Problem {

@@ -153,6 +153,7 @@ pub struct Traffic {
     /// By the first digit of the status; 0 for answers that have not begun.
     statuses: [AtomicU64; 6],
     aborted: AtomicU64,
+    broken: AtomicU64,
     body_bytes: AtomicU64,
     caches: [AtomicU64; CacheUse::ALL.len()],
     first_byte: Histogram,
@@ -169,6 +170,9 @@ pub struct TrafficReport {
     pub statuses: [u64; 6],
     /// Answers that were cut off.
     pub aborted: u64,
+    /// Of those, the ones that their clients would have taken to the end.
+    #[serde(default)]
+    pub broken: u64,
     /// Bytes of bodies that clients have taken, counted when an answer ends.
     pub body_bytes: u64,
     /// Requests by how the cache took part, in the order of [`CacheUse::ALL`].
@@ -188,6 +192,7 @@ impl Default for Traffic {
         Self {
             statuses: Default::default(),
             aborted: AtomicU64::new(0),
+            broken: AtomicU64::new(0),
             body_bytes: AtomicU64::new(0),
             caches: Default::default(),
             first_byte: Histogram::new(TIME_BOUNDS_S),
@@ -241,11 +246,17 @@ impl Traffic {
         kept.push_front(ended);
     }
 
+    /// The answer that has just [ended](Self::ended) was cut off, and not by its client.
+    pub fn broke(&self) {
+        self.broken.fetch_add(1, Relaxed);
+    }
+
     /// All until now.
     pub fn report(&self) -> TrafficReport {
         TrafficReport {
             statuses: self.statuses.each_ref().map(|count| count.load(Relaxed)),
             aborted: self.aborted.load(Relaxed),
+            broken: self.broken.load(Relaxed),
             body_bytes: self.body_bytes.load(Relaxed),
             caches: self.caches.each_ref().map(|count| count.load(Relaxed)),
             first_byte: self.first_byte.report(),

@@ -266,6 +266,11 @@ fn clients(snapshot: &Snapshot, all: &mut Vec<Family>) {
     add("plait_requests_total", "Requests that have ended", Values::Counters(statuses.collect()));
     add("plait_answers_aborted_total", "Answers cut off", counter(|report| report.traffic.aborted));
     add(
+        "plait_answers_broken_total",
+        "Answers cut off, and not by the client",
+        counter(|report| report.traffic.broken),
+    );
+    add(
         "plait_body_bytes_total",
         "Bytes of bodies that clients have taken, counted when an answer ends",
         counter(|report| report.traffic.body_bytes),

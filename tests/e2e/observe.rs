@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::Write,
     net::{SocketAddr, TcpListener},
     thread,
     time::Duration,
@@ -15,6 +16,7 @@ use crate::{
     client::{Answer, Client, ask},
     content::content,
     process::{DEADLINE, Process, Settings},
+    roots::{After, ScriptedRoot},
 };
 
 const LENGTH: usize = 20_000_000;
@@ -270,6 +272,41 @@ fn files_that_shrink_are_no_flood_of_warnings() {
     root.wait_for_log("a file became shorter");
     let told = root.log().matches("a file became shorter").count();
     assert!(told <= 2, "{told} lines about 8 requests");
+}
+
+#[test]
+fn answers_that_break_are_told_from_viewers_who_leave() {
+    let settings = Settings { admin: true, ..Settings::default() };
+    // A root that breaks off where the file is called so, and else sends on and on.
+    let root = ScriptedRoot::start(|asked, stream| {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 900000000\r\n\r\n")?;
+        let pieces = if asked.line.contains("broken") { 1 } else { 9000 };
+        for _ in 0..pieces {
+            stream.write_all(&[0; 100_000])?;
+        }
+        Ok(After::Reset)
+    });
+    let chain = Plan { settings, root: Root::At(root.address), ..Plan::default() }.start(|_| ());
+    let admin = chain.downstream.admin();
+    let cut_off = |aborted: f64, broken: f64| {
+        eventually("an answer that is cut off", || {
+            let scrape = Scrape::of(admin);
+            let count = |name| scrape.sum(name, "role=\"downstream\"");
+            let found = (count("plait_answers_aborted_total"), count("plait_answers_broken_total"));
+            (found.0 >= aborted).then(|| assert_eq!(found, (aborted, broken)))
+        });
+    };
+    let mut leaves = Client::connect(chain.address);
+    leaves.request("GET", "/film", "");
+    leaves.head().unwrap();
+    leaves.some(10_000).unwrap();
+    drop(leaves);
+    cut_off(1.0, 0.0);
+    let mut stays = Client::connect(chain.address);
+    stays.request("GET", "/broken", "");
+    let head = stays.head().unwrap();
+    assert!(stays.body(&head).is_err());
+    cut_off(2.0, 1.0);
 }
 
 /// How often the process at `address` met a bound.

@@ -156,7 +156,10 @@ impl View {
             let traffic = &clients.traffic;
             tiles.push(("clients", format!("{} of {}", clients.connections, clients.connections_max)));
             let answers = traffic.statuses.iter().sum::<u64>();
-            tiles.push(("answers", format!("{answers}, {} cut off", traffic.aborted)));
+            tiles.push((
+                "answers",
+                format!("{answers}, {} cut off, {} broken", traffic.aborted, traffic.broken),
+            ));
             tiles.push(("bodies", size(traffic.body_bytes)));
         }
         if let (Some(cache), Some(clients)) = (&now.cache, now.clients.get("downstream")) {
