@@ -116,7 +116,7 @@ pub struct Top {
 /// `plait check`.
 #[derive(Debug, Args)]
 pub struct Check {
-    /// Also dial every path to its upstream, and connect to the root
+    /// Also dial every path to its upstream, ask the root for something, look up what --allow names
     #[arg(long)]
     pub probe: bool,
     /// The role, with its flags.

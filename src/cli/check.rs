@@ -6,10 +6,11 @@
 
 use std::{
     fmt::Display,
+    io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream, ToSocketAddrs},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::fs::{Access, access};
@@ -20,10 +21,12 @@ use super::{
     roles::{RunError, exec_config, legs, raise_descriptor_limit},
 };
 use crate::{
-    cache::Cache,
+    cache::{Cache, CacheError},
     exec::{self, Core},
+    http::{head::Parsed, response::parse_response},
     lanes::{PathStatus, Pool, PoolConfig},
     net::{Listener, Names},
+    relay::AllowRule,
     root::files::open_directory,
     upstream::RootOrigin,
     wire::{
@@ -79,7 +82,10 @@ pub(super) fn run(global: &Global, check: &Check) -> Result<(), CheckError> {
     } else {
         Err(format!("this process may not use {strange:?} (change --cores)"))
     };
-    findings.note(format_args!("cores {:?}", config.cpus), there);
+    if findings.note(format_args!("cores {:?}", config.cpus), there).is_some() {
+        // As a start does it: io_uring may be forbidden, memory for its rings may not be locked.
+        findings.note(format_args!("executor {}", global.executor), exec::run(&config, |_| async {}));
+    }
     congestion(&mut findings, global);
     if let Some(admin) = global.admin {
         port(&mut findings, "admin endpoint", Some(admin.0), false, "--admin");
@@ -101,6 +107,12 @@ pub(super) fn run(global: &Global, check: &Check) -> Result<(), CheckError> {
         CheckedRole::Relay(args) => {
             listens(&mut findings, &args.listen);
             key(&mut findings, &args.key);
+            if check.probe {
+                args.allow.iter().for_each(|rule| next_hop(&mut findings, rule));
+                println!(
+                    "note   routes come with the lanes: `plait check --probe downstream` dials them through this relay"
+                );
+            }
         }
         CheckedRole::Downstream(args) => downstream(&mut findings, global, args, check.probe),
     }
@@ -181,23 +193,71 @@ fn congestion(findings: &mut Findings, global: &Global) {
 /// One that is there is opened; of one that is not, whether it could be made.
 fn cache(dir: &Path, bytes_max: u64) -> Result<(), String> {
     if dir.exists() {
-        return Cache::open(dir, bytes_max).map(drop).map_err(|error| error.to_string());
+        return Cache::open(dir, bytes_max).map(drop).map_err(|error| match error {
+            CacheError::Taken { .. } => format!("{error}, unless it is this very role that runs there"),
+            error => error.to_string(),
+        });
     }
     let parent = dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("."));
     let remedy = |error| format!("cannot be made in {}: {error} (change --cache)", parent.display());
     access(parent, Access::WRITE_OK | Access::EXEC_OK).map_err(remedy)
 }
 
+/// Whether a rule's host has an address; names are looked up for each lane, and by this relay.
+fn next_hop(findings: &mut Findings, rule: &AllowRule) {
+    let Some(host) = rule.host() else { return };
+    // IPv6 addresses may stand in brackets.
+    let host = host.trim_matches(['[', ']']);
+    let found = (host, 0).to_socket_addrs().map_err(|error| format!("{error} (change --allow)"));
+    let found =
+        found.and_then(|mut found| found.next().ok_or("its name has no address (change --allow)".into()));
+    findings.note(format_args!("next hop {rule} has an address"), found);
+}
+
+/// Asks for something by HTTP: anybody may listen on a port.
 fn reach(root: &str) -> Result<(), String> {
     let addresses = root.to_socket_addrs().map_err(|error| format!("{error} (change --root)"))?;
     let mut outcome = Err("its name has no address (change --root)".to_owned());
     for address in addresses {
         match TcpStream::connect_timeout(&address, PROBE_DEADLINE) {
-            Ok(_) => return Ok(()),
+            Ok(stream) => {
+                return ask(stream, root).map_err(|error| format!("{error} (is it an HTTP server?)"));
+            }
             Err(error) => outcome = Err(format!("{error} (is it running?)")),
         }
     }
     outcome
+}
+
+/// Any answer will do that does not say that the server cannot serve.
+fn ask(mut stream: TcpStream, host: &str) -> Result<(), String> {
+    let text = |error: &dyn Display| error.to_string();
+    let until = Instant::now() + PROBE_DEADLINE;
+    let request = format!("HEAD / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.set_write_timeout(Some(PROBE_DEADLINE)).map_err(|error| text(&error))?;
+    stream.write_all(request.as_bytes()).map_err(|error| text(&error))?;
+    let mut head = Vec::new();
+    loop {
+        match parse_response(&head).map_err(|error| text(&error))? {
+            Parsed::Complete { head, .. } if head.status.is_server_error() => {
+                return Err(format!("it answers {}", head.status));
+            }
+            Parsed::Complete { .. } => return Ok(()),
+            Parsed::Partial => {}
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(format!("no answer within {} s", PROBE_DEADLINE.as_secs()));
+        }
+        stream.set_read_timeout(Some(left)).map_err(|error| text(&error))?;
+        let mut part = [0; 4096];
+        match stream.read(&mut part) {
+            Ok(0) => return Err(format!("it closes after {} bytes of an answer", head.len())),
+            Ok(came) => head.extend_from_slice(&part[..came]),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(error) => return Err(text(&error)),
+        }
+    }
 }
 
 /// One lane over `spec`, on a core of its own; what the last hop says.

@@ -119,11 +119,21 @@ pub(super) fn run(main: impl Future<Output = ()> + 'static) -> io::Result<()> {
 }
 
 fn refusal(error: GlommioError<()>) -> io::Error {
-    if let GlommioError::ReactorError(ReactorErrorKind::MemLockLimit(limit, needed)) = error {
+    let too_low = |limit: &dyn std::fmt::Display, needed: &dyn std::fmt::Display| {
         let text = format!("the limit of locked memory (memlock) is {limit} bytes, glommio wants {needed}");
-        return io::Error::new(io::ErrorKind::OutOfMemory, text);
+        io::Error::new(io::ErrorKind::OutOfMemory, text)
+    };
+    if let GlommioError::ReactorError(ReactorErrorKind::MemLockLimit(limit, needed)) = &error {
+        return too_low(limit, needed);
     }
     let error = io::Error::from(error);
+    // What comes out of the builder has been an error of I/O on its way, of which the text is left: `MemLockLimit(1/2)`.
+    let text = error.to_string();
+    let limits =
+        text.split_once("MemLockLimit(").and_then(|(_, rest)| rest.split_once(')')?.0.split_once('/'));
+    if let Some((limit, needed)) = limits {
+        return too_low(&limit, &needed);
+    }
     if error.raw_os_error() == Some(libc::ENOMEM) {
         let text = format!("{error}; the rings may exceed the limit of locked memory (memlock)");
         return io::Error::new(io::ErrorKind::OutOfMemory, text);

@@ -86,6 +86,11 @@ impl fmt::Display for AllowRule {
 }
 
 impl AllowRule {
+    /// The host that it names, as in a route; None for any.
+    pub fn host(&self) -> Option<&str> {
+        self.host.as_deref()
+    }
+
     /// Whether this very host is written there, not only `*`.
     fn names(&self, hop: &HopAddr) -> bool {
         self.host.is_some() && self.allows(hop)

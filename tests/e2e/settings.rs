@@ -1,11 +1,18 @@
 //! Settings: from a file, and looked at without a start.
 
-use std::{fs, process::Output};
+use std::{
+    fs,
+    io::Write,
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    process::{Command, Output},
+    thread,
+};
 
 use crate::{
     chain::{Chain, Ground, Plan, text},
     client::ask,
-    process::{Process, Settings, run},
+    process::{PLAIT, Process, Settings, run},
 };
 
 const FILM: &[u8] = b"film";
@@ -78,4 +85,130 @@ fn a_check_says_all_that_is_wrong_at_once() {
     assert!(String::from_utf8_lossy(&stderr).contains("3 of "), "{stderr:?}");
     let (status, said) = check(&chain, &["--path", &path[1], "--lane-cc", "no-such"]);
     assert!(status == Some(1) && said.contains("modprobe tcp_no-such"), "{said}");
+}
+
+/// What `plait check` prints of a role, and its exit status.
+fn looked(flags: &[&str]) -> (Option<i32>, String) {
+    let Output { status, stdout, .. } = run(Settings::default().plait().arg("check").args(flags));
+    (status.code(), String::from_utf8(stdout).unwrap())
+}
+
+#[test]
+fn a_check_beside_the_running_role_says_that_it_may_be_that() {
+    let chain = Plan::default().start(|ground| ground.store("f.mp4", FILM));
+    let (cache, key) = (chain.ground.scratch("cache"), chain.ground.key());
+    let flags = ["downstream", "--key", text(&key), "--path", &chain.paths[0], "--cache", text(&cache)];
+    let (_running, address) = Process::role(
+        "downstream",
+        &Settings::default(),
+        flags.iter().copied().chain(["--listen", "127.0.0.1:0"]),
+    );
+    let listen = address.to_string();
+    let (status, said) = looked(&[&flags[..], &["--listen", &listen]].concat());
+    assert_eq!(status, Some(1), "{said}");
+    let wrong: Vec<_> = said.lines().filter(|line| line.starts_with("WRONG")).collect();
+    assert!(wrong.len() == 2 && wrong.iter().all(|line| line.contains("this very role that runs")), "{said}");
+    assert!(said.contains("WRONG  cache"), "{said}");
+}
+
+#[test]
+fn packaged_settings_are_right_where_their_files_are() {
+    let ground = Ground::new();
+    ground.store("f.mp4", FILM);
+    let (files, cache) = (ground.files(), ground.scratch("cache"));
+    for role in ["root", "upstream", "relay", "downstream"] {
+        let packaged = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("packaging/config/{role}.toml"));
+        let settings = fs::read_to_string(packaged).unwrap();
+        // What a new host has that this one has not; ports are taken by other tests.
+        let settings =
+            settings.replace("/srv/videos", text(&files)).replace("/var/cache/plait", text(&cache));
+        let free = |line: &str| match line.split_once(" = \"") {
+            Some((key @ ("listen" | "admin"), _)) => format!("{key} = \"127.0.0.1:0\"\n"),
+            _ => format!("{line}\n"),
+        };
+        let file = ground.scratch(&format!("{role}.toml"));
+        fs::write(&file, settings.lines().map(free).collect::<String>()).unwrap();
+        let mut plait = Settings::default().plait();
+        plait.env("PLAIT_KEY", ground.key()).args(["check", role, "--config", text(&file)]);
+        let Output { status, stdout, stderr } = run(&mut plait);
+        let said = String::from_utf8([stdout, stderr].concat()).unwrap();
+        assert!(status.success() && !said.contains("WRONG"), "{role}: {said}");
+        assert!(said.lines().filter(|line| line.starts_with("ok  ")).count() >= 4, "{role}: {said}");
+    }
+}
+
+/// A server that answers whatever it is asked with `answer`, once.
+fn answering(answer: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        // Read to its end, so that closing does not reset the connection.
+        let mut asked = Vec::new();
+        while !asked.ends_with(b"\r\n\r\n") {
+            let mut part = [0; 512];
+            let came = std::io::Read::read(&mut client, &mut part).unwrap();
+            asked.extend_from_slice(&part[..came]);
+        }
+        client.write_all(answer.as_bytes()).unwrap();
+    });
+    address
+}
+
+#[test]
+fn a_probe_asks_the_root_by_http() {
+    let ground = Ground::new();
+    let key = ground.key();
+    let probe = |root: SocketAddr| {
+        let root = format!("http://{root}");
+        looked(&["--probe", "upstream", "--listen", "127.0.0.1:0", "--key", text(&key), "--root", &root])
+    };
+    let (_root, address) = ground.start_root(&Settings::default());
+    let (status, said) = probe(address);
+    assert!(status == Some(0) && said.contains(" answers\n"), "{said}");
+    let missing = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
+    assert_eq!(probe(answering(missing)).0, Some(0), "it need not have anything at /");
+    for (answer, reason) in [
+        ("SSH-2.0-OpenSSH_9.2p1\r\n", "(is it an HTTP server?)"),
+        ("", "it closes after 0 bytes of an answer"),
+        ("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", "it answers 503"),
+    ] {
+        let (status, said) = probe(answering(answer));
+        assert!(status == Some(1) && said.contains(reason), "{reason}: {said}");
+    }
+}
+
+#[test]
+fn a_probe_of_a_relay_looks_up_its_next_hops() {
+    let ground = Ground::new();
+    let (key, nowhere) = (ground.key(), format!("{}.invalid:7000", "a".repeat(64)));
+    let allow =
+        ["--allow", "127.0.0.1:7000", "--allow", "[::1]:7000", "--allow", "*:7000", "--allow", &nowhere];
+    let flags = [&["relay", "--listen", "127.0.0.1:0", "--key", text(&key)], &allow[..]].concat();
+    let (status, said) = looked(&[&["--probe"], &flags[..]].concat());
+    assert_eq!((status, said.matches("WRONG").count()), (Some(1), 1), "{said}");
+    assert!(said.contains(&format!("WRONG  next hop {nowhere} has an address: ")), "{said}");
+    assert!(said.contains("(change --allow)") && said.matches("ok     next hop ").count() == 2, "{said}");
+    assert!(said.contains("note   routes come with the lanes: `plait check --probe downstream`"), "{said}");
+    assert_eq!(looked(&flags).0, Some(0), "nothing is asked without --probe");
+}
+
+#[test]
+fn a_check_starts_the_executor() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = "check --executor glommio root --listen 127.0.0.1:0 --dir";
+    let check = |limit: &str| {
+        let script = format!("{limit} exec \"$0\" {flags} \"$1\"");
+        let Output { status, stdout, .. } =
+            run(Command::new("sh").args(["-c", &script, PLAIT]).arg(dir.path()));
+        (status.code(), String::from_utf8(stdout).unwrap())
+    };
+    let (status, said) = check("");
+    assert!(status == Some(0) && said.contains("ok     executor glommio"), "{said}");
+    let (status, said) = check("ulimit -l 16;");
+    assert_eq!(status, Some(1), "{said}");
+    assert!(
+        said.contains("WRONG  executor glommio: ") && said.contains("(memlock) is 16384 bytes, "),
+        "{said}"
+    );
 }
