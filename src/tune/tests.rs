@@ -1,7 +1,6 @@
 use std::{fs, path::Path};
 
 use super::{
-    advice::{mask, nics, offloads_of, queues, rings_of},
     kernel::{Found, Kernel},
     profile::{PROFILES, Setting, parse},
     saved,
@@ -25,9 +24,19 @@ fn every_key_of_every_profile_has_its_reason_before_it() {
         keys.sort();
         keys.dedup();
         assert_eq!(keys.len(), settings.len(), "{}: a key stands twice", profile.name);
-        let lines: Vec<_> = profile.text.lines().collect();
-        for pair in lines.windows(2).filter(|pair| pair[1].contains('=') && !pair[1].starts_with('#')) {
-            assert!(pair[0].starts_with('#'), "{}: no reason before {}", profile.name, pair[1]);
+        let mut comment = String::new();
+        for line in profile.text.lines() {
+            match line.strip_prefix('#') {
+                Some(text) => comment += text,
+                None if line.is_empty() => comment.clear(),
+                None => {
+                    let about = format!("{}: before {line}", profile.name);
+                    let (reason, rest) = comment.split_once(" Kernels: ").expect(&about);
+                    let (kernels, costs) = rest.split_once(" Costs: ").expect(&about);
+                    assert!([reason, kernels, costs].iter().all(|part| part.trim().len() > 3), "{about}");
+                    comment.clear();
+                }
+            }
         }
     }
 }
@@ -75,33 +84,4 @@ fn what_was_there_first_is_what_is_saved() {
     assert_eq!(saved::load(&file).unwrap(), []);
     fs::write(&file, "a.b = 1\nnonsense\n").unwrap();
     assert!(saved::load(&file).unwrap_err().to_string().contains("line 2: 'nonsense'"));
-}
-
-#[test]
-fn few_queues_call_for_steering() {
-    let dir = tempfile::tempdir().unwrap();
-    write(&dir.path().join("lo/queues/rx-0/rps_cpus"), "0\n");
-    write(&dir.path().join("eth0/queues/rx-0/rps_cpus"), "00,00000000\n");
-    fs::create_dir_all(dir.path().join("eth0/device")).unwrap();
-    assert_eq!(nics(dir.path()), ["eth0"]);
-    let steer = |cpus: &[usize]| queues(dir.path(), "eth0", cpus).unwrap().todo;
-    assert!(steer(&[0, 1, 2, 3]).unwrap().contains("echo f > $q/rps_cpus"));
-    assert_eq!(steer(&[0]), None);
-    write(&dir.path().join("eth0/queues/rx-0/rps_cpus"), "00,0000000f\n");
-    assert_eq!(steer(&[0, 1, 2, 3]), None);
-    assert_eq!(mask(&[0, 33]), "2,00000001");
-}
-
-#[test]
-fn cards_are_read_as_ethtool_prints_them() {
-    let rings = "Ring parameters for eth0:\nPre-set maximums:\nRX:\t\t4096\nRX Mini:\tn/a\nTX:\t\t4096\n\
-                 Current hardware settings:\nRX:\t\t512\nRX Mini:\tn/a\nTX:\t\t4096\n";
-    let todos: Vec<_> = rings_of("eth0", rings).into_iter().map(|advice| advice.todo).collect();
-    assert_eq!(todos, [Some("ethtool -G eth0 rx 4096".into()), None]);
-    assert!(rings_of("eth0", "netlink error: Operation not supported\n").is_empty());
-
-    let offloads = "Features for eth0:\ntcp-segmentation-offload: on\ngeneric-segmentation-offload: on\n\
-                    generic-receive-offload: off\n";
-    let todos: Vec<_> = offloads_of("eth0", offloads).into_iter().map(|advice| advice.todo).collect();
-    assert_eq!(todos, [None, None, Some("ethtool -K eth0 gro on".into())]);
 }
