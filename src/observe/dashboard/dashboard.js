@@ -84,7 +84,7 @@ function tiles(state, total) {
   const caches = state.clients.downstream?.traffic.caches ?? [];
   const shown = [['Carried now', ...bits(total).split(' ')]];
   if (clients) shown.push([state.role === 'root' ? 'Clients' : 'Viewers', clients.connections, 'connected']);
-  if (clients) shown.push(['Answers', sum(clients.traffic.statuses), `${clients.traffic.aborted} cut off, ${clients.traffic.broken} broken`]);
+  if (clients) shown.push(['Answers', sum(clients.traffic.statuses), clients.traffic.broken ? `${clients.traffic.broken} broken` : `${clients.traffic.aborted} cut off`]);
   if (state.cache) shown.push(['Cache hits', percent(caches[0], sum(caches)), bytes(state.cache.bytes)]);
   if (state.paths.length) shown.push(['Parked', ...bytes(state.parked_bytes).split(' ')]);
   if (state.upstream) shown.push(['Transfers', state.upstream.transfers, `${bytes(state.upstream.kept_bytes)} kept`]);
