@@ -46,8 +46,8 @@ use crate::{
     mp::manager::{Load, Manager, ManagerConfig, PathSet, Placement},
     mp::{
         crew::{DESERTED_MAX, LaneCounts},
+        parked,
         stripe::LANES_MAX,
-        transfer::bound_process_parked_bytes,
     },
     net::{self, BoundSocket, InheritError, Legs, Listener, Names},
     observe::Sources,
@@ -198,7 +198,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
         }
         Command::Downstream(args) => {
             let (fabric, discovery) = Fabric::new(&args.paths, &global)?;
-            bound_process_parked_bytes(usize::try_from(args.max_parked.0).unwrap_or(usize::MAX));
+            parked::bound(usize::try_from(args.max_parked.0).unwrap_or(usize::MAX));
             let limits = limits(&args.clients, PER_ADDRESS_MAX, args.listen.drain(DRAIN));
             let legs = legs(&global);
             let keys = fabric.config.keys.clone();

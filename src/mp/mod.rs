@@ -12,6 +12,7 @@ pub mod crew;
 pub mod duplicate;
 pub mod fetch_error;
 pub mod manager;
+pub mod parked;
 mod producer;
 pub mod queue;
 mod share;

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
 
-use super::upload::RequestBody;
+use super::{parked, upload::RequestBody};
 use crate::{
     net::Conduit,
     wire::{
@@ -31,32 +31,11 @@ use crate::{
 /// Bytes parked for one transfer at most: 500 Mbit/s at 300 ms is 19 MB, and a path a few times slower than the others
 /// keeps that much waiting again.
 pub const WINDOW_BYTES: usize = 64 << 20;
-/// Bytes parked in the whole process at most, unless it is said otherwise: sixteen full windows. Beyond it only frames that
-/// are next move, so transfers go on at the pace of their slowest lane.
-pub const PROCESS_PARKED_BYTES_MAX: usize = 1_000_000_000;
 /// Frames in the ring: with 64 KiB frames, which a lane of 25 Mbit/s sends, it spans the whole window.
 pub const WINDOW_FRAMES: usize = 1024;
 /// Bytes handed over ahead while the client is the bottleneck: a full pipe for each of two lanes. More would only move
 /// the queue from the sockets, where it holds the sender back, into pipes.
 const AHEAD_OF_BLOCKED_CLIENT_BYTES: usize = 2 << 20;
-
-static PROCESS_PARKED_BYTES: AtomicUsize = AtomicUsize::new(0);
-static PROCESS_PARKED_BYTES_BOUND: AtomicUsize = AtomicUsize::new(PROCESS_PARKED_BYTES_MAX);
-
-/// Bytes parked in the process now.
-pub fn process_parked_bytes() -> usize {
-    PROCESS_PARKED_BYTES.load(Ordering::Relaxed)
-}
-
-/// How many there may be.
-pub fn process_parked_bytes_max() -> usize {
-    PROCESS_PARKED_BYTES_BOUND.load(Ordering::Relaxed)
-}
-
-/// Changes that; to be called before the first transfer.
-pub fn bound_process_parked_bytes(max: usize) {
-    PROCESS_PARKED_BYTES_BOUND.store(max, Ordering::Relaxed);
-}
 
 /// How a transfer ended by the upstream's word.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -367,7 +346,7 @@ impl Transfer {
 
     /// A frame went into conduits.
     pub fn park(&self, bytes: usize) {
-        PROCESS_PARKED_BYTES.fetch_add(bytes, Ordering::SeqCst);
+        parked::add(bytes);
         self.parked.fetch_add(bytes, Ordering::SeqCst);
         // The consumer may have gone in this instant: then nobody else takes these bytes out of the count.
         if self.is_over() {
@@ -377,7 +356,7 @@ impl Transfer {
 
     fn forget_parked(&self) {
         let left = self.parked.swap(0, Ordering::SeqCst);
-        PROCESS_PARKED_BYTES.fetch_sub(left, Ordering::SeqCst);
+        parked::take(left);
     }
 
     /// True while the client takes less than the lanes bring.
@@ -388,7 +367,7 @@ impl Transfer {
     /// Whether another `bytes` may be parked.
     pub fn has_window(&self, bytes: usize) -> bool {
         self.parked.load(Ordering::SeqCst) + bytes <= WINDOW_BYTES
-            && process_parked_bytes() + bytes <= process_parked_bytes_max()
+            && parked::bytes() + bytes <= parked::bytes_max()
     }
 
     fn may_hand_over(&self, seq: u64, bytes: usize) -> bool {
@@ -573,7 +552,7 @@ impl Transfer {
         // After the end they may have been taken out of the count already.
         let less = |parked: usize| Some(parked.saturating_sub(bytes));
         let counted = self.parked.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).unwrap_or(0);
-        PROCESS_PARKED_BYTES.fetch_sub(counted.min(bytes), Ordering::Relaxed);
+        parked::take(counted.min(bytes));
         self.wake_held_back();
     }
 

@@ -31,7 +31,7 @@ use crate::{
     },
     mp::{
         manager::{Manager, PathSet},
-        transfer::{process_parked_bytes, process_parked_bytes_max},
+        parked,
     },
     net,
     upstream::Upstream,
@@ -89,8 +89,8 @@ impl Sources {
                 buffers_idle: pools.buffers_idle as u64,
                 pipes_refused: pools.pipes_refused,
             },
-            parked_bytes: process_parked_bytes() as u64,
-            parked_bytes_max: process_parked_bytes_max() as u64,
+            parked_bytes: parked::bytes() as u64,
+            parked_bytes_max: parked::bytes_max() as u64,
             clients: self.clients.iter().map(|(role, limits)| ((*role).into(), clients(limits))).collect(),
             cache: self.cache.get().map(|cache| {
                 let (objects, bytes, bytes_max) = cache.totals();

@@ -23,7 +23,7 @@ use crate::{
     mp::{
         crew::{DESERTED_MAX, LaneCounts},
         manager::{Load, Manager, ManagerConfig, PathSet, Placement},
-        transfer::process_parked_bytes,
+        parked,
     },
     net::{
         Legs, Names, Socket,
@@ -284,7 +284,7 @@ impl Chain {
         }
         if std::env::var_os("NEXTEST").is_some() {
             // Nobody else in this process parks anything.
-            assert_eq!(process_parked_bytes(), 0, "parked");
+            assert_eq!(parked::bytes(), 0, "parked");
         }
         let keepers = self.paths.borrow().len();
         let tasks = on_simulator::tasks_of(self.downstream);

@@ -7,7 +7,7 @@ use std::{
 
 use super::*;
 use crate::{
-    mp::transfer::process_parked_bytes,
+    mp::parked,
     wire::frame::{Frame, Outcome},
 };
 
@@ -134,7 +134,7 @@ fn a_cancelled_transfer_gives_its_lanes_back_warm() {
         });
         upstream.assert_no_fault();
         assert_eq!(upstream.accepted(), 2, "{setting}: lanes were dialled again");
-        assert_eq!(process_parked_bytes(), 0, "{setting}");
+        assert_eq!(parked::bytes(), 0, "{setting}");
     }
 }
 
@@ -177,7 +177,7 @@ fn bytes_that_come_while_a_transfer_is_given_up_are_not_counted_for_ever() {
             }
             exec::sleep(Duration::from_millis(100)).await;
         });
-        assert_eq!(process_parked_bytes(), 0, "{setting}");
+        assert_eq!(parked::bytes(), 0, "{setting}");
     }
 }
 

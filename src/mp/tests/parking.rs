@@ -9,7 +9,7 @@ use std::{
 use super::*;
 use crate::wire::frame::{Frame, Reading};
 use crate::{
-    mp::transfer::{WINDOW_BYTES, process_parked_bytes},
+    mp::{parked, transfer::WINDOW_BYTES},
     net::Limit,
 };
 
@@ -81,7 +81,7 @@ fn a_stalled_lane_does_not_throttle_the_others() {
             futures_util::future::join(watched, fetch_whole(&manager, &wanted)).await;
         });
         upstream.assert_no_fault();
-        assert_eq!(process_parked_bytes(), 0, "{setting}");
+        assert_eq!(parked::bytes(), 0, "{setting}");
     }
 }
 
@@ -96,7 +96,7 @@ fn a_lane_far_ahead_stops_at_the_window() {
         setting.run(&[upstream.address], Lanes::cold(2), async move |manager| {
             let watched = async {
                 let sent = settled(|| written.load(Ordering::SeqCst)).await;
-                let parked = process_parked_bytes();
+                let parked = parked::bytes();
                 assert!(parked <= WINDOW_BYTES, "{setting}: {parked} bytes are parked");
                 assert!(parked > WINDOW_BYTES - 2 * MIB, "{setting}: only {parked} bytes are parked");
                 assert!(sent < wanted.len() - MIB, "{setting}: nothing held the lane back");
@@ -106,7 +106,7 @@ fn a_lane_far_ahead_stops_at_the_window() {
             futures_util::future::join(watched, fetch_whole(&manager, &wanted)).await;
         });
         upstream.assert_no_fault();
-        assert_eq!(process_parked_bytes(), 0, "{setting}");
+        assert_eq!(parked::bytes(), 0, "{setting}");
     }
 }
 
@@ -145,7 +145,7 @@ fn a_frame_may_fill_the_slots_of_many_pipes() {
             fetch_whole(&manager, &wanted).await;
         });
         upstream.assert_no_fault();
-        assert_eq!(process_parked_bytes(), 0, "{setting}");
+        assert_eq!(parked::bytes(), 0, "{setting}");
     }
 }
 
@@ -181,10 +181,10 @@ fn a_client_that_reads_nothing_is_not_served_from_memory() {
             let client = Client::reading_after(start);
             let watched = async {
                 settled(|| written.load(Ordering::SeqCst)).await;
-                let before = process_parked_bytes();
+                let before = parked::bytes();
                 client_is_full.add(1);
                 let sent = settled(|| written.load(Ordering::SeqCst)).await;
-                let parked = process_parked_bytes();
+                let parked = parked::bytes();
                 assert!(
                     parked <= before.max(3 * MIB),
                     "{setting}: {parked} bytes are parked, before {before}"
@@ -199,7 +199,7 @@ fn a_client_that_reads_nothing_is_not_served_from_memory() {
             assert_same(&client.finish().await, &wanted);
         });
         upstream.assert_no_fault();
-        assert_eq!(process_parked_bytes(), 0, "{setting}");
+        assert_eq!(parked::bytes(), 0, "{setting}");
     }
 }
 
