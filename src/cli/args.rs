@@ -379,12 +379,19 @@ pub struct Relay {
 /// The default of `--max-kept`: sixteen windows of 64 MiB.
 pub const KEPT_BYTES_MAX: usize = 1_000_000_000;
 
-/// What peers that have not proved anything may take, for the roles that accept lanes.
+/// What peers may take, before and after they have proved that they hold the key, for the roles that accept lanes.
 #[derive(Clone, Debug, Args)]
 pub struct Strangers {
     /// Hellos of new lanes that are awaited at once, and begin per second; a quarter of them from one address
     #[arg(long, value_name = "N", default_value_t = HELLOS_MAX, value_parser = value_parser!(u32).range(1..=1_000_000))]
     pub max_hellos: u32,
+    /// Lanes at once; further ones are refused. A third of the descriptors that `ulimit -n` allows, if that is less
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = value_parser!(u32).range(1..))]
+    pub max_lanes: u32,
+    /// The same for each address (IPv6: each /64); a relay's lanes all come from its own [default: no other bound than
+    /// --max-lanes]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub max_lanes_per_address: Option<u32>,
 }
 
 /// Hellos at once: more lanes than come up at once when a relay restarts, and 16 MiB at most.

@@ -293,8 +293,15 @@ fn open_upstream(
     Ok(Arc::new(Upstream::new(root, keys, legs, door, kept_bytes_max, global.placement)?))
 }
 
+/// What the flags say, as far as the descriptors go: a relay's lane has two, and pipes while it moves something.
 fn door(strangers: &Strangers) -> Arc<Door> {
-    Door::new(strangers.max_hellos as usize)
+    let wanted = strangers.max_lanes as usize;
+    let lanes = wanted.min(raise_descriptor_limit() / 3);
+    if lanes < wanted {
+        tracing::info!("at most {lanes} lanes at once: `ulimit -n` allows no more than three times that");
+    }
+    let per_address = strangers.max_lanes_per_address.map_or(lanes, |max| max as usize);
+    Door::with_lanes(strangers.max_hellos as usize, lanes, per_address)
 }
 
 /// Everything that the managers of all cores are made of.

@@ -1,4 +1,5 @@
-//! The door of a port that takes lanes: how many strangers may stand before it, and what becomes of those it refuses.
+//! The door of a port that takes lanes: how many strangers may stand before it, how many lanes behind it, and what becomes of
+//! those it refuses.
 //!
 //! In: accepted connections, and how their handshakes ended. Out: a place for each hello, and log lines with counts. Called
 //! by relay and upstream, one door for all cores of a role. Invariants: at most `hellos_max` hellos are awaited at
@@ -35,7 +36,7 @@ const ADDRESS_PART: usize = 4;
 /// Why somebody was refused, as the log counts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wrong {
-    /// There are too many hellos already.
+    /// There are too many hellos already, or lanes.
     Crowd,
     /// Something else than a hello, or none in time.
     NoHello,
@@ -84,6 +85,7 @@ impl Wrong {
 #[derive(Debug)]
 pub struct Door {
     hellos: Arc<Admission>,
+    lanes: Arc<Admission>,
     /// Who is awaited, in order of arrival, among some whose hello has come or will not: those leave when they are the
     /// first. So there are never more than begin in the time that a hello may take.
     awaited: Mutex<VecDeque<Weak<Stranger>>>,
@@ -117,11 +119,17 @@ pub struct Knock {
 }
 
 impl Door {
-    /// Room for `hellos_max` hellos at once and per second.
+    /// Room for `hellos_max` hellos at once and per second, and for as many lanes as descriptors allow.
     pub fn new(hellos_max: usize) -> Arc<Self> {
+        Self::with_lanes(hellos_max, usize::MAX, usize::MAX)
+    }
+
+    /// The same, and for `lanes_max` lanes, of which one address may have `per_address_max`.
+    pub fn with_lanes(hellos_max: usize, lanes_max: usize, per_address_max: usize) -> Arc<Self> {
         let per_address = hellos_max.div_ceil(ADDRESS_PART);
         Arc::new(Self {
             hellos: Admission::new(hellos_max, per_address),
+            lanes: Admission::new(lanes_max, per_address_max),
             awaited: Mutex::default(),
             refused: std::array::from_fn(|_| Tally::new()),
         })
@@ -170,6 +178,18 @@ impl Door {
                 None
             }
         }
+    }
+
+    /// A place for the lane of `peer`, whose hello was right; it is free again when it is dropped.
+    ///
+    /// # Errors
+    /// The bound that is reached.
+    pub fn admit_lane(&self, peer: SocketAddr) -> Result<Seat, Crowded> {
+        self.lanes.admit(peer.ip()).inspect_err(|crowded| {
+            let error =
+                format_args!("too many lanes: {crowded} (raise --max-lanes or --max-lanes-per-address?)");
+            self.refused(Some(peer), Wrong::Crowd, &error);
+        })
     }
 
     /// Frees the place of who has been awaited for the longest time; false if nobody is.

@@ -25,10 +25,11 @@ use crate::{
         handshake,
     },
     net::{
-        ConnectError, Legs, Listener, MptcpState, ResolveError, Socket, keep_alive::ASK_SELDOM, pump, resolve,
+        ConnectError, Crowded, Legs, Listener, MptcpState, ResolveError, Socket, keep_alive::ASK_SELDOM,
+        pump, resolve,
     },
     wire::{
-        handshake::{Accepted, Refusal},
+        handshake::{Accepted, Refusal, VerifiedHello},
         key_ring::KeyRing,
         reason::Reason,
         route::{HopAddr, Route},
@@ -128,6 +129,10 @@ enum RelayError {
     RouteEnds,
     #[error("relay: {hop} is not an allowed next hop (start the relay with --allow {hop})")]
     NotAllowed { hop: HopAddr },
+    #[error(
+        "relay: too many lanes: {0} (start the relay with a higher --max-lanes or --max-lanes-per-address)"
+    )]
+    Crowded(#[source] Crowded),
     #[error("relay: {0}")]
     Resolve(#[source] ResolveError),
     #[error("next hop {hop}: {source}")]
@@ -142,7 +147,9 @@ impl RelayError {
     /// `is_last`: the next hop is the upstream.
     fn refusal(&self, is_last: bool) -> Refusal {
         match self {
-            RelayError::RouteEnds | RelayError::NotAllowed { .. } => Refusal::NotAllowed,
+            RelayError::RouteEnds | RelayError::NotAllowed { .. } | RelayError::Crowded(_) => {
+                Refusal::NotAllowed
+            }
             RelayError::Connect { source, .. } if is_last && source.nobody_there() => Refusal::NobodyThere,
             RelayError::NextHop { source, .. } if source.nobody_there() => Refusal::NobodyThere,
             RelayError::Resolve(source) if source.is_unanswered() => Refusal::Unanswered,
@@ -197,6 +204,8 @@ pub(crate) async fn serve_lane(
         Err(error @ (RelayError::NotAllowed { .. } | RelayError::RouteEnds)) => {
             relay.door.refused(Some(peer), Wrong::Route, &error);
         }
+        // The door has told it.
+        Err(RelayError::Crowded(_)) => {}
         Err(error) => tracing::info!(%peer, "{error}"),
     }
 }
@@ -212,6 +221,10 @@ async fn forward(
     near.bound_backoff();
     let hello = knock.hear(pin!(handshake::receive(&near, &relay.keys))).await.map_err(RelayError::Hello)?;
     let hop = hello.route().hops().first().map(HopAddr::to_string).unwrap_or_default();
+    let _seat = match relay.door.admit_lane(peer) {
+        Ok(seat) => seat,
+        Err(crowded) => return refuse(&near, hello, RelayError::Crowded(crowded)).await,
+    };
     // In boxes: for a stranger there is no room for what comes behind.
     let mut connected = Box::pin(connect_next(relay, hello.route())).await;
     if matches!(&connected, Err(RelayError::NextHop { source, .. }) if source.is_worth_another_try()) {
@@ -222,13 +235,7 @@ async fn forward(
             near.send_all(&hello.pass_on(accepted), false).await?;
             far
         }
-        Err(error) => {
-            let is_last = hello.route().hops().len() == 1;
-            let refusal = hello.refuse(error.refusal(is_last), &Reason::new(&error.to_string()));
-            near.send_all(&refusal, false).await?;
-            near.finish();
-            return Err(error);
-        }
+        Err(error) => return refuse(&near, hello, error).await,
     };
     // It sends nothing of its own: lanes of a host that has vanished would stay for ever.
     [&near, &far].into_iter().for_each(|end| end.keep_alive(ASK_SELDOM));
@@ -238,6 +245,15 @@ async fn forward(
         Counted::new(End::RelayFar, hop, &far),
     );
     Box::pin(carry(&near, far, &ends, shutdown)).await
+}
+
+/// Tells the near side why there is no lane.
+async fn refuse(near: &Socket, hello: VerifiedHello, error: RelayError) -> Result<(), RelayError> {
+    let is_last = hello.route().hops().len() == 1;
+    let refusal = hello.refuse(error.refusal(is_last), &Reason::new(&error.to_string()));
+    near.send_all(&refusal, false).await?;
+    near.finish();
+    Err(error)
 }
 
 async fn connect_next(relay: &Relay, route: &Route) -> Result<(Socket, Accepted), RelayError> {

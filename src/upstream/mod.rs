@@ -47,7 +47,7 @@ use crate::{
         handshake::{self, HandshakeFailed},
     },
     mp::manager::Placement,
-    net::{Legs, Listener, Shared, Socket, keep_alive::ASK_SELDOM},
+    net::{Crowded, Legs, Listener, Seat, Shared, Socket, keep_alive::ASK_SELDOM},
     root::files::open_directory,
     wire::{handshake::Refusal, key_ring::KeyRing, reason::Reason, route::HopAddr},
 };
@@ -138,6 +138,8 @@ enum ServeError {
         "downstream: this is the upstream, but the route goes on to {next} (name the upstream as the last hop of --path)"
     )]
     RouteGoesOn { next: HopAddr },
+    #[error("upstream: too many lanes: {0} (start it with a higher --max-lanes or --max-lanes-per-address)")]
+    Crowded(#[source] Crowded),
     #[error("the lane was lost: {0}")]
     Lost(#[from] io::Error),
 }
@@ -235,18 +237,22 @@ impl Upstream {
 }
 
 /// Counts a connection until this is dropped, on whatever core.
-struct Present(Arc<Upstream>);
+struct Present {
+    upstream: Arc<Upstream>,
+    /// Once it is a lane.
+    seat: Option<Seat>,
+}
 
 impl Present {
     fn new(upstream: Arc<Upstream>) -> Self {
         upstream.present.fetch_add(1, Ordering::Relaxed);
-        Self(upstream)
+        Self { upstream, seat: None }
     }
 }
 
 impl Drop for Present {
     fn drop(&mut self) {
-        self.0.present.fetch_sub(1, Ordering::Relaxed);
+        self.upstream.present.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -287,12 +293,13 @@ pub(crate) fn serve_lane(
     shutdown: watch::Receiver<bool>,
 ) -> impl Future<Output = ()> {
     // Counted before the task runs: nobody who drains may overlook it.
-    let present = Present::new(upstream.clone());
+    let mut present = Present::new(upstream.clone());
     async move {
         socket.set_congestion(&upstream.legs.lane, peer.ip());
         socket.bound_backoff();
-        match authenticate(&upstream, &socket, knock).await {
-            Ok(()) => {
+        match authenticate(&upstream, &socket, peer, knock).await {
+            Ok(seat) => {
+                present.seat = Some(seat);
                 let counted = Counted::new(End::Upstream, name(peer), &socket);
                 let course = Course::of(&socket);
                 // In a box: a stranger costs no room for it.
@@ -302,6 +309,8 @@ pub(crate) fn serve_lane(
             Err(error @ ServeError::RouteGoesOn { .. }) => {
                 upstream.door.refused(Some(peer), Wrong::Route, &error);
             }
+            // The door has told it.
+            Err(ServeError::Crowded(_)) => {}
             Err(error @ ServeError::Lost(_)) => tracing::info!(%peer, "{error}"),
         }
     }
@@ -312,19 +321,30 @@ fn name(peer: SocketAddr) -> String {
     peer.ip().to_canonical().to_string()
 }
 
-async fn authenticate(upstream: &Arc<Upstream>, socket: &Socket, knock: Knock) -> Result<(), ServeError> {
+async fn authenticate(
+    upstream: &Arc<Upstream>,
+    socket: &Socket,
+    peer: SocketAddr,
+    knock: Knock,
+) -> Result<Seat, ServeError> {
     let hello = knock.hear(pin!(handshake::receive(socket, &upstream.keys))).await?;
-    if let Some((next, _)) = hello.route().split_first() {
-        let error = ServeError::RouteGoesOn { next: next.clone() };
-        let refusal = hello.refuse(Refusal::NotAllowed, &Reason::new(&error.to_string()));
-        socket.send_all(&refusal, false).await?;
-        socket.finish();
-        return Err(error);
-    }
+    let admitted = match hello.route().split_first() {
+        Some((next, _)) => Err(ServeError::RouteGoesOn { next: next.clone() }),
+        None => upstream.door.admit_lane(peer).map_err(ServeError::Crowded),
+    };
+    let seat = match admitted {
+        Ok(seat) => seat,
+        Err(error) => {
+            let refusal = hello.refuse(Refusal::NotAllowed, &Reason::new(&error.to_string()));
+            socket.send_all(&refusal, false).await?;
+            socket.finish();
+            return Err(error);
+        }
+    };
     socket.send_all(&hello.accept(upstream.instance), false).await?;
     socket.keep_alive(ASK_SELDOM);
     tracing::debug!(mptcp = ?socket.mptcp(), "a lane stands");
-    Ok(())
+    Ok(seat)
 }
 
 /// Serves a lane on this core until it ends, or goes on on another one.
@@ -335,7 +355,7 @@ async fn live(
     mut shutdown: watch::Receiver<bool>,
     course: Course,
 ) {
-    match lane::run(&present.0, &socket, &counted, &mut shutdown, course).await {
+    match lane::run(&present.upstream, &socket, &counted, &mut shutdown, course).await {
         Ok(None) => {}
         Ok(Some((core, course))) => {
             let connection = socket.share();

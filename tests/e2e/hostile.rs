@@ -198,7 +198,11 @@ pub(crate) struct NearLane(pub(crate) TcpStream);
 
 impl NearLane {
     pub(crate) fn open(first: SocketAddr, route: &Route) -> Self {
-        let mut stream = TcpStream::connect(first).unwrap();
+        Self::over(TcpStream::connect(first).unwrap(), route).unwrap()
+    }
+
+    /// Over a connection that stands; an error is what the other side says against it.
+    pub(crate) fn over(mut stream: TcpStream, route: &Route) -> Result<Self, String> {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let mut challenge = [0; CHALLENGE_BYTES];
@@ -207,11 +211,11 @@ impl NearLane {
         let (mut reply, hello) = ClientHandshake::new(&key, route, [5; 16]).challenge(&challenge).unwrap();
         stream.write_all(&hello).unwrap();
         let mut bytes = Vec::new();
-        while let Progress::NeedMore(more) = reply.reply(&bytes).unwrap() {
+        while let Progress::NeedMore(more) = reply.reply(&bytes).map_err(|error| error.to_string())? {
             bytes.resize(more, 0);
             stream.read_exact(&mut bytes).unwrap();
         }
-        Self(stream)
+        Ok(Self(stream))
     }
 
     pub(crate) fn request(&mut self, transfer: TransferId, target: &str) {

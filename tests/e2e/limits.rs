@@ -12,8 +12,11 @@ use crate::{
     client::{Answer, Client, ask},
     content::{content, hash},
     observe::limit_hits,
+    hostile::NearLane,
     process::{DEADLINE, Process, Settings},
     roots::{After, ScriptedRoot},
+    scripted::Upstream,
+    wire::route::PathSpec,
 };
 
 /// Many times what a chain holds, so that a transfer runs as long as its client takes nothing.
@@ -398,6 +401,35 @@ fn hellos_beyond_the_bound_are_turned_away() {
             assert_eq!(stranger.read(&mut [0; 24]).unwrap_or(0), 0, "{role}: a stranger is kept");
         }
         eventually("no place becomes free", || half_open(7));
+    }
+}
+
+/// Lanes that stand, of who holds the key.
+#[test]
+fn lanes_beyond_the_bounds_are_refused() {
+    let ground = crate::hostile::ground();
+    let upstream = Upstream::of_lanes(1, |mut lane| {
+        lane.await_close();
+        Ok(())
+    });
+    for role in ["relay", "upstream"] {
+        let flags = ["--max-lanes", "3", "--max-lanes-per-address", "2"];
+        let (process, address) = lane_role(&ground, role, &flags);
+        let behind = if role == "relay" { format!(",{}", upstream.address) } else { String::new() };
+        let path: PathSpec = format!("{address}{behind}").parse().unwrap();
+        let lane = |source: u8| NearLane::over(connect_from([127, 0, 0, source], address), path.route());
+        let refusal = |source: u8| lane(source).err().expect("a lane stands");
+        let first = lane(2).unwrap();
+        let _second = lane(2).unwrap();
+        let told = refusal(2);
+        assert!(told.contains("this address has 2 already"), "{role}: {told}");
+        assert!(told.contains("--max-lanes-per-address"), "{role}: {told}");
+        let _third = lane(3).unwrap();
+        let told = refusal(4);
+        assert!(told.contains("all 3 places are taken"), "{role}: {told}");
+        process.wait_for_log("too many lanes");
+        drop(first);
+        eventually("no place becomes free", || lane(4).ok());
     }
 }
 
