@@ -138,7 +138,10 @@ fn downstream(findings: &mut Findings, global: &Global, args: &args::Downstream,
         specs
     });
     if let Some(dir) = &args.cache {
-        findings.note(format_args!("cache {}", dir.display()), cache(dir, args.cache_size.0));
+        findings.note(
+            format_args!("cache {}", dir.display()),
+            cache(dir, args.cache_size.0, args.listen.comes_beside_another()),
+        );
     }
     if let (true, Some(keys), Some(specs)) = (probe, keys, specs) {
         let (keys, names) = (Arc::new(keys), discovery::names(&args.paths));
@@ -190,13 +193,17 @@ fn congestion(findings: &mut Findings, global: &Global) {
     }
 }
 
-/// One that is there is opened; of one that is not, whether it could be made.
-fn cache(dir: &Path, bytes_max: u64) -> Result<(), String> {
+/// One that is there is opened; of one that is not, whether it could be made. Whoever takes over waits for one that another
+/// process has.
+fn cache(dir: &Path, bytes_max: u64, takes_over: bool) -> Result<(), String> {
     if dir.exists() {
-        return Cache::open(dir, bytes_max).map(drop).map_err(|error| match error {
-            CacheError::Taken { .. } => format!("{error}, unless it is this very role that runs there"),
-            error => error.to_string(),
-        });
+        return match Cache::open(dir, bytes_max) {
+            Err(CacheError::Taken { .. }) if takes_over => Ok(()),
+            Err(error @ CacheError::Taken { .. }) => {
+                Err(format!("{error}, unless it is this very role that runs there"))
+            }
+            outcome => outcome.map(drop).map_err(|error| error.to_string()),
+        };
     }
     let parent = dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("."));
     let remedy = |error| format!("cannot be made in {}: {error} (change --cache)", parent.display());

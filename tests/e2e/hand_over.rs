@@ -221,6 +221,10 @@ fn a_cache_goes_from_one_process_to_the_next(settings: &Settings, of_systemd: bo
     let refused = run(settings.plait().args([&args, &listen[..]].concat()));
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("is the cache of another process"));
+    for (more, is_well) in [(&[][..], false), (&["--take-over"], true)] {
+        let checked = run(settings.plait().arg("check").args([&args, &listen[..], more].concat()));
+        assert_eq!(checked.status.success(), is_well, "{checked:?}");
+    }
 }
 
 #[test]
