@@ -116,8 +116,10 @@ fn packaged_settings_are_right_where_their_files_are() {
     let ground = Ground::new();
     ground.store("f.mp4", FILM);
     let (files, cache) = (ground.files(), ground.scratch("cache"));
-    for role in ["root", "upstream", "relay", "downstream"] {
-        let packaged = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("packaging/config/{role}.toml"));
+    let hosts = [("root", "root"), ("root", "upstream"), ("a", "relay"), ("b", "relay")];
+    for (host, role) in hosts.into_iter().chain([("edge-1", "downstream"), ("edge-2", "downstream")]) {
+        let packaged = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join(format!("packaging/config/{host}.example/{role}.toml"));
         let settings = fs::read_to_string(packaged).unwrap();
         // What a new host has that this one has not; ports are taken by other tests.
         let settings =
@@ -126,7 +128,7 @@ fn packaged_settings_are_right_where_their_files_are() {
             Some((key @ ("listen" | "admin"), _)) => format!("{key} = \"127.0.0.1:0\"\n"),
             _ => format!("{line}\n"),
         };
-        let file = ground.scratch(&format!("{role}.toml"));
+        let file = ground.scratch(&format!("{host}-{role}.toml"));
         fs::write(&file, settings.lines().map(free).collect::<String>()).unwrap();
         let mut plait = Settings::default().plait();
         plait.env("PLAIT_KEY", ground.key()).args(["check", role, "--config", text(&file)]);
