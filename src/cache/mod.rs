@@ -72,7 +72,7 @@ const VARIANTS_MAX: u128 = 8;
 pub struct Key(pub u128);
 
 impl Key {
-    /// Of a URL as [`url`] writes it.
+    /// Of a URL as [`url()`] writes it.
     pub fn of(url: &str) -> Self {
         let digest = Sha256::digest(url.as_bytes());
         let mut bytes = [0; 16];
@@ -507,7 +507,7 @@ impl Cache {
         self.is_scanned.load(Ordering::Acquire)
     }
 
-    /// Forgets all variants of a URL, as [`url`] writes it. Returns how many there were.
+    /// Forgets all variants of a URL, as [`url()`] writes it. Returns how many there were.
     pub fn purge_url(&self, url: &str) -> usize {
         let is_there = |variant: &Key| self.find_variant(*variant, url).is_some();
         Key::of(url).variants().filter(|variant| is_there(variant) && self.forget(*variant)).count()
