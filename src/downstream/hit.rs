@@ -93,7 +93,7 @@ impl Edge {
             sendfile_counting(connection.socket(), file, (BODY_OFFSET, length), stall_max, &mut sent).await;
         connection.account().add_body_bytes(sent);
         if sent < length {
-            self.send_rest(connection, request, &object, sent, outcome).await?;
+            Box::pin(self.send_rest(connection, request, &object, sent, outcome)).await?;
         }
         connection.finish_response();
         Ok(true)

@@ -90,9 +90,10 @@ pub async fn serve(
             connection.finish_response();
             Ok(())
         }
-        _ if !request.is_plain() => passage.answer(connection, &request).await,
+        // What takes its time has a place of its own: an idle connection would hold room for the largest of these.
+        _ if !request.is_plain() => Box::pin(passage.answer(connection, &request)).await,
         Some(edge) => edge.answer(connection, &request).await,
-        None => answer(&front.manager, connection, &request).await,
+        None => Box::pin(answer(&front.manager, connection, &request)).await,
     };
     accept::serve(listener, legs, limits.passing_bodies(), Side::Downstream, stopping, answer).await;
     manager.close().await;

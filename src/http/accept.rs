@@ -188,8 +188,7 @@ where
     let mut turn = 0;
     while let Some(request) = connection.next_request().await {
         let (method, target) = (request.method.clone(), request.target().to_owned());
-        // In a place of its own, or an idle connection would hold room for every way to answer.
-        let answered = Box::pin(answer(connection, request)).await;
+        let answered = answer(connection, request).await;
         connection.close_account(method, target, &answered);
         if let Err(error) = answered {
             if error.kind() == io::ErrorKind::TimedOut {
