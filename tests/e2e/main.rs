@@ -14,6 +14,7 @@ mod dashboard;
 mod discovery;
 mod disk;
 mod documents;
+mod doors;
 mod download;
 mod failures;
 mod gate;
