@@ -22,10 +22,8 @@ const FIRST_FLIGHT_ROUND_TRIPS: f64 = 1.25;
 /// How often a lane that brings nothing in time is tried again.
 const TRIAL_PAUSE_SECONDS: f64 = 1.0;
 const TRIAL_PAUSE_ROUND_TRIPS: f64 = 4.0;
-
-/// A pause that the lane has now and then is taken for a fault while that costs no more than this share of its bytes: a viewer
-/// waits for what is noticed late.
-const FALSE_ALARM_SHARE: f64 = 0.005;
+/// A lane that is late by so many round trips may have been lost.
+const SUSPECT_ROUND_TRIPS: f64 = 0.5;
 
 /// A frame on its way.
 #[derive(Debug)]
@@ -68,8 +66,6 @@ pub(super) struct Lane {
     idle_upto: u64,
     pub(super) reading: Reading,
     pub(super) silent_since: Option<f64>,
-    /// Bytes that others were given in pauses which were no faults.
-    pub(super) false_alarm_bytes: u64,
     /// The lane has had room in this transfer: until then others do not wait for it.
     pub(super) has_asked: bool,
     /// When the lane was last told to bring fresh bytes.
@@ -96,7 +92,6 @@ impl Lane {
             idle_upto: 1,
             reading: Reading::Eager,
             silent_since: None,
-            false_alarm_bytes: 0,
             has_asked: false,
             asked_at: now,
             is_trial: false,
@@ -128,11 +123,12 @@ impl Lane {
     }
 
     /// Whether more would only wait in a queue on the way; never with less than `least` bytes in flight. `times` as much may
-    /// be as is usual.
+    /// be as is usual. `is_wary`: another lane may be lost, and what it carries would have to wait behind what is in flight
+    /// here.
     ///
     /// Over several paths the kernel knows: what it puts on the longest of them must be in flight for as long as that takes,
     /// or the shortest has nothing to send, the rate falls, and with it what would be allowed.
-    pub(super) fn is_full(&self, least: u64, times: f64) -> bool {
+    pub(super) fn is_full(&self, least: u64, times: f64, is_wary: bool) -> bool {
         let (Some(rate), Some(round_trip)) = (self.model.rate(), self.model.round_trip()) else {
             return false;
         };
@@ -145,6 +141,7 @@ impl Lane {
                 FIRST_FLIGHT_ROUND_TRIPS * round_trip
             } else {
                 let [least, most] = GAP_ROUND_TRIPS.map(|round_trips| round_trips * round_trip);
+                let least = if is_wary { 0.0 } else { least };
                 round_trip + (GAP_FACTOR * self.model.gap()).clamp(least, most)
             };
         let slow_start = self.model.slow_start(self.bytes_acknowledged);
@@ -244,21 +241,27 @@ impl Lane {
         self.idle_upto = self.bytes_sent.max(1);
     }
 
-    /// When the lane is to be called silent if nothing is heard of it.
-    pub(super) fn silent_at(&self) -> Option<f64> {
+    /// When the lane is to be called silent if nothing is heard of it. `spares_habits`: not for a pause as it has them now and
+    /// then.
+    pub(super) fn silent_at(&self, spares_habits: bool) -> Option<f64> {
         if self.is_paused() || self.is_silent() {
             return None;
         }
         let oldest = self.sent.front()?;
         let round_trip = self.model.round_trip().unwrap_or(1.0);
         let expected = self.model.arrival(self.in_flight() as f64, 0.0).unwrap_or(1.0) + round_trip / 2.0;
-        let spares_habits = self.false_alarm_bytes as f64 > FALSE_ALARM_SHARE * self.bytes_sent as f64;
         Some(oldest.due.max(self.quiet_since) + self.model.patience(expected, spares_habits))
     }
 
+    /// Whether it is late, and not called silent yet.
+    pub(super) fn is_suspect(&self, now: f64) -> bool {
+        let round_trip = self.model.round_trip().unwrap_or(0.0);
+        !self.is_silent() && self.overdue(now) > SUSPECT_ROUND_TRIPS * round_trip
+    }
+
     /// Whether nothing speaks against the lane's health.
-    pub(super) fn is_healthy(&self, now: f64) -> bool {
-        !self.is_silent() && self.silent_at().is_none_or(|at| now + self.overdue(now) < at)
+    pub(super) fn is_healthy(&self, spares_habits: bool, now: f64) -> bool {
+        !self.is_silent() && self.silent_at(spares_habits).is_none_or(|at| now + self.overdue(now) < at)
     }
 
     /// Seconds until the frame with this number on the lane has arrived; `None` if that is not known. What is overdue
@@ -297,7 +300,7 @@ mod tests {
                 acknowledgements.pop_front();
                 lane.acknowledge(1, now);
             }
-            while !lane.is_full(2 * FRAME, 1.0)
+            while !lane.is_full(2 * FRAME, 1.0, false)
                 && (lane.model.rate().is_some() || lane.in_flight() < FIRST_WINDOW_BYTES)
             {
                 lane.send(0, FRAME, now);
@@ -334,7 +337,7 @@ mod tests {
         let now = lane.quiet_since;
         // Two seconds of it.
         (0..2 * RATE as u64 / FRAME).for_each(|_| _ = lane.send(0, FRAME, now));
-        let silent_after = lane.silent_at().unwrap() - lane.sent.front().unwrap().due.max(now);
+        let silent_after = lane.silent_at(false).unwrap() - lane.sent.front().unwrap().due.max(now);
         assert!(silent_after < 3.0 * ROUND_TRIP, "{silent_after} s late");
     }
 

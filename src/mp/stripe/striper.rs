@@ -31,6 +31,9 @@ pub const FRAMES_AHEAD_MAX: u64 = 960;
 const FRAMES_AHEAD_MIN: u64 = 64;
 /// A lane that waited this long for the body's source between its turn and its piece was not the bottleneck.
 const SOURCE_WAIT_SECONDS: f64 = 0.005;
+/// Pauses that lanes have now and then are taken for faults while that costs no more than this share of what was handed out:
+/// a viewer waits for what is noticed late.
+const FALSE_ALARM_SHARE: f64 = 0.005;
 
 /// What a lane with room is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +115,8 @@ pub struct Striper {
     lanes: Vec<Lane>,
     lanes_joined: u32,
     resent: Resent,
+    /// Bytes that others were given in pauses which were no faults.
+    false_alarm_bytes: u64,
 }
 
 impl Default for Striper {
@@ -135,6 +140,7 @@ impl Striper {
             lanes: Vec::new(),
             lanes_joined: 0,
             resent: Resent::default(),
+            false_alarm_bytes: 0,
         }
     }
 
@@ -253,8 +259,7 @@ impl Striper {
             return Ok(Vec::new());
         }
         if lane.is_silent() && LaneModel::is_habit(lane.overdue(now)) {
-            let taken_over = self.taken_over(index);
-            self.lanes[index].false_alarm_bytes += taken_over;
+            self.false_alarm_bytes += self.taken_over(index);
         }
         let lane = &mut self.lanes[index];
         let acknowledged = lane.acknowledge(count, now);
@@ -320,7 +325,8 @@ impl Striper {
     pub fn check(&mut self, now: Duration) -> (bool, Option<Duration>) {
         let now = now.as_secs_f64();
         let has_changed = self.find_silent(now);
-        let next = self.lanes.iter().filter_map(Lane::silent_at).reduce(f64::min);
+        let spares_habits = self.spares_habits();
+        let next = self.lanes.iter().filter_map(|lane| lane.silent_at(spares_habits)).reduce(f64::min);
         // A lane that is overdue but not called silent waits for a healthy one.
         let next = next.map(|at| Duration::from_secs_f64(if at > now { at } else { now + 0.1 }));
         (has_changed, next)
@@ -360,15 +366,21 @@ impl Striper {
         has_lost
     }
 
+    /// Whether pauses as lanes have them now and then have cost enough.
+    fn spares_habits(&self) -> bool {
+        self.false_alarm_bytes as f64 > FALSE_ALARM_SHARE * self.next_offset as f64
+    }
+
     /// Calls lanes silent that are, if another one proves that the downstream is not.
     fn find_silent(&mut self, now: f64) -> bool {
-        if !self.lanes.iter().any(|lane| lane.is_healthy(now)) {
+        let spares_habits = self.spares_habits();
+        if !self.lanes.iter().any(|lane| lane.is_healthy(spares_habits, now)) {
             return false;
         }
         let mut has_changed = false;
         for index in 0..self.lanes.len() {
             let lane = &mut self.lanes[index];
-            if lane.silent_at().is_none_or(|at| at > now) {
+            if lane.silent_at(spares_habits).is_none_or(|at| at > now) {
                 continue;
             }
             lane.silent_since = Some(now);

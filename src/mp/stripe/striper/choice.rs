@@ -99,7 +99,10 @@ impl Striper {
     /// Whether others carry what this lane need not: one that is to rest works on while no other is in order.
     fn rests(&self, index: usize, now: f64) -> bool {
         self.lanes[index].reading == Reading::Resting
-            && self.lanes.iter().any(|lane| lane.reading == Reading::Eager && lane.is_healthy(now))
+            && self
+                .lanes
+                .iter()
+                .any(|lane| lane.reading == Reading::Eager && lane.is_healthy(self.spares_habits(), now))
     }
 
     /// Fresh bytes that may be handed out now.
@@ -180,7 +183,8 @@ impl Striper {
         };
         let want = want.min(((rate * FRAME_SECONDS_MAX) as u64).max(frame_least));
         let times = if self.lanes.len() == 1 && now > ALONE_SECONDS { ALONE_TIMES } else { 1.0 };
-        if lane.is_full(queue_least, times) {
+        let is_wary = self.others(index).any(|lane| lane.is_suspect(now));
+        if lane.is_full(queue_least, times, is_wary) {
             return None;
         }
         let remaining = self.length.map(|length| length - self.next_offset);
