@@ -85,7 +85,7 @@ pub struct Lane {
     /// A leg behind the first hop was to be MPTCP and is plain TCP.
     pub(super) fell_back: bool,
     /// A header that has arrived in part; survives a read that is cancelled.
-    partial: RefCell<([u8; HEADER_BYTES], usize)>,
+    pub(super) partial: RefCell<([u8; HEADER_BYTES], usize)>,
     pub(super) quiet_since: Cell<Instant>,
     /// When the last transfer on it ended, or when it was made.
     pub(super) unused_since: Cell<Instant>,
@@ -93,8 +93,8 @@ pub struct Lane {
     pub(super) warmth: Cell<u32>,
     /// Transfers whose ENDs have not come yet, although nobody waits for them, and the payload of the first one's current
     /// frame that is still in the socket.
-    stale: RefCell<VecDeque<TransferId>>,
-    stale_payload: Cell<usize>,
+    pub(super) stale: RefCell<VecDeque<TransferId>>,
+    pub(super) stale_payload: Cell<usize>,
     /// All that is left of those transfers is their ENDs: their bodies were delivered.
     only_ends_left: Cell<bool>,
     /// The pool's keeper hears when the other side closes it.

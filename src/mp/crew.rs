@@ -151,8 +151,9 @@ impl Crew {
                 }
                 let is_short = self.manager.pool(&place.path).is_some_and(|pool| pool.is_short());
                 place.give_up(share.gives_up(place.lanes.load(Ordering::SeqCst), is_short));
-                if place.path.has_warm_lane() && place.has_cold() && share.may_seat(is_short) {
-                    self.seat(index, place, Fit::Warm);
+                if place.path.has_warm_lane() && share.may_seat(is_short) {
+                    // Whoever finds no warm lane any more changes nothing.
+                    (0..place.cold_lanes()).for_each(|_| self.seat(index, place, Fit::Warm));
                 }
                 if place.take_turns(turns, by_network, share.may_seat(is_short)) {
                     self.seat(index, place, Fit::Any { suspect_before: None });

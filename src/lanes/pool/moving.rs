@@ -1,14 +1,17 @@
 //! Warm lanes that go where they are needed.
 //!
 //! In: a core whose client has no warm lane of a path, and one that has. Out: the lane, leased on the first. Called by the
-//! crews, for long paths. Invariants: only lanes on which nothing is under way move; a pool that takes one in has room
+//! crews, for long paths. Invariants: only lanes on which next to nothing is under way move; a pool that takes one in has room
 //! for it.
 
 use std::rc::Rc;
 
 use tokio::sync::oneshot;
 
-use super::{super::packed::PackedLane, Lease, Place, Pool};
+use super::{
+    super::{Lane, packed::PackedLane},
+    Draining, Lease, Place, Pool,
+};
 use crate::exec::{self, Core};
 
 impl Pool {
@@ -43,25 +46,28 @@ impl Pool {
         Some(self.lease(Rc::new(lane)))
     }
 
-    /// Gives away the warm lane that was used last.
+    /// Gives away the warm lane that was used last, or one that has only the END of a transfer to bring: its next client has
+    /// come sooner than that.
     fn part_with(&self, instance: Option<u64>) -> Option<PackedLane> {
-        let fits = |lane: &Rc<super::Lane>| {
-            lane.is_warm() && instance.is_none_or(|wanted| wanted == lane.instance()) && lane.is_quiet()
+        let fits = |lane: &Lane| lane.is_warm() && instance.is_none_or(|wanted| wanted == lane.instance());
+        let idle = self.idle.borrow().iter().rposition(|lane| fits(lane) && lane.is_quiet());
+        let lane = match idle {
+            Some(found) => self.idle.borrow_mut().remove(found),
+            None => {
+                let mut draining = self.draining.borrow_mut();
+                let ends = |drained: &Draining| fits(&drained.lane) && drained.lane.only_ends_left();
+                let found = draining.iter().position(ends)?;
+                let Draining { lane, taken } = draining.remove(found);
+                // Its task looks for this first, and leaves the lane alone.
+                taken.notify_one();
+                lane
+            }
         };
-        let found = self.idle.borrow().iter().rposition(fits)?;
-        let lane = self.idle.borrow_mut().remove(found);
         self.note_warmth();
-        match Rc::try_unwrap(lane) {
-            Ok(lane) => {
-                let packed = PackedLane::pack(lane);
-                // Another one takes its place if this core has too few now.
-                self.lane_gone();
-                Some(packed)
-            }
-            Err(lane) => {
-                self.shelve(lane);
-                None
-            }
-        }
+        let packed = PackedLane::pack(&lane);
+        drop(lane);
+        // Another one takes its place if this core has too few now.
+        self.lane_gone();
+        Some(packed)
     }
 }

@@ -102,3 +102,74 @@ fn a_warm_lane_goes_on_on_another_core() {
         .unwrap();
     }
 }
+
+#[test]
+fn a_warm_lane_that_has_an_end_to_bring_goes_on_on_another_core() {
+    let mut cpus = available_cpus();
+    if cpus.len() < 2 {
+        println!("not tested: there is one CPU");
+        return;
+    }
+    cpus.truncate(2);
+    for backend in [Backend::TokioUring, Backend::Glommio] {
+        // 1: the body of the first transfer was delivered; 2: its lane has moved; 3: it has carried the next one.
+        let step = Arc::new(AtomicUsize::new(0));
+        let reached = |step: &AtomicUsize, least| step.load(Ordering::SeqCst) >= least;
+        let seen = step.clone();
+        let upstream = Arc::new(Upstream::of_lanes(9, move |mut lane| {
+            while let Ok((Frame::Open { transfer, .. }, _)) = lane.next() {
+                lane.head(transfer)?;
+                for seq in 0..FRAMES {
+                    lane.data(transfer, seq, seq * FRAME as u64, &vec![1; FRAME])?;
+                }
+                if transfer == TransferId(1) {
+                    assert!(matches!(lane.next(), Ok((Frame::Cancel { .. }, _))));
+                    while !reached(&seen, 2) {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                }
+                lane.end(transfer, FRAMES, FRAMES * FRAME as u64)?;
+            }
+            Ok(())
+        }));
+        let path = Arc::new(PathStatus::new(upstream.address.to_string().parse().unwrap()));
+        let config = Config { backend, cpus: cpus.clone() };
+        exec::run(&config, move |core| {
+            let (upstream, path, step) = (upstream.clone(), path.clone(), step.clone());
+            async move {
+                let (congestion, names) = (Legs::default().lane, Names::System);
+                let keys = Arc::new(KeyRing::of(key()));
+                let config = PoolConfig { keys, congestion, names, lanes_warm: 0, lanes_max: 1 };
+                let pool = Pool::new(path.clone(), config);
+                POOL.set(Some(pool.clone()));
+                if core == Core(1) {
+                    let lane = pool.lease_next(|| true).await.unwrap();
+                    lane.open(TransferId(1), b"GET", None).await.unwrap();
+                    for _ in 0..=FRAMES {
+                        let frame = lane.next_frame().await.unwrap();
+                        lane.discard(frame.payload_len().as_usize()).await.unwrap();
+                    }
+                    assert!(lane.abandon(TransferId(1), 0, true) && lane.is_stale());
+                    lane.give_back();
+                    step.store(1, Ordering::SeqCst);
+                    until("the other core is done", || reached(&step, 3)).await;
+                    assert!(pool.lease_idle(None).is_none(), "it is not here any more");
+                    return;
+                }
+                until("a delivered body", || reached(&step, 1)).await;
+                let lane = pool.lease_from(Core(1), Some(9), pool_here).await.unwrap();
+                assert!(lane.is_stale());
+                step.store(2, Ordering::SeqCst);
+                for number in 2..5 {
+                    transfer(&lane, number).await;
+                }
+                assert_eq!((path.report().lanes, upstream.accepted()), (1, 1));
+                drop(lane);
+                until("it is closed", || upstream.closed.get() == 1 && path.report().lanes == 0).await;
+                step.store(3, Ordering::SeqCst);
+                upstream.assert_no_fault();
+            }
+        })
+        .unwrap();
+    }
+}

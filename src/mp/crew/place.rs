@@ -24,8 +24,8 @@ use crate::{
 
 /// One bit each in [`Place::slots`]; as many as `--lanes` allows.
 const SLOTS_MAX: usize = 64;
-/// Cold lanes of a path replaced in one transfer at most: there is one warm one for each, and a dozen would be all a path has.
-const REPLACED_MAX: u32 = 8;
+/// Cold lanes of a path replaced in one transfer at most: there is one warm one for each, and both have a slot.
+const REPLACED_MAX: u32 = SLOTS_MAX as u32 / 2;
 /// A slot without a lane, and one whose lane has carried nothing: numbers of [`Place::pauses`].
 const VACANT: u64 = 0;
 const NEVER: u64 = 1;
@@ -153,17 +153,22 @@ impl Place {
         (self.eager() & !self.slots.load(Ordering::SeqCst)).count_ones() as usize
     }
 
-    /// Lanes that carry fresh frames and were cold, as far as they may still be replaced.
+    /// Lanes that carry fresh frames and are cold, as far as they may still be replaced.
     fn replaceable(&self) -> u64 {
         if self.replaced.load(Ordering::SeqCst).count_ones() >= REPLACED_MAX {
             return 0;
         }
-        self.eager() & self.slots.load(Ordering::SeqCst) & self.cold.load(Ordering::SeqCst)
+        let seated = self.eager() & self.slots.load(Ordering::SeqCst) & self.cold.load(Ordering::SeqCst);
+        let is_cold = |number: &usize| self.carried[*number].load(Ordering::Relaxed) < WARM_BYTES;
+        (0..SLOTS_MAX)
+            .filter(|number| seated & (1 << number) != 0)
+            .filter(is_cold)
+            .fold(0, |cold, number| cold | 1 << number)
     }
 
-    /// Whether a warm lane would be better than one of those seated.
-    pub(super) fn has_cold(&self) -> bool {
-        self.replaceable() != 0
+    /// Lanes than which a warm one would be better.
+    pub(super) fn cold_lanes(&self) -> usize {
+        self.replaceable().count_ones() as usize
     }
 
     /// Lets one cold lane rest, for a warm one that has come in the slot behind; true if there was one.
@@ -367,7 +372,7 @@ mod tests {
         let (warm, cold) = (Slot::take(&place).unwrap(), Slot::take(&place).unwrap());
         assert!(!place.replace_cold(), "none is cold");
         cold.set_cold();
-        assert!(place.has_cold());
+        assert_eq!(place.cold_lanes(), 1);
         let third = Slot::take(&place).unwrap();
         assert!(third.rests() && !cold.rests(), "until it has come");
         assert!(place.replace_cold());
