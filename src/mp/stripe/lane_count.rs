@@ -240,7 +240,12 @@ impl LaneCount {
         } else if self.tries_fewer {
             self.rest_left = LEARNED_REST.max(self.rest);
         } else {
-            self.rest_left = if self.is_paced { REST_MAX } else { self.rest };
+            self.rest_left = match self.is_paced {
+                // That the few lanes which are kept anyway carried so much less was others' doing.
+                true if is_first_leap => LEARNED_REST.max(self.rest),
+                true => REST_MAX,
+                false => self.rest,
+            };
             self.rest = (self.rest * 2).min(REST_MAX);
         }
         self.wanted = self.learned;

@@ -170,6 +170,14 @@ fn paced_lanes_that_fill_a_lossy_path_become_four_and_stay() {
 }
 
 #[test]
+fn paced_lanes_of_a_lossy_path_that_others_use_become_several_within_a_minute() {
+    let path = Path { lane: 47.0, cross_traffic: 0.7, may_gain: 0.95, noise: 0.1, is_paced: true, ..CLEAN };
+    let stories = stories(&[path; 2], 60.0, 10.0);
+    let learned = percentile(&stories, 5, |story| story.learned as f64);
+    assert!(learned >= PACED_LANES as f64, "{learned}");
+}
+
+#[test]
 fn paced_lanes_that_are_policed_become_many() {
     for seconds in [2.0, 40.0] {
         let stories = stories(&[Path { is_paced: true, ..POLICED }; 2], 40.0, seconds);
