@@ -24,6 +24,7 @@ use futures_util::{future::Either, future::select};
 use super::{
     batch::Batch,
     crew::Slot,
+    jam::Jam,
     queue::{Producer as Ring, Publish},
     tap::Tap,
     transfer::{End, HandedFrame, Parcel, Transfer},
@@ -58,6 +59,8 @@ const LOOK_PAUSE: Duration = Duration::from_millis(200);
 const PARK_PATIENCE: Duration = Duration::from_millis(1);
 /// Below this round trip a path is short.
 const SHORT_ROUND_TRIP: Duration = Duration::from_millis(5);
+const IN_THE_WAY: &str =
+    "a lane is given up: its frames may not be parked (--max-parked) and keep back what is next";
 
 /// How frames reach the consumer.
 pub(super) enum Delivery {
@@ -96,6 +99,8 @@ enum Stop {
     Over,
     /// Somebody who has no lane needs this one more.
     GivenUp,
+    /// It keeps back what the client waits for.
+    InTheWay,
     Lane(LaneError),
 }
 
@@ -165,6 +170,10 @@ impl Producer {
             // Dropped, which closes it: nobody cancels the transfer, whose other lanes carry on.
             Err(Stop::GivenUp) => {
                 tracing::debug!(transfer = %transfer.id(), path = self.lane.path().name(), "a lane is given up for others");
+                transfer.lane_done(None);
+            }
+            Err(Stop::InTheWay) => {
+                tracing::info!(transfer = %transfer.id(), path = self.lane.path().name(), "{IN_THE_WAY}");
                 transfer.lane_done(None);
             }
             Err(Stop::Lane(error)) => {
@@ -422,6 +431,7 @@ impl Producer {
                 return Ok(());
             }
         }
+        let mut jam = Jam::default();
         while tap.unread() > 0 || tap.is_taken() {
             if let Some(error) = tap.take_loss() {
                 return Err(self.lane.lost(error).into());
@@ -443,12 +453,9 @@ impl Producer {
                     }
                 }
                 Err(exec::Elapsed) => {
-                    self.note_full(tap.unread());
-                    self.lane.set_slow(self.slot.is_slow());
-                    if self.slot.is_given_up() {
-                        return Err(Stop::GivenUp);
-                    }
-                    self.tell(self.is_held_back(tap));
+                    // Of one that the consumer reads, silence must mean something to the upstream.
+                    let is_full = !tap.is_taken() && !self.transfer.has_window(tap.unread());
+                    self.left_unread(is_full, self.transfer.is_client_blocked() || is_full, &mut jam)?;
                     continue;
                 }
             }
@@ -467,11 +474,22 @@ impl Producer {
         self.transfer.is_client_blocked() || !self.transfer.has_window(tap.unread())
     }
 
-    /// `bytes` have waited for a while: because no more may be parked?
-    fn note_full(&self, bytes: usize) {
-        if !self.transfer.has_window(bytes) {
+    /// A frame has waited for a while; `is_full`: because no more may be parked. `paused`: its lane is not to be taken for
+    /// silent.
+    fn left_unread(&mut self, is_full: bool, paused: bool, jam: &mut Jam) -> Result<(), Stop> {
+        if is_full {
             Limit::Parked.hit();
         }
+        self.lane.set_slow(self.slot.is_slow());
+        if self.slot.is_given_up() {
+            return Err(Stop::GivenUp);
+        }
+        let is_jam = is_full && !self.transfer.is_client_blocked();
+        if jam.lasts(is_jam, self.transfer.taken(), Instant::now()) {
+            return Err(Stop::InTheWay);
+        }
+        self.tell(paused);
+        Ok(())
     }
 
     /// Resolves with true when bytes can be parked, with false when something else is to be done.
@@ -507,17 +525,13 @@ impl Producer {
 
     /// Takes a whole frame off the socket; its bytes count as parked then.
     async fn gather(&mut self, seq: u64, offset: u64, len: usize) -> Result<HandedFrame, Stop> {
+        let mut jam = Jam::default();
         loop {
             let wait = exec::timeout(HELD_BACK_MAX, self.transfer.room_to_hand_over(seq, len));
             if or_over(&self.transfer, wait).await?.is_ok() {
                 break;
             }
-            self.note_full(len);
-            self.lane.set_slow(self.slot.is_slow());
-            if self.slot.is_given_up() {
-                return Err(Stop::GivenUp);
-            }
-            self.tell(true);
+            self.left_unread(!self.transfer.has_window(len), true, &mut jam)?;
         }
         if self.told.3 {
             self.tell(false);

@@ -461,3 +461,30 @@ fn frames_that_wait_are_bounded_in_the_whole_process() {
     assert!(bounded > 0.0 && bounded < BOUND + BESIDE, "{bounded} bytes");
     assert!(unbounded > BOUND + BESIDE, "nothing comes near the bound: {unbounded} bytes");
 }
+
+/// A path that stands still keeps the frame that is next. It is sent again over the other, behind frames for which there is
+/// no room: these may not keep it back for ever.
+#[test]
+fn what_may_not_wait_does_not_stand_in_the_way() {
+    let bytes = content(BIG);
+    for (executor, placement) in [("tokio-uring", "local"), ("tokio-uring", "spread"), ("glommio", "local")] {
+        let settings = Settings { executor, placement, admin: true, ..Settings::default() };
+        let downstream = ["--max-parked", "4M"].map(ToString::to_string).into();
+        let chain =
+            Plan { downstream, settings, ..Plan::default() }.start(|ground| ground.store("f", &bytes));
+        // It is a race whether the other path has brought more than may wait before all is sent again.
+        eventually("nothing comes near the bound", || {
+            let mut client = Client::connect(chain.address);
+            client.request("GET", "/f", "");
+            assert_eq!(client.head().unwrap().status, 200);
+            let mut taken = client.some(10_000_000).unwrap();
+            chain.relays[0][0].freeze();
+            let rest = client.some(bytes.len() - taken.len());
+            chain.relays[0][0].thaw();
+            taken
+                .extend(rest.unwrap_or_else(|error| panic!("{executor} {placement}: it broke off: {error}")));
+            assert_eq!(hash(&taken), hash(&bytes), "{executor} {placement}");
+            (limit_hits(chain.downstream.admin(), "parked") > 0.0).then_some(())
+        });
+    }
+}
