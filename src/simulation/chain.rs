@@ -223,6 +223,7 @@ impl Chain {
 
     fn start_downstream(&self) {
         let scenario = &self.scenario;
+        parked::simulate(Some(scenario.parked_bytes_max));
         let (least, most) = scenario.lanes;
         let pool_config = PoolConfig {
             keys: keys(),
@@ -282,10 +283,7 @@ impl Chain {
                 assert_eq!(on_simulator::tasks_of(relay), report.lanes, "tasks of the relay of path {path}");
             }
         }
-        if std::env::var_os("NEXTEST").is_some() {
-            // Nobody else in this process parks anything.
-            assert_eq!(parked::bytes(), 0, "parked");
-        }
+        assert_eq!(parked::bytes(), 0, "parked");
         let keepers = self.paths.borrow().len();
         let tasks = on_simulator::tasks_of(self.downstream);
         assert_eq!(tasks, CORES + 1 + keepers, "tasks of the downstream");

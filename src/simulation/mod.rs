@@ -32,6 +32,7 @@ use futures_util::future::join_all;
 use self::{chain::Chain, client::Client, root::Root, scenario::Scenario};
 use crate::{
     exec::{self, on_simulator},
+    mp::parked,
     net::simulated::Network,
 };
 
@@ -81,6 +82,7 @@ struct End;
 impl Drop for End {
     fn drop(&mut self) {
         ledger::keep(false);
+        parked::simulate(None);
         Network::stop();
     }
 }

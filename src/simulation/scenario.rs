@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
+use crate::mp::parked::PARKED_BYTES_MAX;
+
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
@@ -20,6 +22,7 @@ pub(super) struct Scenario {
     pub(super) lanes: (usize, usize),
     pub(super) lanes_max: usize,
     pub(super) kept_bytes_max: usize,
+    pub(super) parked_bytes_max: usize,
     pub(super) upstreams: usize,
     pub(super) paths: Vec<Path>,
     pub(super) files: Vec<File>,
@@ -208,6 +211,7 @@ impl Scenario {
             lanes: (least, most),
             lanes_max,
             kept_bytes_max: spread(random, 128.0 * KIB as f64, 64.0 * MIB as f64) as usize,
+            parked_bytes_max: parked_bytes_max(seed),
             upstreams,
             paths,
             files,
@@ -221,6 +225,13 @@ impl Scenario {
     pub(super) fn harm_ends(&self) -> Duration {
         self.harm.iter().map(|(at, harm)| *at + harm.time()).max().unwrap_or_default()
     }
+}
+
+/// Drawn by itself, so that all else of a seed is as it was before there was this.
+fn parked_bytes_max(seed: u64) -> usize {
+    let random = &mut Rng::with_seed(seed ^ 0x009a_2ed8);
+    let is_bounded = one_in(random, 4);
+    if is_bounded { spread(random, KIB as f64, 4.0 * MIB as f64) as usize } else { PARKED_BYTES_MAX }
 }
 
 impl Path {

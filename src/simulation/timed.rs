@@ -2,6 +2,8 @@
 
 use std::{io, net::SocketAddr, pin::pin, rc::Rc, time::Duration};
 
+use futures_util::future::join;
+
 use super::{
     CORES, End,
     chain::{Chain, EDGE, keys, relay_address, upstream_address},
@@ -12,10 +14,14 @@ use super::{
 use crate::{
     exec::{
         self,
-        on_simulator::{self, WORLD, passed, spawn_in},
+        on_simulator::{self, WORLD, freeze, passed, spawn_in},
     },
     lanes::handshake,
-    net::{Congestion, Leg, Socket, simulated::Network},
+    mp::parked::PARKED_BYTES_MAX,
+    net::{
+        Congestion, Leg, Socket,
+        simulated::{Network, Way},
+    },
     wire::{
         frame::{Frame, HEADER_BYTES},
         handshake::{CHALLENGE_BYTES, ClientHandshake},
@@ -46,7 +52,7 @@ fn request(range: Option<(u64, u64)>, cancel_at: Option<u64>) -> RequestSpec {
 }
 
 /// Long paths without harm to one upstream, and one file.
-fn scenario(paths: usize) -> Rc<Scenario> {
+fn scenario(paths: usize, parked_bytes_max: usize) -> Rc<Scenario> {
     let path =
         Path { has_relay: true, upstream: 0, delay: DELAY, bytes_per_s: 10e6, segment_bytes: 64 << 10 };
     let file = File {
@@ -63,6 +69,7 @@ fn scenario(paths: usize) -> Rc<Scenario> {
         lanes: (1, 1),
         lanes_max: 1,
         kept_bytes_max: 64 << 20,
+        parked_bytes_max,
         upstreams: 1,
         paths: vec![path; paths],
         files: vec![file],
@@ -74,9 +81,12 @@ fn scenario(paths: usize) -> Rc<Scenario> {
 
 /// Runs `drive` beside such a chain.
 fn beside_chain<T>(paths: usize, drive: impl AsyncFnOnce(Rc<Scenario>, Rc<Chain>) -> T) -> T {
+    beside(scenario(paths, PARKED_BYTES_MAX), drive)
+}
+
+fn beside<T>(scenario: Rc<Scenario>, drive: impl AsyncFnOnce(Rc<Scenario>, Rc<Chain>) -> T) -> T {
     let _end = End;
     let main = async {
-        let scenario = scenario(paths);
         let network = Network::start(scenario.splicing);
         Root::start(&network, &scenario);
         let chain = Chain::start(&network, &scenario);
@@ -309,4 +319,50 @@ fn a_client_that_goes_away_frees_its_lanes_within_a_round_trip() {
             assert!(answered_after < 2 * ROUND_TRIP + Duration::from_millis(100), "{answered_after:?}");
         }
     });
+}
+
+// Bounds.
+
+/// How long the last of three answers takes where `harm` comes for good when so many bytes of 1,000 should have come, and no
+/// more than `bound` may wait for others.
+fn took_with(bound: usize, permille: u32, harm: impl Fn(&Chain)) -> Duration {
+    beside(scenario(2, bound), async |scenario, chain| {
+        let ask = async || {
+            let spec = ClientSpec { begins: Duration::ZERO, requests: vec![request(None, None)] };
+            let began = passed();
+            assert_eq!(Client::new(&scenario, &spec).run().await.complete, 1);
+            passed() - began
+        };
+        // Lanes are warm then.
+        ask().await;
+        let undisturbed = ask().await;
+        let harm = async {
+            exec::sleep(undisturbed * permille / 1000).await;
+            harm(&chain);
+        };
+        let (took, ()) = join(ask(), harm).await;
+        eprintln!("{bound} bytes, harmed at {permille} of 1,000: {took:?}, undisturbed {undisturbed:?}");
+        took
+    })
+}
+
+/// Bounds, and when harm comes.
+const TIGHT: [(usize, u32); 5] =
+    [(64 << 10, 300), (256 << 10, 400), (256 << 10, 600), (1 << 20, 500), (1 << 20, 700)];
+
+/// Frames of a path that stands still are sent again over the other one, behind frames that may not be parked.
+#[test]
+fn what_is_next_comes_although_no_more_may_wait() {
+    let frozen = TIGHT.map(|(bound, at)| took_with(bound, at, |chain| freeze(chain.relay(0).unwrap(), true)));
+    // What stands in the way is given up after so long.
+    assert!(frozen.iter().max() > Some(&Duration::from_secs(3)), "nothing stood in the way");
+}
+
+/// The same, and what the downstream says still comes through: that it does not read, of a lane that it does read, would keep
+/// the upstream from sending anything again.
+#[test]
+fn what_is_next_comes_although_its_path_is_mute_and_no_more_may_wait() {
+    let mute =
+        TIGHT.map(|(bound, at)| took_with(bound, at, |chain| chain.legs[0].near.silence(Way::Down, true)));
+    assert!(mute.iter().max() > Some(&Duration::from_secs(3)), "nothing stood in the way");
 }
