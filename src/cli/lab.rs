@@ -141,9 +141,9 @@ fn start(global: &Global, args: &LabChain) -> Result<(Lab, Chain), LabRunError> 
         // One path of this kind is all of them.
         options.paths.truncate(1);
     }
-    options
-        .flags
-        .push(("all".into(), format!("--log={}", if global.log == "info" { "warn" } else { &global.log })));
+    // What is shown of a role that fails: its warnings. Files are for all of it.
+    let log = if args.logs.is_none() && global.log == "info" { "warn" } else { &global.log };
+    options.flags.push(("all".into(), format!("--log={log}")));
     options.flags.extend(args.flags.iter().map(|flag| (flag.role.clone(), flag.flag.clone())));
     let chain = Chain::start(&lab, &options)?;
     Ok((lab, chain))

@@ -6,7 +6,7 @@
 use std::{
     collections::VecDeque,
     fmt,
-    fs::File,
+    fs::{self, File},
     io::{BufRead, BufReader, Read, Write},
     path::Path,
     process::{Child, Command, Stdio},
@@ -80,7 +80,7 @@ impl RoleProcess {
             let path = dir.join(format!("{role}.log").replace(' ', "-"));
             let cannot =
                 |source| LabError::System { what: format!("cannot write {}", path.display()), source };
-            File::create(&path).map(Arc::new).map_err(cannot)
+            fs::create_dir_all(dir).and_then(|()| File::create(&path)).map(Arc::new).map_err(cannot)
         };
         let process = Self {
             role,

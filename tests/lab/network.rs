@@ -192,6 +192,9 @@ fn a_file_comes_whole_over_the_chain() {
     command
         .args(["lab", "run", "--size", "3M", "--runs", "2", "--role-flag", "all=--cores=0"])
         .arg(&scenario);
+    // Nobody has made it.
+    let logs = dir.path().join("some/logs");
+    command.arg("--logs").arg(&logs);
     let output = command.output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
@@ -199,6 +202,10 @@ fn a_file_comes_whole_over_the_chain() {
         ["run 2 of 2", " of 0.965 x 40 Mbit/s", "first byte", "CPU s/GB: root", "wire / delivered: 1."]
     {
         assert!(said.contains(words), "no '{words}' in:\n{said}");
+    }
+    for role in ["root", "upstream", "relay-1", "relay-2", "downstream"] {
+        let log = std::fs::read_to_string(logs.join(format!("{role}.log"))).unwrap();
+        assert!(log.contains("started"), "{role}: {log}");
     }
     // A wrong flag of a role is that role's words.
     command.args(["--role-flag", "relay=--no-such"]);
