@@ -102,6 +102,23 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Whether it ends with what it prints: it carries nothing, and starts nobody who does.
+    pub(super) fn only_prints(&self) -> bool {
+        matches!(
+            self,
+            Self::Cache(_)
+                | Self::Keygen(_)
+                | Self::Lab(LabCommand::List)
+                | Self::Top(_)
+                | Self::Check(Check { probe: false, .. })
+                | Self::Tune(_)
+                | Self::Completions { .. }
+                | Self::Man { .. }
+        )
+    }
+}
+
 /// `plait top`.
 #[derive(Debug, Args)]
 pub struct Top {

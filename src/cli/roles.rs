@@ -32,7 +32,7 @@ use super::{
     lab::{self, LabRunError},
     path_file::PathsError,
     service::Service,
-    signals::{Reload, stop_signal},
+    signals::{Reload, end_with_reader, stop_signal},
     top::{self, TopError},
     tune::{self, TuneError},
     up,
@@ -150,6 +150,9 @@ pub enum RunError {
 /// Runs the command to its end.
 pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
     let Arguments { command, global } = arguments;
+    if command.only_prints() {
+        end_with_reader()?;
+    }
     match command {
         Command::Keygen(keygen) => keys(&keygen),
         Command::Top(args) => Ok(top::run(&args)?),

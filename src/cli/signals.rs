@@ -1,9 +1,13 @@
-//! SIGTERM, SIGINT and SIGHUP of a role.
+//! SIGTERM, SIGINT and SIGHUP of a role, and SIGPIPE of what only prints.
 
-use std::thread;
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    thread,
+};
 
 use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGPIPE, SIGTERM},
+    flag,
     iterator::Signals,
 };
 use tokio::sync::watch;
@@ -12,6 +16,14 @@ use super::{roles::RunError, service};
 
 /// Reads settings again; says in the log what came of it.
 pub(super) type Reload = Box<dyn FnMut() + Send>;
+
+/// Ends the process in silence once nobody reads what it prints any more, as in `plait top --once | head`: Rust's own
+/// programs panic there. Only for commands that print and end; a role must outlive a broken pipe.
+pub(super) fn end_with_reader() -> Result<(), RunError> {
+    flag::register_conditional_default(SIGPIPE, Arc::new(AtomicBool::new(true)))
+        .map(drop)
+        .map_err(RunError::Signals)
+}
 
 /// Turns true at SIGTERM or SIGINT; a second one ends the process at once. At SIGHUP `reload` runs, on a thread of its own,
 /// which may block.

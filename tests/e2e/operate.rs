@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::{fs::PermissionsExt, net::UnixDatagram},
-    process::Command,
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -56,6 +56,18 @@ fn a_profile_is_applied_and_taken_back() {
     assert!(text.contains("set     net.ipv4.tcp_slow_start_after_idle = 0 (was 1)"), "{text}");
     assert!(text.contains("keeps nothing: no profile is applied"), "{text}");
     assert!(!saved.exists());
+}
+
+#[test]
+fn who_reads_no_further_ends_what_prints() {
+    for args in [&["completions", "bash"][..], &["tune", "show", "wan-long-fat"], &["tune", "advise"]] {
+        let mut command = Command::new(PLAIT);
+        let mut printing = command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(printing.stdout.take());
+        let output = printing.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.is_empty(), "{args:?}: {said}");
+    }
 }
 
 #[test]
