@@ -6,7 +6,10 @@ use std::{
 };
 
 use clap::CommandFactory;
-use plait::cli::Arguments;
+use plait::{
+    cli::Arguments,
+    lab::{Scenario, scenario::Event},
+};
 
 use crate::{
     missing::{installed, skipped},
@@ -131,6 +134,23 @@ fn the_tables_of_flags_name_no_other() {
         }
     }
     assert!(count > 20, "only {count} flags were found");
+}
+
+#[test]
+fn scenarios_of_the_documentation_bring_the_file() {
+    for page in ["README.md", "tuning/README.md"] {
+        let text = read(page);
+        let blocks = text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let scenarios: Vec<_> = blocks.filter(|block| block.contains("[[path]]")).collect();
+        assert!(!scenarios.is_empty(), "{page} has none");
+        for scenario in scenarios {
+            let scenario = Scenario::parse(page, scenario).unwrap();
+            for path in 1..=scenario.paths.len() {
+                let last = scenario.events.iter().rfind(|event| event.path == path);
+                assert!(last.is_none_or(Event::brings_back), "{page}: path {path} stays away");
+            }
+        }
+    }
 }
 
 /// Role and file of each example of a configuration, by host.
