@@ -31,6 +31,7 @@ pub struct Arguments {
 
 /// Settings of every role.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
 pub struct Global {
     /// CPUs to run on, one pinned thread each: numbers and ranges such as 0-3,8 [default: all]
     #[arg(long, global = true, value_name = "LIST", env = "PLAIT_CORES")]
@@ -280,7 +281,7 @@ pub struct Up {
     /// Where the downstream listens for clients
     #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDR")]
     pub listen: SocketAddr,
-    /// Number of relays, each a path of its own
+    /// Number of relays, each a path of its own; 16 at most
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = value_parser!(u16).range(1..=16))]
     pub paths: u16,
 }

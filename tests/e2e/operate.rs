@@ -148,6 +148,19 @@ fn manual_pages_and_completions_name_every_role() {
     }
 }
 
+#[test]
+fn help_tells_what_is_a_roles_own() {
+    for (role, last) in
+        [("root", "--stall-timeout"), ("relay", "--max-lanes"), ("downstream", "--cache-size")]
+    {
+        let output = Command::new(PLAIT).args([role, "--help"]).output().unwrap();
+        let help = String::from_utf8(output.stdout).unwrap();
+        let (own, of_all) = help.split_once("Options of every command:").unwrap();
+        assert!(own.contains("--listen") && own.contains(last) && !own.contains("--executor"), "{help}");
+        assert!(of_all.contains("--cores") && of_all.contains("--admin"), "{help}");
+    }
+}
+
 /// As Kubernetes hands over a secret: readable for a group, in a directory that is said to be one for credentials.
 #[test]
 fn a_credential_may_be_readable_for_a_group() {
