@@ -362,7 +362,7 @@ async fn draw(
         }
         // What is written, which is less than what has come where bytes were sent twice or an earlier one is missing.
         bar.set_position(have + progress.given());
-        bar.set_message(format!("paths {} Mbit/s", rates.join(" + ")));
+        bar.set_message(format!("Mbit/s of each path: {}", rates.join(" + ")));
     }
 }
 
