@@ -141,8 +141,8 @@ impl Lane {
                 FIRST_FLIGHT_ROUND_TRIPS * round_trip
             } else {
                 let [least, most] = GAP_ROUND_TRIPS.map(|round_trips| round_trips * round_trip);
-                let least = if is_wary { 0.0 } else { least };
-                round_trip + (GAP_FACTOR * self.model.gap()).clamp(least, most)
+                let (least, factor) = if is_wary { (0.0, 1.0) } else { (least, GAP_FACTOR) };
+                round_trip + (factor * self.model.gap()).clamp(least, most)
             };
         let slow_start = self.model.slow_start(self.bytes_acknowledged);
         self.in_flight() >= least.max((rate * seconds * times) as u64).max(slow_start)
