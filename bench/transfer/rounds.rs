@@ -1,8 +1,8 @@
 //! In: a row and its columns. Out: the row with its cells filled.
 //!
 //! Called by `main`. Invariants: columns alternate within a round and their order rotates from round to round, so that
-//! noise hits all of them; a transfer begins when nothing of the one before is on the links any more; a failed transfer is
-//! recorded and the rest goes on.
+//! noise hits all of them; a column begins when nothing of the one before is on the links any more, and so does a warm
+//! transfer behind a cold one that was cut off; a failed transfer is recorded and the rest goes on.
 
 use std::path::Path;
 use std::thread;
@@ -20,7 +20,7 @@ use crate::{Outcome, goals};
 
 /// A link that carried nothing for this long, and for a round trip, is empty.
 const QUIET_MIN: Duration = Duration::from_millis(200);
-/// Lanes may ping each other forever: after this long it is the next column's turn anyway.
+/// Somebody may send forever: after this long it is the next transfer's turn anyway. Idle lanes stand for a minute.
 const QUIET_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// What is measured in each row.
@@ -90,7 +90,7 @@ pub fn run(plan: &Plan, lab: &Lab, mut row: Row, dir: &Path) -> Outcome<Row> {
             if column.is_plait() {
                 measure_roles(&ground, column, round, &mut of_column);
             } else {
-                of_column[0].record(round, peers.transfer(column), &row);
+                let _ = of_column[0].record(round, peers.transfer(column), &row);
             }
         }
     }
@@ -116,28 +116,48 @@ fn measure_roles(ground: &Ground<'_>, column: Column, round: u32, cells: &mut [&
             return;
         }
     };
+    let mut before = After::Complete;
     for cell in cells {
-        if !cell.record(round, roles.transfer(), ground.row) {
+        if before == After::CutOff {
+            // What the roles and the queues of the links still held is not the next transfer's.
+            wait_until_quiet(ground.lab, ground.row);
+        }
+        before = cell.record(round, roles.transfer(), ground.row);
+        if before == After::Nothing {
             break;
         }
     }
 }
 
+/// What a transfer leaves behind.
+#[derive(Clone, Copy, PartialEq)]
+enum After {
+    /// Nothing but warm lanes.
+    Complete,
+    /// Bytes on the links that nobody wants any more.
+    CutOff,
+    /// There was none: it failed.
+    Nothing,
+}
+
 impl Cell {
-    /// Keeps a sample, or the reason why there is none. False: there is none.
-    fn record(&mut self, round: u32, sample: Outcome<Sample>, row: &Row) -> bool {
+    /// Keeps a sample, or the reason why there is none.
+    fn record(&mut self, round: u32, sample: Outcome<Sample>, row: &Row) -> After {
         let label = row.label(self);
         match sample {
             Ok(sample) => {
-                let cut_off = if sample.download.is_complete { "" } else { " (cut off)" };
+                let (after, cut_off) = match sample.download.is_complete {
+                    true => (After::Complete, ""),
+                    false => (After::CutOff, " (cut off)"),
+                };
                 eprintln!("  round {round}: {label}: {:.1} Mbit/s{cut_off}", sample.mbit());
                 self.samples.push(Sample { round, ..sample });
-                true
+                after
             }
             Err(error) => {
                 eprintln!("  round {round}: {label}: FAILED: {error}");
                 self.failures.push(format!("round {round}: {}", one_line(&error.to_string())));
-                false
+                After::Nothing
             }
         }
     }
