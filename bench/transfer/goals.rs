@@ -1,12 +1,13 @@
 //! What must be reached: the one place with targets. In: measured rows. Out: verdicts.
 //!
 //! The goals speak of Plait as it comes (lanes chosen by itself) with warm lanes; one lane on each path stands beside.
-//! Invariant: a goal whose cells were not measured is `None`, never reached.
+//! Invariant: a goal is reached only by transfers that were measured to their end, and over MPTCP where it speaks of
+//! MPTCP.
 
 use serde::Serialize;
 
 use crate::columns::Column::{self, Direct, KernelMptcp, MptcpLane, OnePath, ParallelAuto, ParallelOne};
-use crate::columns::Warmth::{Cold, Warm};
+use crate::columns::Warmth::{self, Cold, Warm};
 use crate::row::Row;
 
 /// What is compared with what.
@@ -84,6 +85,27 @@ impl Measure {
             Self::Mptcp => Some(row.mbit(MptcpLane, Warm)? / row.mbit(KernelMptcp, Cold)?),
         }
     }
+
+    /// The cell whose rate makes the figure better. The first byte comes long before any deadline.
+    fn praises(self, column: Column) -> Option<(Column, Warmth)> {
+        match self {
+            Self::Share | Self::BestPath | Self::Direct => Some((column, Warm)),
+            Self::ColdToWarm => Some((column, Cold)),
+            Self::FirstByte => None,
+            Self::Mptcp => Some((MptcpLane, Warm)),
+        }
+    }
+
+    /// The cells whose rates make it worse.
+    fn divides_by(self, column: Column) -> Vec<(Column, Warmth)> {
+        match self {
+            Self::Share | Self::FirstByte => vec![],
+            Self::BestPath => vec![(Direct, Cold), (OnePath, Warm)],
+            Self::Direct => vec![(Direct, Cold)],
+            Self::ColdToWarm => vec![(column, Warm)],
+            Self::Mptcp => vec![(KernelMptcp, Cold)],
+        }
+    }
 }
 
 /// Which side of a bound is good.
@@ -94,7 +116,27 @@ pub enum Bound {
     AtMost(f64),
 }
 
+impl Bound {
+    fn holds(self, value: f64) -> bool {
+        match self {
+            Self::AtLeast(bound) => value >= bound,
+            Self::AtMost(bound) => value <= bound,
+        }
+    }
+}
+
 /// How a goal came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Judgement {
+    Reached,
+    Missed,
+    /// The figure is good enough, but the deadline cut off transfers that it praises: their tails were not measured.
+    CutOff,
+    NotMeasured,
+}
+
+/// What was compared, and how it came out.
 #[derive(Serialize)]
 pub struct Verdict {
     pub goal: &'static str,
@@ -103,22 +145,29 @@ pub struct Verdict {
     pub value: Option<f64>,
     /// Plait with one lane on each path, where that makes a difference.
     pub one_lane_each: Option<f64>,
-    /// `None`: not measured.
-    pub is_reached: Option<bool>,
+    /// Transfers that it is divided by were cut off: their tails could only have made the figure better.
+    pub is_other_cut_off: bool,
+    pub judgement: Judgement,
 }
 
 impl Verdict {
     fn new(row: &Row, measure: Measure, bound: Bound) -> Self {
         let value = measure.value(row, ParallelAuto);
+        let is_cut_off = |&(column, warmth): &(Column, Warmth)| {
+            row.cell(column, warmth).is_some_and(|cell| cell.cut_off() > 0)
+        };
         Self {
             goal: measure.describe(),
             bound,
             value,
             one_lane_each: measure.value(row, ParallelOne).filter(|_| !matches!(measure, Measure::Mptcp)),
-            is_reached: value.map(|value| match bound {
-                Bound::AtLeast(bound) => value >= bound,
-                Bound::AtMost(bound) => value <= bound,
-            }),
+            is_other_cut_off: measure.divides_by(ParallelAuto).iter().any(is_cut_off),
+            judgement: match value {
+                None => Judgement::NotMeasured,
+                Some(value) if !bound.holds(value) => Judgement::Missed,
+                Some(_) if measure.praises(ParallelAuto).iter().any(is_cut_off) => Judgement::CutOff,
+                Some(_) => Judgement::Reached,
+            },
         }
     }
 }

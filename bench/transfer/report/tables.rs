@@ -5,7 +5,7 @@ use std::fmt::Write;
 use crate::cell::{Cell, Percentiles, Spread};
 use crate::columns::Column;
 use crate::columns::Warmth::{Cold, Warm};
-use crate::goals::{Bound, Verdict};
+use crate::goals::{Bound, Judgement, Verdict};
 use crate::report::Run;
 use crate::row::Row;
 
@@ -113,7 +113,8 @@ fn write_verdicts(run: &Run, out: &mut String) -> std::fmt::Result {
     let Some(first) = run.rows.first() else { return Ok(()) };
     writeln!(
         out,
-        "### Must reach\n\nPlait auto with warm lanes, medians; behind it the goal, and what one lane on each path reaches.\n"
+        "### Must reach\n\nPlait auto with warm lanes, medians; behind it the goal, and what one lane on each path reaches. \
+         CUT OFF: good enough, but the deadline cut off some of these transfers, whose tails nobody has seen.\n"
     )?;
     let goals: Vec<&str> = first.verdicts.iter().map(|verdict| verdict.goal).collect();
     writeln!(out, "| scenario, congestion control | goal of this row | {} |", goals.join(" | "))?;
@@ -125,13 +126,14 @@ fn write_verdicts(run: &Run, out: &mut String) -> std::fmt::Result {
         writeln!(out, "| {} | {own} | {} |", row.name(), others.join(" | "))?;
     }
     let all = run.rows.iter().flat_map(|row| row.own_verdict.iter().chain(&row.verdicts));
-    let count = |wanted| all.clone().filter(|verdict| verdict.is_reached == wanted).count();
+    let count = |wanted| all.clone().filter(|verdict| verdict.judgement == wanted).count();
     writeln!(
         out,
-        "\n{} reached, {} MISSED, {} not measured.\n",
-        count(Some(true)),
-        count(Some(false)),
-        count(None)
+        "\n{} reached, {} MISSED, {} CUT OFF, {} not measured.\n",
+        count(Judgement::Reached),
+        count(Judgement::Missed),
+        count(Judgement::CutOff),
+        count(Judgement::NotMeasured)
     )
 }
 
@@ -142,13 +144,19 @@ fn describe(verdict: &Verdict) -> String {
     };
     // Milliseconds have no use for decimals, ratios do.
     let show = |value: f64| if bound > 10.0 { format!("{value:.0}") } else { format!("{value:.3}") };
-    let beside = verdict.one_lane_each.map(|value| format!("; 1 each: {}", show(value))).unwrap_or_default();
-    let bound = if bound > 10.0 { format!("{bound:.0}") } else { format!("{bound}") };
-    match (verdict.value, verdict.is_reached) {
-        (Some(value), Some(true)) => format!("{} ({sign} {bound}{beside})", show(value)),
-        (Some(value), _) => format!("**{} MISSED** ({sign} {bound}{beside})", show(value)),
-        (None, _) => format!("not measured ({sign} {bound}{beside})"),
+    let mut beside =
+        verdict.one_lane_each.map(|value| format!("; 1 each: {}", show(value))).unwrap_or_default();
+    if verdict.is_other_cut_off {
+        beside += "; what it is divided by was cut off";
     }
+    let bound = if bound > 10.0 { format!("{bound:.0}") } else { format!("{bound}") };
+    let value = match (verdict.value.map(show), verdict.judgement) {
+        (Some(value), Judgement::Reached) => value,
+        (Some(value), Judgement::CutOff) => format!("**{value} CUT OFF**"),
+        (Some(value), _) => format!("**{value} MISSED**"),
+        (None, _) => "not measured".to_owned(),
+    };
+    format!("{value} ({sign} {bound}{beside})")
 }
 
 fn write_row(row: &Row, out: &mut String) -> std::fmt::Result {
