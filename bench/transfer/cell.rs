@@ -92,6 +92,17 @@ impl Cell {
         Spread::of(self.samples.iter().map(|sample| sample.late)).map_or(0.0, |late| late.median)
     }
 
+    /// The fewest subflows of a transfer that was to be MPTCP, and the most.
+    pub fn subflows(&self) -> Option<(usize, usize)> {
+        let subflows = || self.samples.iter().filter_map(|sample| Some(sample.download.mptcp?.subflows));
+        Some((subflows().min()?, subflows().max()?))
+    }
+
+    /// How many transfers were to be MPTCP and were plain TCP, at least in part.
+    pub fn fell_back(&self) -> usize {
+        self.samples.iter().filter(|sample| sample.download.mptcp.is_some_and(|it| it.fell_back)).count()
+    }
+
     /// How many transfers their deadline cut off.
     pub fn cut_off(&self) -> usize {
         self.samples.iter().filter(|sample| !sample.download.is_complete).count()

@@ -6,9 +6,11 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use plait::lab::host::Host;
+use plait::net::{MptcpState, mptcp_state};
 use serde::Serialize;
 use socket2::{Domain, Protocol, SockRef, Type};
 
@@ -33,6 +35,27 @@ pub struct Download {
     pub stall_s: Option<f64>,
     /// False: the deadline cut it off.
     pub is_complete: bool,
+    /// What became of MPTCP, where it was asked for.
+    pub mptcp: Option<Mptcp>,
+}
+
+/// How a connection stood that was to be MPTCP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Mptcp {
+    /// The most that stood at once; 0 if it fell back at once.
+    pub subflows: usize,
+    /// It, or a leg of it, was plain TCP.
+    pub fell_back: bool,
+}
+
+impl Mptcp {
+    /// Looks once more.
+    fn observe(&mut self, state: MptcpState) {
+        match state {
+            MptcpState::Subflows(subflows) => self.subflows = self.subflows.max(subflows),
+            MptcpState::FellBack => self.fell_back = true,
+        }
+    }
 }
 
 /// How to ask.
@@ -87,9 +110,13 @@ impl Reading {
         let mut stall = Duration::ZERO;
         let mut block = vec![0; READ_BYTES];
         let mut is_complete = true;
+        let mut mptcp = (request.protocol == Protocol::MPTCP).then(Mptcp::default);
         while check.taken < request.bytes {
             let received = self.read(&mut block)?;
             let now = Instant::now();
+            if let Some(mptcp) = &mut mptcp {
+                mptcp.observe(mptcp_state(self.stream.as_fd())?);
+            }
             match first_byte {
                 Some(_) => stall = stall.max(now - last),
                 None => first_byte = received.map(|_| now - self.begin),
@@ -118,6 +145,7 @@ impl Reading {
             first_byte_s: first_byte.map(|taken| taken.as_secs_f64()),
             stall_s: Some(stall.as_secs_f64()),
             is_complete,
+            mptcp,
         })
     }
 

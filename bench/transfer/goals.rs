@@ -133,6 +133,8 @@ pub enum Judgement {
     Missed,
     /// The figure is good enough, but the deadline cut off transfers that it praises: their tails were not measured.
     CutOff,
+    /// Plain TCP was measured where the goal speaks of MPTCP.
+    FellBack,
     NotMeasured,
 }
 
@@ -156,6 +158,9 @@ impl Verdict {
         let is_cut_off = |&(column, warmth): &(Column, Warmth)| {
             row.cell(column, warmth).is_some_and(|cell| cell.cut_off() > 0)
         };
+        let mut compared = measure.praises(ParallelAuto).into_iter().chain(measure.divides_by(ParallelAuto));
+        let fell_back = compared
+            .any(|(column, warmth)| row.cell(column, warmth).is_some_and(|cell| cell.fell_back() > 0));
         Self {
             goal: measure.describe(),
             bound,
@@ -164,6 +169,7 @@ impl Verdict {
             is_other_cut_off: measure.divides_by(ParallelAuto).iter().any(is_cut_off),
             judgement: match value {
                 None => Judgement::NotMeasured,
+                Some(_) if fell_back => Judgement::FellBack,
                 Some(value) if !bound.holds(value) => Judgement::Missed,
                 Some(_) if measure.praises(ParallelAuto).iter().any(is_cut_off) => Judgement::CutOff,
                 Some(_) => Judgement::Reached,

@@ -115,6 +115,7 @@ impl<'a> Peers<'a> {
             first_byte_s: Some(first_byte_s.parse()?),
             stall_s: None,
             is_complete: status != CURL_TIMED_OUT,
+            mptcp: None,
         };
         match finished.trouble {
             Some(trouble) if download.is_complete => Err(trouble.into()),
@@ -149,7 +150,8 @@ impl<'a> Peers<'a> {
             let _ = fs::remove_file(file);
         }
         let (bytes, is_complete) = outcome?;
-        let download = Download { bytes, seconds, first_byte_s: None, stall_s: None, is_complete };
+        let download =
+            Download { bytes, seconds, first_byte_s: None, stall_s: None, is_complete, mptcp: None };
         Ok((download, CpuByRole::from([("client", finished.cpu_ns)])))
     }
 

@@ -2,18 +2,33 @@
 //!
 //! In: a column. Out: running processes that carry the file as often as they are asked. Called by `rounds`.
 
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use plait::lab::chain::{Chain, ChainOptions, Content, Role, Via};
+use plait::observe::Snapshot;
 use socket2::Protocol;
 
 use crate::Outcome;
 use crate::cell::Sample;
+use crate::client::Mptcp;
 use crate::columns::Column;
 use crate::measure::{CpuByRole, Ground};
 
+/// Where the downstream tells how its MPTCP lane stands; its host is its own.
+const ADMIN_PORT: u16 = 8081;
+/// It answers within milliseconds, or never.
+const ADMIN_DEADLINE: Duration = Duration::from_secs(2);
+/// A lane is given back within a round trip of the last byte, and 5 s after the client of a transfer has gone.
+const GIVEN_BACK_MAX: Duration = Duration::from_secs(6);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
 /// Plait's processes for one column, started for one round.
 pub struct Roles<'a> {
+    column: Column,
     ground: &'a Ground<'a>,
     chain: Chain,
 }
@@ -24,17 +39,50 @@ impl<'a> Roles<'a> {
         if column == Column::MptcpLane && !ground.lab.has_mptcp() {
             return Err("this kernel has no MPTCP".into());
         }
-        Ok(Self { ground, chain: Chain::start(ground.lab, &options(column, ground))? })
+        Ok(Self { column, ground, chain: Chain::start(ground.lab, &options(column, ground))? })
     }
 
     /// One transfer.
     pub fn transfer(&self) -> Outcome<Sample> {
         let cpu = || cpu_by_role(&self.chain);
-        self.ground.measure(cpu, || {
+        let mut sample = self.ground.measure(cpu, || {
             let download = self.ground.request(self.chain.entrance(), Protocol::TCP).run();
             let download = download.map_err(|error| with_logs(&self.chain, &error.to_string()))?;
             Ok((download, CpuByRole::new()))
-        })
+        })?;
+        if self.column == Column::MptcpLane {
+            sample.download.mptcp = Some(self.mptcp()?);
+        }
+        Ok(sample)
+    }
+
+    /// What the downstream says of its lane, once the transfer has given it back: that is when it looks.
+    fn mptcp(&self) -> Outcome<Mptcp> {
+        let begin = Instant::now();
+        loop {
+            let snapshot = self.snapshot()?;
+            let [path] = snapshot.paths.as_slice() else {
+                return Err("the downstream has not one path, but an MPTCP lane".into());
+            };
+            if path.leased == 0 || begin.elapsed() > GIVEN_BACK_MAX {
+                return Ok(Mptcp { subflows: path.subflows as usize, fell_back: path.fell_back });
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    fn snapshot(&self) -> Outcome<Snapshot> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN_PORT));
+        let mut stream = self.ground.lab.client().connect(None, address, ADMIN_DEADLINE)?;
+        stream.set_read_timeout(Some(ADMIN_DEADLINE))?;
+        write!(stream, "GET /state.json HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").ok_or("/state.json has no end of its head")?;
+        if !head.starts_with("HTTP/1.1 200") {
+            return Err(format!("/state.json: {}", head.lines().next().unwrap_or_default()).into());
+        }
+        Ok(serde_json::from_str(body)?)
     }
 }
 
@@ -50,6 +98,7 @@ fn options(column: Column, ground: &Ground<'_>) -> ChainOptions {
         Column::ParallelOne => options.lanes = Some(1),
         Column::MptcpLane => {
             options.via = Via::Mptcp;
+            options.flags = vec![("downstream".into(), format!("--admin={ADMIN_PORT}"))];
             options.lanes = Some(1);
             options.paths = vec![ground.row.best_path()];
         }

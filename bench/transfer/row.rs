@@ -154,6 +154,21 @@ impl Row {
         }
     }
 
+    /// What makes the rate of a cell another than its column promises; empty if nothing does.
+    pub fn doubts(&self, cell: &Cell) -> String {
+        let runs = cell.samples.len();
+        let mut doubts = Vec::new();
+        if cell.fell_back() > 0 {
+            doubts.push(format!("**{} of {runs} FELL BACK TO TCP**", cell.fell_back()));
+        } else if self.paths.len() > 1 && cell.subflows().is_some_and(|(fewest, _)| fewest < 2) {
+            doubts.push("**ONE SUBFLOW ONLY**".to_owned());
+        }
+        if cell.cut_off() > 0 {
+            doubts.push(format!("{} of {runs} cut off", cell.cut_off()));
+        }
+        doubts.iter().map(|doubt| format!(", {doubt}")).collect()
+    }
+
     /// The best of the installed programs.
     pub fn best_peer(&self) -> Option<(&Cell, f64)> {
         let programs = [Column::Curl, Column::Haproxy, Column::AriaOne, Column::AriaEight];

@@ -37,7 +37,7 @@ pub use conduit::{Conduit, Drained, Filled};
 pub use congestion::{Congestion, Leg, Legs};
 pub use limit::Limit;
 pub use listener::{BoundSocket, InheritError, Listener};
-pub use mptcp::{MptcpMissing, MptcpState, mptcp_available};
+pub use mptcp::{MptcpMissing, MptcpState, mptcp_available, state as mptcp_state};
 pub use names::{NameServer, Names, ServiceError, Target, Targets};
 pub use pipe::{PoolReport, pool_report, set_descriptor_budget};
 pub use pump::pump;

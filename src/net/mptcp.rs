@@ -130,11 +130,11 @@ fn info(socket: BorrowedFd<'_>) -> io::Result<(RawMptcpInfo, usize)> {
     Ok((info, len))
 }
 
-/// How the MPTCP connection `socket` stands.
+/// How the connection `socket` stands, which was made as an MPTCP one.
 ///
 /// # Errors
 /// Those of getsockopt(2).
-pub(super) fn state(socket: BorrowedFd<'_>) -> io::Result<MptcpState> {
+pub fn state(socket: BorrowedFd<'_>) -> io::Result<MptcpState> {
     match info(socket) {
         Ok((info, _)) if info.flags & MPTCP_INFO_FLAG_FALLBACK != 0 => Ok(MptcpState::FellBack),
         Ok((info, len)) => {

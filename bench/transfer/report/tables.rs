@@ -58,6 +58,7 @@ fn write_run(run: &Run, out: &mut String) -> std::fmt::Result {
         out,
         "### In detail\n\nTimes are p50 / p90 / p99 / max, from the client's connect; of transfers that were cut off only the \
          rate counts. Wire ÷ delivered: bytes through the links towards the client, 1.036 if nothing is sent twice. \
+         Subflows are MPTCP's, the most at once in the transfers with the fewest and the most. \
          CPU time is that of all processes of a role. – means that nobody can tell.\n"
     )?;
     for row in &run.rows {
@@ -89,21 +90,24 @@ fn write_overview(run: &Run, out: &mut String) -> std::fmt::Result {
     writeln!(out, "| --- | --- | --- | --- | --- | --- | --- | --- |")?;
     for row in &run.rows {
         let peer = row.best_peer().map_or("–".to_owned(), |(cell, mbit)| {
-            format!("{}: {}", row.label(cell), rate_and_share(row, mbit))
+            format!("{}: {}{}", row.label(cell), rate_and_share(row, mbit), row.doubts(cell))
         });
-        let rate = |column, warmth| {
-            row.mbit(column, warmth).map_or("–".to_owned(), |mbit| rate_and_share(row, mbit))
+        let rate = |column, warmth, weight| {
+            let measured = row.cell(column, warmth).and_then(|cell| Some((cell, cell.mbit()?.median)));
+            measured.map_or("–".to_owned(), |(cell, mbit)| {
+                format!("{weight}{}{weight}{}", rate_and_share(row, mbit), row.doubts(cell))
+            })
         };
         writeln!(
             out,
-            "| {} | {} | {peer} | {} | {} | {} | **{}** | {} |",
+            "| {} | {} | {peer} | {} | {} | {} | {} | {} |",
             row.name(),
-            rate(Column::Direct, Cold),
-            rate(Column::KernelMptcp, Cold),
-            rate(Column::MptcpLane, Warm),
-            rate(Column::ParallelOne, Warm),
-            rate(Column::ParallelAuto, Warm),
-            rate(Column::ParallelAuto, Cold),
+            rate(Column::Direct, Cold, ""),
+            rate(Column::KernelMptcp, Cold, ""),
+            rate(Column::MptcpLane, Warm, ""),
+            rate(Column::ParallelOne, Warm, ""),
+            rate(Column::ParallelAuto, Warm, "**"),
+            rate(Column::ParallelAuto, Cold, ""),
         )?;
     }
     writeln!(out)
@@ -114,7 +118,7 @@ fn write_verdicts(run: &Run, out: &mut String) -> std::fmt::Result {
     writeln!(
         out,
         "### Must reach\n\nPlait auto with warm lanes, medians; behind it the goal, and what one lane on each path reaches. \
-         CUT OFF: good enough, but the deadline cut off some of these transfers, whose tails nobody has seen.\n"
+         CUT OFF: good enough, but the deadline cut off some of these transfers, whose tails nobody has seen. FELL BACK: what was to be MPTCP was plain TCP.\n"
     )?;
     let goals: Vec<&str> = first.verdicts.iter().map(|verdict| verdict.goal).collect();
     writeln!(out, "| scenario, congestion control | goal of this row | {} |", goals.join(" | "))?;
@@ -129,10 +133,11 @@ fn write_verdicts(run: &Run, out: &mut String) -> std::fmt::Result {
     let count = |wanted| all.clone().filter(|verdict| verdict.judgement == wanted).count();
     writeln!(
         out,
-        "\n{} reached, {} MISSED, {} CUT OFF, {} not measured.\n",
+        "\n{} reached, {} MISSED, {} CUT OFF, {} FELL BACK, {} not measured.\n",
         count(Judgement::Reached),
         count(Judgement::Missed),
         count(Judgement::CutOff),
+        count(Judgement::FellBack),
         count(Judgement::NotMeasured)
     )
 }
@@ -153,6 +158,7 @@ fn describe(verdict: &Verdict) -> String {
     let value = match (verdict.value.map(show), verdict.judgement) {
         (Some(value), Judgement::Reached) => value,
         (Some(value), Judgement::CutOff) => format!("**{value} CUT OFF**"),
+        (Some(value), Judgement::FellBack) => format!("**{value} FELL BACK**"),
         (Some(value), _) => format!("**{value} MISSED**"),
         (None, _) => "not measured".to_owned(),
     };
@@ -165,7 +171,8 @@ fn write_row(row: &Row, out: &mut String) -> std::fmt::Result {
     writeln!(
         out,
         "| | Mbit/s, median (min–max) | share | transfer s | first byte ms | longest stall ms \
-         | wire ÷ delivered | bytes by path | runs |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+         | wire ÷ delivered | bytes by path | subflows | runs |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     )?;
     for cell in &row.cells {
         write_cell(row, cell, out)?;
@@ -196,20 +203,22 @@ fn write_cell(row: &Row, cell: &Cell, out: &mut String) -> std::fmt::Result {
             (None, Some(failure)) => format!("failed: {failure}"),
             (None, None) => "not measured".to_owned(),
         };
-        return writeln!(out, "| {label} | {reason} | | | | | | | 0 |");
+        return writeln!(out, "| {label} | {reason} | | | | | | | | 0 |");
     };
     let by_path: Vec<String> =
         cell.path_shares().iter().map(|share| format!("{:.0}", share * 100.0)).collect();
-    let mut runs = cell.samples.len().to_string();
-    if cell.cut_off() > 0 {
-        runs += &format!(", {} cut off", cell.cut_off());
-    }
+    let subflows = match cell.subflows() {
+        None => "–".to_owned(),
+        Some((fewest, most)) if fewest == most => most.to_string(),
+        Some((fewest, most)) => format!("{fewest} to {most}"),
+    };
+    let mut runs = format!("{}{}", cell.samples.len(), row.doubts(cell));
     if !cell.failures.is_empty() {
         runs += &format!(", {} failed", cell.failures.len());
     }
     writeln!(
         out,
-        "| {label} | {} | {:.3} | {} | {} | {} | {} | {} % | {runs} |",
+        "| {label} | {} | {:.3} | {} | {} | {} | {} | {} % | {subflows} | {runs} |",
         show(mbit, 1),
         mbit.median / row.capacity_mbit,
         percentiles(&cell.times(), 1.0, 1),
