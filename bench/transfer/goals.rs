@@ -86,6 +86,14 @@ impl Measure {
         }
     }
 
+    /// The figure of a cold MPTCP lane. Everywhere else the columns of the table say it.
+    fn cold_to_cold(self, row: &Row) -> Option<f64> {
+        match self {
+            Self::Mptcp => Some(row.mbit(MptcpLane, Cold)? / row.mbit(KernelMptcp, Cold)?),
+            _ => None,
+        }
+    }
+
     /// The cell whose rate makes the figure better. The first byte comes long before any deadline.
     fn praises(self, column: Column) -> Option<(Column, Warmth)> {
         match self {
@@ -147,6 +155,8 @@ pub struct Verdict {
     pub value: Option<f64>,
     /// Plait with one lane on each path, where that makes a difference.
     pub one_lane_each: Option<f64>,
+    /// The same of cold lanes, where a warm one is compared with a peer that is always cold.
+    pub cold_to_cold: Option<f64>,
     /// Transfers that it is divided by were cut off: their tails could only have made the figure better.
     pub is_other_cut_off: bool,
     pub judgement: Judgement,
@@ -166,6 +176,7 @@ impl Verdict {
             bound,
             value,
             one_lane_each: measure.value(row, ParallelOne).filter(|_| !matches!(measure, Measure::Mptcp)),
+            cold_to_cold: measure.cold_to_cold(row),
             is_other_cut_off: measure.divides_by(ParallelAuto).iter().any(is_cut_off),
             judgement: match value {
                 None => Judgement::NotMeasured,

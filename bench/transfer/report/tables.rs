@@ -151,6 +151,9 @@ fn describe(verdict: &Verdict) -> String {
     let show = |value: f64| if bound > 10.0 { format!("{value:.0}") } else { format!("{value:.3}") };
     let mut beside =
         verdict.one_lane_each.map(|value| format!("; 1 each: {}", show(value))).unwrap_or_default();
+    if let Some(value) = verdict.cold_to_cold {
+        beside += &format!("; cold ÷ cold: {}", show(value));
+    }
     if verdict.is_other_cut_off {
         beside += "; what it is divided by was cut off";
     }
