@@ -94,7 +94,7 @@ impl Cell {
 
     /// The fewest subflows of a transfer that was to be MPTCP, and the most.
     pub fn subflows(&self) -> Option<(usize, usize)> {
-        let subflows = || self.samples.iter().filter_map(|sample| Some(sample.download.mptcp?.subflows));
+        let subflows = || self.samples.iter().filter_map(|sample| sample.download.mptcp?.subflows);
         Some((subflows().min()?, subflows().max()?))
     }
 

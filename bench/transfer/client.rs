@@ -42,8 +42,8 @@ pub struct Download {
 /// How a connection stood that was to be MPTCP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Mptcp {
-    /// The most that stood at once; 0 if it fell back at once.
-    pub subflows: usize,
+    /// The most that stood at once. None: it fell back, or nobody has looked.
+    pub subflows: Option<usize>,
     /// It, or a leg of it, was plain TCP.
     pub fell_back: bool,
 }
@@ -52,7 +52,7 @@ impl Mptcp {
     /// Looks once more.
     fn observe(&mut self, state: MptcpState) {
         match state {
-            MptcpState::Subflows(subflows) => self.subflows = self.subflows.max(subflows),
+            MptcpState::Subflows(subflows) => self.subflows = self.subflows.max(Some(subflows)),
             MptcpState::FellBack => self.fell_back = true,
         }
     }

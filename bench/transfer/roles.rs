@@ -22,8 +22,8 @@ use crate::measure::{CpuByRole, Ground};
 const ADMIN_PORT: u16 = 8081;
 /// It answers within milliseconds, or never.
 const ADMIN_DEADLINE: Duration = Duration::from_secs(2);
-/// A lane is given back within a round trip of the last byte, and 5 s after the client of a transfer has gone.
-const GIVEN_BACK_MAX: Duration = Duration::from_secs(6);
+/// A lane is given back within a round trip of the last byte, unless it breaks.
+const GIVEN_BACK_MAX: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Plait's processes for one column, started for one round.
@@ -51,21 +51,25 @@ impl<'a> Roles<'a> {
             Ok((download, CpuByRole::new()))
         })?;
         if self.column == Column::MptcpLane {
-            sample.download.mptcp = Some(self.mptcp()?);
+            sample.download.mptcp = Some(self.mptcp(sample.download.is_complete)?);
         }
         Ok(sample)
     }
 
-    /// What the downstream says of its lane, once the transfer has given it back: that is when it looks.
-    fn mptcp(&self) -> Outcome<Mptcp> {
+    /// What the downstream says of its lane. It counts subflows when a transfer gives the lane back, which one that was cut
+    /// off does not; a fallback is known from the handshake on.
+    fn mptcp(&self, is_complete: bool) -> Outcome<Mptcp> {
         let begin = Instant::now();
         loop {
             let snapshot = self.snapshot()?;
             let [path] = snapshot.paths.as_slice() else {
                 return Err("the downstream has not one path, but an MPTCP lane".into());
             };
-            if path.leased == 0 || begin.elapsed() > GIVEN_BACK_MAX {
-                return Ok(Mptcp { subflows: path.subflows as usize, fell_back: path.fell_back });
+            let is_back = path.leased == 0;
+            if is_back || !is_complete || begin.elapsed() > GIVEN_BACK_MAX {
+                let has_looked = is_back && is_complete && !path.fell_back;
+                let subflows = has_looked.then_some(path.subflows as usize);
+                return Ok(Mptcp { subflows, fell_back: path.fell_back });
             }
             thread::sleep(LOOK_AGAIN);
         }
