@@ -8,20 +8,63 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use plait::lab::host::Host;
 use rustix::net::Shutdown;
+use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::Outcome;
 
 /// Connections that may wait for `accept`; the bench opens one at a time.
 const BACKLOG: i32 = 16;
+/// An answer ends when its last byte is in the socket, or with the client's reset, which may get lost.
+const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// A running server; ends with this guard.
 pub struct MptcpOrigin {
     listener: Socket,
+    answers: Arc<Answers>,
+}
+
+/// The newest of the answers, each of which has a thread of its own.
+#[derive(Default)]
+struct Answers {
+    newest: Mutex<Newest>,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct Newest {
+    number: u64,
+    /// CPU time of its thread. None: it goes on.
+    cpu_ns: Option<u64>,
+}
+
+impl Answers {
+    fn newest(&self) -> MutexGuard<'_, Newest> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another begins. Returns its number.
+    fn begin(&self) -> u64 {
+        let mut newest = self.newest();
+        *newest = Newest { number: newest.number + 1, cpu_ns: None };
+        newest.number
+    }
+
+    /// That of this number has ended, which was all that the calling thread did.
+    fn end(&self, number: u64) {
+        let used = clock_gettime(ClockId::ThreadCPUTime);
+        let mut newest = self.newest();
+        if newest.number == number {
+            newest.cpu_ns = Some(used.tv_sec as u64 * 1_000_000_000 + used.tv_nsec as u64);
+            self.ended.notify_all();
+        }
+    }
 }
 
 impl MptcpOrigin {
@@ -35,16 +78,29 @@ impl MptcpOrigin {
         listener.bind(&std::net::SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
         listener.listen(BACKLOG)?;
         let accepting = TcpListener::from(listener.try_clone()?);
+        let answers = Arc::<Answers>::default();
+        let of_thread = answers.clone();
         thread::spawn(move || {
             while let Ok((stream, _)) = accepting.accept() {
-                let file = file.clone();
+                let (file, answers) = (file.clone(), of_thread.clone());
+                let number = answers.begin();
                 thread::spawn(move || {
                     // A client that was cut off at its deadline is no news.
                     let _ = answer(stream, &file);
+                    answers.end(number);
                 });
             }
         });
-        Ok(Self { listener })
+        Ok(Self { listener, answers })
+    }
+
+    /// CPU time of the newest answer, in nanoseconds; waits for its end. `None`: it has not noticed yet that its client has
+    /// gone.
+    pub fn cpu_ns(&self) -> Option<u64> {
+        let goes_on = |newest: &mut Newest| newest.cpu_ns.is_none();
+        let waiting = self.answers.ended.wait_timeout_while(self.answers.newest(), END_LIMIT, goes_on);
+        let (newest, _) = waiting.unwrap_or_else(PoisonError::into_inner);
+        newest.cpu_ns
     }
 }
 

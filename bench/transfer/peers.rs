@@ -77,7 +77,12 @@ impl<'a> Peers<'a> {
                 Column::Curl => self.curl(ground.lab.client_address(best), server(ROOT_PORT)),
                 Column::AriaOne => self.aria2c(1),
                 Column::AriaEight => self.aria2c(8),
-                Column::KernelMptcp => own(server(MPTCP_PORT), Protocol::MPTCP),
+                Column::KernelMptcp => {
+                    let (download, mut cpu) = own(server(MPTCP_PORT), Protocol::MPTCP)?;
+                    let origin = self.mptcp.as_ref().ok().and_then(MptcpOrigin::cpu_ns);
+                    cpu.extend(origin.map(|ns| ("root", ns)));
+                    Ok((download, cpu))
+                }
                 Column::Haproxy => {
                     own(SocketAddr::new(ground.lab.relay_address(best), HAPROXY_PORT), Protocol::TCP)
                 }

@@ -59,7 +59,7 @@ fn write_run(run: &Run, out: &mut String) -> std::fmt::Result {
         "### In detail\n\nTimes are p50 / p90 / p99 / max, from the client's connect; of transfers that were cut off only the \
          rate counts. Wire ÷ delivered: bytes through the links towards the client, 1.036 if nothing is sent twice. \
          Subflows are MPTCP's, the most at once in the transfers with the fewest and the most. \
-         CPU time is that of all processes of a role. – means that nobody can tell.\n"
+         CPU time is that of all processes of a role; the root of kernel MPTCP is a thread of the bench. – means that nobody can tell.\n"
     )?;
     for row in &run.rows {
         write_row(row, out)?;
