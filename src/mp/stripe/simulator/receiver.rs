@@ -5,17 +5,12 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crate::{
-    exec::Instant,
-    mp::{stripe::FRAME_BYTES_MAX, window::Window},
-};
+use crate::{exec::Instant, mp::window::Window};
 
 /// What the client's socket holds.
 const CLIENT_BUFFER_BYTES: f64 = 1e6;
 /// As in `mp::transfer`.
 const PARKED_BYTES_MAX: u64 = 64 << 20;
-/// One frame for each of 64 lanes, which is more than any world has: each may have been told to take one.
-const PENDING_BYTES_MAX: u64 = 64 * FRAME_BYTES_MAX as u64;
 
 /// The client's side of the transfer.
 pub(super) struct Receiver {
@@ -73,6 +68,7 @@ impl Receiver {
         now: Instant,
         round_trip: Duration,
         frames: &[(u64, u64)],
+        pending_bytes_max: u64,
     ) -> Option<f64> {
         if self.is_client_blocked {
             return None;
@@ -93,8 +89,7 @@ impl Receiver {
                 self.is_client_blocked = held > CLIENT_BUFFER_BYTES;
             }
         }
-        // A lane that waited for the root may have taken a frame meanwhile.
-        let most = self.limit + PENDING_BYTES_MAX;
+        let most = self.limit + pending_bytes_max;
         assert!(self.next_offset + self.parked_bytes <= most, "more is parked than was let go");
         self.is_client_blocked
             .then(|| seconds + (self.client.0 - CLIENT_BUFFER_BYTES / 2.0) / self.client_rate)

@@ -10,6 +10,9 @@ use crate::{mp::stripe::Resent, wire::frame::FIRST_CREDIT_BYTES};
 /// Ten thousand runs of more would take minutes.
 const BYTES_MAX: f64 = 3e6;
 
+/// Long enough for what a start costs not to count.
+const LONG_SECONDS: f64 = 20.0;
+
 /// Something that happens to a lane.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Fault {
@@ -136,6 +139,23 @@ pub(super) fn random_spec(seed: u64) -> Spec {
         }
     }
     spec
+}
+
+/// A stormy world with a body that is four windows or more as they begin: credit is what keeps it off the downstream. What
+/// happens where less may be parked is for the whole chain's simulation to show, which gives up lanes then.
+pub(super) fn many_windows(seed: u64) -> Spec {
+    let bytes = Random::new(seed).between(16e6, 48e6) as u64;
+    Spec { bytes, first_window: FIRST_CREDIT_BYTES, ..random_spec(3 * seed + 2) }
+}
+
+/// A fair world of several paths with a body that takes all of them [`LONG_SECONDS`], and each alone longer.
+pub(super) fn long_spec(seed: u64) -> Spec {
+    let random = &mut Random::new(!seed);
+    let count = 2 + random.below(3);
+    let paths: Vec<_> = (0..count).map(|_| random_path(random, Weather::Fair, LONG_SECONDS)).collect();
+    let rate: f64 = paths.iter().map(|path| path.rate).sum();
+    let bytes = (rate * LONG_SECONDS) as u64;
+    Spec { warm_up: bytes / 5, bytes, ..Spec::table(paths, seed) }
 }
 
 fn random_path(random: &mut Random, weather: Weather, seconds: f64) -> PathSpec {

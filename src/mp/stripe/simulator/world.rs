@@ -2,8 +2,8 @@
 //! for sockets, producers and client.
 //!
 //! In: a [`Spec`]. Out: a [`Report`], or a panic where an invariant breaks. Invariants checked here: frames cut the body
-//! without gap, every byte reaches the client once and in order, parked bytes stay below the credit, nobody asks for turns
-//! in a loop, and every transfer ends.
+//! without gap, every byte reaches the client once and in order, bytes handed out and parked stay below the credit, nobody
+//! asks for turns in a loop, and every transfer ends.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     exec::Instant,
-    mp::stripe::{Striper, Turn},
+    mp::stripe::{FRAME_BYTES_MAX, Striper, Turn},
     wire::{frame::Reading, units::FrameLen},
 };
 
@@ -44,6 +44,8 @@ pub(super) struct World<'a> {
     events: Events,
     striper: Striper,
     receiver: Receiver,
+    /// The credit that has reached the upstream.
+    granted: u64,
     /// What a connection calls the transfer's frame 0: what came before is of an earlier transfer.
     first_key: u64,
     /// Where each frame begins and how long it is.
@@ -73,6 +75,7 @@ impl<'a> World<'a> {
             events: Events::default(),
             striper: Striper::new(),
             receiver: Receiver::new(spec.first_window, spec.client_rate, instant),
+            granted: spec.first_window,
             first_key: 0,
             frames: Vec::new(),
             bytes: 0,
@@ -95,6 +98,7 @@ impl<'a> World<'a> {
         self.striper = Striper::new();
         self.striper.set_length(spec.is_length_known.then_some(bytes));
         self.receiver = Receiver::new(spec.first_window, spec.client_rate, self.at(self.now));
+        self.granted = spec.first_window;
         self.striper.grant(spec.first_window);
         self.first_key += self.frames.len() as u64;
         self.frames.clear();
@@ -215,6 +219,7 @@ impl<'a> World<'a> {
             What::Credit { lane, frames, reading, limit, next } => {
                 if let Some(id) = self.lanes[lane].id.filter(|_| self.lanes[lane].is_alive) {
                     self.credits += 1;
+                    self.granted = self.granted.max(limit);
                     self.striper.grant(limit);
                     let now = self.since_began();
                     self.striper.received(id, frames, reading, now).expect("the downstream does not lie");
@@ -374,6 +379,8 @@ impl<'a> World<'a> {
                 (self.frames.len() as u64, taken),
                 "no gap, no overlap"
             );
+            let most = self.granted + self.pending_bytes_max();
+            assert!(taken + len <= most, "byte {} is handed out, and may be below {most}", taken + len);
             self.frames.push((taken, len));
             if taken + len == self.bytes {
                 self.striper.end_of_body();
@@ -446,10 +453,10 @@ impl<'a> World<'a> {
 
     /// Moves what is next to the client, as far as that takes it.
     fn advance(&mut self) {
-        let limit = self.receiver.limit;
+        let (limit, pending) = (self.receiver.limit, self.pending_bytes_max());
         loop {
             let (round_trip, at) = (Duration::from_secs_f64(self.round_trip_max()), self.at(self.now));
-            if let Some(drained_at) = self.receiver.advance(self.now, at, round_trip, &self.frames) {
+            if let Some(drained_at) = self.receiver.advance(self.now, at, round_trip, &self.frames, pending) {
                 self.schedule(drained_at, What::Client);
             }
             for lane in 0..self.lanes.len() {
@@ -464,6 +471,12 @@ impl<'a> World<'a> {
         if self.receiver.limit > limit {
             (0..self.lanes.len()).for_each(|lane| self.tell(lane, false));
         }
+    }
+
+    /// Bytes that may be handed out beyond the credit: a lane that waited for the root takes what it was told to although
+    /// others have taken a frame meanwhile. Nobody waits for a fast one.
+    fn pending_bytes_max(&self) -> u64 {
+        if self.spec.source_rate.is_infinite() { 0 } else { (self.lanes.len() * FRAME_BYTES_MAX) as u64 }
     }
 
     fn round_trip_max(&self) -> f64 {
