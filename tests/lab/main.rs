@@ -9,6 +9,7 @@ mod missing;
 mod network;
 mod player;
 mod shaken;
+mod unprivileged;
 
 use missing::skipped;
 use plait::lab::Lab;
