@@ -33,7 +33,7 @@ impl Batch {
     /// # Errors
     /// `ip` is not installed, or one line failed.
     pub fn run(&self, host: &Host, peer: Option<BorrowedFd<'_>>) -> Result<(), LabError> {
-        let failed = |source: io::Error| LabError::System { what: format!("ip in {}", host.name()), source };
+        let failed = |source| failed(host.name(), source);
         let mut command = host.command("ip");
         // Not every user's PATH has the administrator's programs.
         let mut path = std::env::var_os("PATH").unwrap_or_default();
@@ -47,10 +47,7 @@ impl Batch {
             }
             None => self.lines.clone(),
         };
-        let mut child = command.spawn().map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => LabError::Program("the lab needs `ip`: install iproute2".to_owned()),
-            _ => failed(error),
-        })?;
+        let mut child = command.spawn().map_err(|error| not_started(host.name(), error))?;
         // It reads all of standard input before it ends, unless a line fails; then its message is what counts.
         let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(lines.as_bytes()));
         let output = child.wait_with_output().map_err(failed)?;
@@ -63,5 +60,28 @@ impl Batch {
             )));
         }
         written.map_err(failed)
+    }
+}
+
+fn failed(host: &str, source: io::Error) -> LabError {
+    LabError::System { what: format!("ip in {host}"), source }
+}
+
+fn not_started(host: &str, error: io::Error) -> LabError {
+    match error.kind() {
+        io::ErrorKind::NotFound => LabError::Program("the lab needs `ip`: install iproute2".to_owned()),
+        _ => failed(host, error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_no_ip_is_told_what_to_install() {
+        let text = |code| not_started("server", io::Error::from_raw_os_error(code)).to_string();
+        assert_eq!(text(libc::ENOENT), "the lab needs `ip`: install iproute2");
+        assert_eq!(text(libc::EACCES), "ip in server: Permission denied (os error 13)");
     }
 }

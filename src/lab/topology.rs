@@ -56,6 +56,8 @@ const SETTINGS_OPTIONAL: &[(&str, &str)] = &[
 /// Packets that a TUN device keeps for the emulator: 15 MB, a tenth of a second at more than 1 Gbit/s. With the
 /// default of 500 the device drops bursts before the emulated queue sees them.
 const TUN_QUEUE_PACKETS: usize = 10_000;
+/// What the kernel has for routes and sockets: built in, or loaded by now.
+const CONTROLS_AVAILABLE: &str = "/proc/sys/net/ipv4/tcp_available_congestion_control";
 /// Routing table of path 0's source address; the others follow.
 const TABLE_FIRST: usize = 100;
 
@@ -77,6 +79,17 @@ pub enum LabError {
         source: io::Error,
         /// What has to change.
         remedy: &'static str,
+    },
+    /// The routes are to have a congestion control that the kernel does not know.
+    #[error(
+        "this kernel has no congestion control {name}, only {available}: load it as root (modprobe tcp_{name}), or choose \
+         another (--lane-cc, or what the scenario says)"
+    )]
+    NoCongestionControl {
+        /// What was asked for.
+        name: String,
+        /// Those that it has.
+        available: String,
     },
     /// A program that the lab needs failed.
     #[error("{0}")]
@@ -247,6 +260,14 @@ impl Lab {
     /// # Errors
     /// The kernel has no such congestion control.
     pub fn set_congctl(&self, name: &str) -> Result<(), LabError> {
+        // Not asked before: the kernel loads a module when root sets such a route.
+        self.replace_routes(name).map_err(|error| {
+            let available = fs::read_to_string(CONTROLS_AVAILABLE).unwrap_or_default();
+            no_congestion_control(name, &available).unwrap_or(error)
+        })
+    }
+
+    fn replace_routes(&self, name: &str) -> Result<(), LabError> {
         let (mut client, mut server) = (Batch::default(), Batch::default());
         for path in 0..self.paths() {
             let (near, far) = (self.client_address(path), self.server_address(path));
@@ -298,20 +319,24 @@ impl Lab {
 /// The client's host; before that, whatever can be found missing is looked for.
 fn first_host() -> Result<Host, LabError> {
     if let Err(source) = OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
-        let remedy = match source.kind() {
-            io::ErrorKind::PermissionDenied => {
-                "allow it to everybody, as most distributions do (chmod 0666 /dev/net/tun), or run as root"
-            }
-            _ => "load the module (modprobe tun); in a container, pass the device in (--device /dev/net/tun)",
-        };
-        return Err(LabError::Tun { source, remedy });
+        return Err(no_tun(source));
     }
-    Host::new("client").map_err(|source| LabError::Namespace { source, remedy: namespace_remedy() })
+    Host::new("client").map_err(|source| no_namespace(source, |path| fs::read_to_string(path).ok()))
 }
 
-/// Which switch of the kernel's forbids namespaces to this user.
-fn namespace_remedy() -> String {
-    let is = |path: &str, value: &str| fs::read_to_string(path).is_ok_and(|text| text.trim() == value);
+fn no_tun(source: io::Error) -> LabError {
+    let remedy = match source.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "allow it to everybody, as most distributions do (chmod 0666 /dev/net/tun), or run as root"
+        }
+        _ => "load the module (modprobe tun); in a container, pass the device in (--device /dev/net/tun)",
+    };
+    LabError::Tun { source, remedy }
+}
+
+/// With the switch of the kernel's, as `read` from its file, that forbids namespaces to this user.
+fn no_namespace(source: io::Error, read: impl Fn(&str) -> Option<String>) -> LabError {
+    let is = |path: &str, value: &str| read(path).is_some_and(|text| text.trim() == value);
     let switch = if is("/proc/sys/user/max_user_namespaces", "0") {
         "sysctl user.max_user_namespaces is 0: set it to 1000"
     } else if is("/proc/sys/kernel/unprivileged_userns_clone", "0") {
@@ -321,7 +346,18 @@ fn namespace_remedy() -> String {
     } else {
         "in a container, add the capabilities SYS_ADMIN and NET_ADMIN, or a seccomp profile that allows unshare"
     };
-    format!("run as root, or allow user namespaces ({switch})")
+    LabError::Namespace { source, remedy: format!("run as root, or allow user namespaces ({switch})") }
+}
+
+/// If `name` is not among those that are `available`, which is what the file of the kernel says.
+fn no_congestion_control(name: &str, available: &str) -> Option<LabError> {
+    let mut all = available.split_whitespace();
+    // No file, no verdict.
+    let is_missing = !available.trim().is_empty() && !all.any(|one| one == name);
+    is_missing.then(|| LabError::NoCongestionControl {
+        name: name.to_owned(),
+        available: available.split_whitespace().collect::<Vec<_>>().join(", "),
+    })
 }
 
 fn doing(what: &'static str) -> impl FnOnce(io::Error) -> LabError {
@@ -338,4 +374,72 @@ fn address(net: u8, path: usize, host: u8) -> IpAddr {
 
 fn net(net: u8, path: usize) -> String {
     format!("{}/24", address(net, path, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the user reads where the kernel says `error` to a new namespace, and its switches stand like this.
+    fn forbidden(switches: &[(&str, &str)]) -> String {
+        let read = |path: &str| {
+            let name = path.strip_prefix("/proc/sys/")?.replace('/', ".");
+            switches.iter().find(|(switch, _)| *switch == name).map(|(_, value)| format!("{value}\n"))
+        };
+        no_namespace(io::Error::from_raw_os_error(libc::EPERM), read).to_string()
+    }
+
+    #[test]
+    fn the_switch_that_forbids_namespaces_is_named() {
+        for (switch, value, remedy) in [
+            ("user.max_user_namespaces", "0", "user.max_user_namespaces is 0: set it to 1000"),
+            ("kernel.unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone is 0: set it to 1"),
+            (
+                "kernel.apparmor_restrict_unprivileged_userns",
+                "1",
+                "kernel.apparmor_restrict_unprivileged_userns is 1: set it to 0",
+            ),
+        ] {
+            let text = forbidden(&[(switch, value)]);
+            let whole = format!(
+                "cannot make a network namespace: Operation not permitted (os error 1); run as root, or allow user \
+                 namespaces (sysctl {remedy})"
+            );
+            assert_eq!(text, whole);
+        }
+    }
+
+    #[test]
+    fn where_no_switch_forbids_namespaces_it_is_a_container() {
+        let open = [
+            ("user.max_user_namespaces", "1000"),
+            ("kernel.unprivileged_userns_clone", "1"),
+            ("kernel.apparmor_restrict_unprivileged_userns", "0"),
+        ];
+        for text in [forbidden(&open), forbidden(&[])] {
+            assert!(text.contains("SYS_ADMIN and NET_ADMIN") && !text.contains("sysctl"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_device_that_is_closed_or_not_there_has_its_own_remedy() {
+        let text = |code| no_tun(io::Error::from_raw_os_error(code)).to_string();
+        let closed = text(libc::EACCES);
+        assert!(closed.starts_with("cannot open /dev/net/tun: Permission denied"), "{closed}");
+        assert!(closed.contains("chmod 0666 /dev/net/tun") && closed.contains("run as root"), "{closed}");
+        for missing in [text(libc::ENOENT), text(libc::ENODEV)] {
+            assert!(missing.contains("modprobe tun"), "{missing}");
+            assert!(missing.contains("--device /dev/net/tun"), "{missing}");
+        }
+    }
+
+    #[test]
+    fn a_missing_congestion_control_is_named_with_its_module() {
+        let text = no_congestion_control("bbr", "reno cubic\n").unwrap().to_string();
+        assert!(text.contains("no congestion control bbr, only reno, cubic: "), "{text}");
+        assert!(text.contains("modprobe tcp_bbr"), "{text}");
+        // Something else was wrong.
+        assert!(no_congestion_control("bbr", "reno bbr cubic\n").is_none());
+        assert!(no_congestion_control("bbr", "").is_none());
+    }
 }

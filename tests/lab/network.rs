@@ -84,7 +84,8 @@ fn routes_choose_the_congestion_control() {
         assert!(socket.tcp_congestion().unwrap().starts_with(b"reno"));
     }
     let error = lab.set_congctl("nonsense").unwrap_err().to_string();
-    assert!(error.contains("nonsense"), "{error}");
+    assert!(error.contains("no congestion control nonsense, only "), "{error}");
+    assert!(error.contains("modprobe tcp_nonsense"), "{error}");
 }
 
 #[test]
