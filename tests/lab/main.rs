@@ -2,6 +2,7 @@
 //!
 //! Each test has networks of its own. Where this user may make none, the tests say so and pass.
 
+mod calibration;
 mod chaos;
 mod leftovers;
 #[path = "../missing/mod.rs"]
