@@ -21,7 +21,9 @@ use plait::lab::{
 };
 
 use crate::{
-    Outcome, load,
+    Outcome,
+    calibration::{self, Calibrated, calibrated},
+    load,
     report::{Goal, Spread, Target},
 };
 
@@ -87,8 +89,8 @@ struct Seen {
     films_s: Vec<f64>,
 }
 
-/// `cache` is a directory of a disk; it does not exist yet.
-pub fn run(cache: &Path, quick: bool) -> Outcome<Vec<Goal>> {
+/// `cache` is a directory of a disk; it does not exist yet. False: the calibration was bad.
+pub fn run(cache: &Path, quick: bool) -> Outcome<(Vec<Goal>, bool)> {
     println!("\n### an HLS film over 2 × 50 Mbit/s, 150 ms\n");
     let goals = |waits: [Option<f64>; 2]| {
         let what = ["plays", "fills its buffer"].map(|who| {
@@ -99,8 +101,13 @@ pub fn run(cache: &Path, quick: bool) -> Outcome<Vec<Goal>> {
     };
     if let Some(missing) = Lab::missing() {
         println!("not measured: {missing}");
-        return Ok(goals([None, None]));
+        return Ok((goals([None, None]), true));
     }
+    let Calibrated { checks, invalid } = calibrated()?;
+    if let Some(reason) = &invalid {
+        println!("{}", calibration::warning(reason));
+    }
+    println!("{}", calibration::table(&checks));
     let served = load::directory()?;
     let films = Films::create(served.path(), quick)?;
     let lab = Lab::build(&Scenario::parse("film", SCENARIO)?)?;
@@ -147,7 +154,7 @@ pub fn run(cache: &Path, quick: bool) -> Outcome<Vec<Goal>> {
             *wait = Some(ms(waited.value_at_quantile(0.9)));
         }
     }
-    Ok(goals(waits))
+    Ok((goals(waits), invalid.is_none()))
 }
 
 /// What the root serves.

@@ -3,8 +3,11 @@
 //! Prints Markdown: one table per question, then the goals. Next to nginx everything runs over loopback in a network
 //! namespace of its own; both caches stand before the same nginx root, nginx's directly, plait's behind an upstream. Each
 //! cache has one thread for clients, on the first CPU; plait's writing threads are counted, too. `fill` compares what it
-//! costs to store, `objects` starts with a full directory, `film` plays over emulated long paths.
+//! costs to store, `objects` starts with a full directory, `film` plays over emulated long paths, which are calibrated before.
+//! Exits 1 if that is bad.
 
+#[path = "../transfer/calibration.rs"]
+mod calibration;
 mod fill;
 mod film;
 #[allow(dead_code)]
@@ -129,9 +132,9 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     match run(&flags) {
-        Ok(goals) => {
+        Ok((goals, is_valid)) => {
             print_goals(&goals);
-            ExitCode::SUCCESS
+            if is_valid { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
             eprintln!("{error}");
@@ -140,13 +143,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(flags: &Flags) -> Outcome<Vec<Goal>> {
+/// The goals, and whether the emulator was good enough for those of the film.
+fn run(flags: &Flags) -> Outcome<(Vec<Goal>, bool)> {
     let dir = load::directory()?;
     // A cache is on a disk: files in memory have small pages, which sendfile takes one by one.
     let disk = tempfile::TempDir::with_prefix("plait-bench-cache-")?;
     processes::clean_up_on_signal(vec![dir.path().to_owned(), disk.path().to_owned()])?;
     println!("## cache\n\n{} alternating rounds.", flags.rounds());
-    let mut goals = Vec::new();
+    let (mut goals, mut is_valid) = (Vec::new(), true);
     if flags.only != [Question::Film] {
         goals = namespace::run_in("reno", |network| {
             println!("\nNetwork of what follows: {}.", network.describe());
@@ -154,9 +158,11 @@ fn run(flags: &Flags) -> Outcome<Vec<Goal>> {
         })?;
     }
     if flags.wants(Question::Film) {
-        goals.extend(film::run(&disk.path().join("film-cache"), flags.quick)?);
+        let (of_film, is_calibrated) = film::run(&disk.path().join("film-cache"), flags.quick)?;
+        goals.extend(of_film);
+        is_valid = is_calibrated;
     }
-    Ok(goals)
+    Ok((goals, is_valid))
 }
 
 /// What is compared.

@@ -4,9 +4,10 @@
 //! Prints Markdown; the same, JSON and SVG charts go to `target/transfer`. The networks are emulated (`plait::lab`) and
 //! calibrated before anything is measured. Exits 1 if somebody lost or changed a byte, or if the calibration is bad.
 //!
-//! `rounds` alternates the columns, `roles` and `peers` carry the file, `client` watches it arrive, `measure` counts what
+//! `calibration` checks the emulator, `rounds` alternates the columns, `roles` and `peers` carry the file, `client` watches it arrive, `measure` counts what
 //! that took, `goals` knows what must be reached, `report` prints and draws.
 
+mod calibration;
 mod cell;
 mod client;
 mod columns;
@@ -31,12 +32,12 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::{Parser, ValueEnum};
-use plait::lab::calibrate::calibrate;
 use plait::lab::{Lab, Scenario};
 use tempfile::TempDir;
 
+use crate::calibration::{Calibrated, calibrated};
 use crate::columns::Column;
-use crate::report::{CalibrationCheck, Run};
+use crate::report::Run;
 use crate::rounds::Plan;
 use crate::row::Row;
 
@@ -206,11 +207,7 @@ fn announce(plan: &Plan, scenarios: &[(Scenario, String)]) {
 fn circumstances(flags: &Flags, plan: &Plan) -> Outcome<Run> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let load_before = read("/proc/loadavg").split(' ').next().unwrap_or_default().to_owned();
-    eprintln!("calibrating the emulator");
-    let calibration = calibrate()?;
-    let invalid =
-        (!calibration.good()).then(|| "the emulator is not what it should be on this machine".to_owned());
-    let checks = calibration.checks.into_iter();
+    let Calibrated { checks, invalid } = calibrated()?;
     Ok(Run {
         date: httpdate::fmt_http_date(SystemTime::now()),
         kernel: read("/proc/sys/kernel/osrelease"),
@@ -222,7 +219,7 @@ fn circumstances(flags: &Flags, plan: &Plan) -> Outcome<Run> {
         runs: plan.runs,
         is_quick: flags.quick,
         deadline_s: plan.deadline.as_secs(),
-        calibration: checks.map(CalibrationCheck::from).collect(),
+        calibration: checks,
         invalid,
         rows: Vec::new(),
         given_up: Vec::new(),

@@ -8,28 +8,13 @@ mod tables;
 use std::fs;
 use std::path::Path;
 
-use plait::lab::calibrate::Check;
 use serde::Serialize;
 
 pub use tables::markdown;
 
 use crate::Outcome;
+use crate::calibration::CalibrationCheck;
 use crate::row::Row;
-
-/// One of the emulator's own checks.
-#[derive(Serialize)]
-pub struct CalibrationCheck {
-    pub what: String,
-    pub seen: String,
-    pub bound: String,
-    pub is_good: bool,
-}
-
-impl From<Check> for CalibrationCheck {
-    fn from(check: Check) -> Self {
-        Self { what: check.what, seen: check.seen, bound: check.bound, is_good: check.good }
-    }
-}
 
 /// Everything that was measured, and under which circumstances.
 #[derive(Serialize)]

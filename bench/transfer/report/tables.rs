@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::calibration;
 use crate::cell::{Cell, Percentiles, Spread};
 use crate::columns::Column;
 use crate::columns::Warmth::{Cold, Warm};
@@ -26,7 +27,7 @@ pub fn markdown(run: &Run) -> String {
 fn write_run(run: &Run, out: &mut String) -> std::fmt::Result {
     writeln!(out, "## transfer\n")?;
     if let Some(reason) = &run.invalid {
-        writeln!(out, "**INVALID: {reason}. Nothing below is worth quoting.**\n")?;
+        writeln!(out, "{}", calibration::warning(reason))?;
     }
     if run.is_quick {
         writeln!(
@@ -48,7 +49,7 @@ fn write_run(run: &Run, out: &mut String) -> std::fmt::Result {
         run.deadline_s,
         run.command
     )?;
-    write_calibration(run, out)?;
+    writeln!(out, "{}", calibration::table(&run.calibration))?;
     for trouble in &run.given_up {
         writeln!(out, "- GIVEN UP: {trouble}\n")?;
     }
@@ -65,15 +66,6 @@ fn write_run(run: &Run, out: &mut String) -> std::fmt::Result {
         write_row(row, out)?;
     }
     Ok(())
-}
-
-fn write_calibration(run: &Run, out: &mut String) -> std::fmt::Result {
-    writeln!(out, "| calibration of the emulator | seen | bound | |\n| --- | --- | --- | --- |")?;
-    for check in &run.calibration {
-        let verdict = if check.is_good { "good" } else { "**BAD**" };
-        writeln!(out, "| {} | {} | {} | {verdict} |", check.what, check.seen, check.bound)?;
-    }
-    writeln!(out)
 }
 
 fn write_overview(run: &Run, out: &mut String) -> std::fmt::Result {
