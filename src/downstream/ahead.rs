@@ -1,8 +1,8 @@
 //! Fetches what a player will ask for next, and reads the playlists that say what that is.
 //!
 //! In: answers that were given. Out: objects in the cache. Runs beside the clients of this core. Invariants: what is fetched
-//! ahead is bounded by what players have asked for; it takes no rate from a client that waits for the root; it ends soon
-//! after its viewer has left.
+//! ahead is bounded by what players have asked for, and so is how often the root is asked for it; it takes no rate from a
+//! client that waits for the root; it ends soon after its viewer has left.
 
 use std::{
     cell::Cell,
@@ -55,6 +55,9 @@ const LINGER: Duration = Duration::from_secs(5);
 /// Bytes fetched ahead of who reads a file in order: as many as it asks for at a time, but no fewer than 2 s of 8 Mbit/s, and
 /// no more than a viewer who leaves may cost.
 const READ_AHEAD_BYTES: RangeInclusive<u64> = 2 << 20..=8 << 20;
+/// Fetches of what a span lacks, before it is left to who asks for it: one, and three more where the root or a path fails, as
+/// for a client. Those that bring a few bytes count as well: nobody waits for the rest.
+const FETCHES_MAX: usize = 4;
 /// How long a playlist may take to the disk after it was sent.
 const PLAYLIST_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -241,10 +244,12 @@ impl Quest<'_> {
         self.wait_for(&object, span, joins).await;
     }
 
-    /// Stays a reader of the span until it is there.
+    /// Stays a reader of the span until it is there, or cannot be had for the cache.
     async fn wait_for(&self, object: &Arc<Object>, span: Range<u64>, joins: bool) {
         let (mut position, mut seat): (u64, Option<Seat>) = (span.start, None);
-        while position < span.end {
+        let mut fetches = 0;
+        // What is not stored any more takes no bytes, and would lack them each time.
+        while position < span.end && object.is_stored() {
             let mut told = std::pin::pin!(object.changed().notified());
             told.as_mut().enable();
             match object.step(position..span.end, &mut seat, joins) {
@@ -254,7 +259,9 @@ impl Quest<'_> {
                         return;
                     }
                 }
+                Step::Missing(_) if fetches == FETCHES_MAX => return,
                 Step::Missing(lead) => {
+                    fetches += 1;
                     let meta = object.meta();
                     let Some(validator) = stored::strong_validator(&meta.headers) else { return };
                     let mut onward = self.onward.clone();

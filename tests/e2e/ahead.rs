@@ -131,6 +131,60 @@ fn hls(
     Ok(After::Keep)
 }
 
+/// How often the root was asked for each segment, once that has long ended.
+fn fetches(root: &ScriptedRoot) -> [usize; 4] {
+    root.wait_for_request("/s1.ts");
+    // Hundreds of round trips.
+    thread::sleep(Duration::from_secs(2));
+    let asked = root.asked();
+    [0, 1, 2, 3]
+        .map(|number| asked.iter().filter(|asked| path(asked) == format!("/s{number}.ts").as_str()).count())
+}
+
+#[test]
+fn what_the_disk_refuses_is_not_fetched_ahead_again_and_again() {
+    let segment = content(300_000);
+    let root = ScriptedRoot::start(move |asked, stream| match path(asked) {
+        "/l.m3u8" => hls(asked, stream, |_| 0),
+        name => serve_film(asked, stream, &segment, &format!("\"{name}\""), "Cache-Control: max-age=600\r\n"),
+    });
+    let chain = chain(Root::At(root.address), Settings::default());
+    wait_for_playlist(&chain);
+    std::fs::remove_dir_all(cache_dir(&chain.ground).join("unnamed")).unwrap();
+    let mut viewer = Client::connect(chain.address);
+    assert!(viewer.ask("GET", "/s0.ts", "").unwrap().body == content(300_000));
+    // One more where the disk refuses while the next is asked for.
+    assert!(fetches(&root).into_iter().all(|fetches| fetches <= 2), "{:?}", root.asked());
+    drop(viewer);
+}
+
+#[test]
+fn a_root_that_cuts_its_answers_short_is_not_asked_ahead_again_and_again() {
+    let segment = content(300_000);
+    let root = ScriptedRoot::start(move |asked, stream| {
+        if path(asked) != "/s1.ts" {
+            return hls(asked, stream, |_| 300_000);
+        }
+        let first = asked.header("range").and_then(|range| range["bytes=".len()..].split_once('-'));
+        let first: usize = first.map_or(0, |(first, _)| first.parse().unwrap());
+        let (status, range) = match first {
+            0 => ("200 OK", String::new()),
+            _ => ("206 Partial Content", format!("Content-Range: bytes {first}-299999/300000\r\n")),
+        };
+        let length = 300_000 - first;
+        write!(stream, "HTTP/1.1 {status}\r\n{range}Content-Length: {length}\r\nETag: \"s1\"\r\n\r\n")?;
+        stream.write_all(&segment[first..first + 100])?;
+        Ok(After::Close)
+    });
+    let chain = chain(Root::At(root.address), Settings::default());
+    wait_for_playlist(&chain);
+    let mut viewer = Client::connect(chain.address);
+    assert!(viewer.ask("GET", "/s0.ts", "").unwrap().body == content(300_000));
+    let fetches = fetches(&root)[1];
+    assert!((2..=5).contains(&fetches), "{fetches}: {:?}", root.asked());
+    drop(viewer);
+}
+
 /// The downstream has read the playlist.
 fn wait_for_playlist(chain: &Chain) {
     wait_until("the playlist's lifetime", || {
