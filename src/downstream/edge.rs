@@ -23,7 +23,7 @@ use super::{
     sending::{Failure, Sending},
     stalled,
     stored::{self, Answer, CACHE_STATUS, Way},
-    validation::Confirmed,
+    validation::{Confirmed, is_out_of_date},
 };
 use crate::{
     cache::{
@@ -273,23 +273,27 @@ impl<'a> Quest<'a> {
             && let Some(stale) = stale
         {
             let confirmed = self.confirm(&stale, &answer.head.headers, requested_at);
-            if confirmed != Confirmed::Stays {
+            if !matches!(confirmed, Confirmed::Stays) {
                 asking.is_uncacheable();
             }
-            if confirmed != Confirmed::Other {
-                drop((asking, answer));
-                return self.serve(connection, &stale, None, way).await;
-            }
-            // The root confirms something that it was not asked about.
-            let text = "it answered 304 for another version than it was asked about";
-            return connection
-                .respond_problem(&Problem::new(StatusCode::BAD_GATEWAY, Side::Root, text))
-                .await;
+            let meta = match confirmed {
+                Confirmed::Stays | Confirmed::Goes => stale.meta(),
+                Confirmed::Apart(meta) => Arc::new(*meta),
+                Confirmed::Other => {
+                    // The root confirms something that it was not asked about.
+                    let text = "it answered 304 for another version than it was asked about";
+                    return connection
+                        .respond_problem(&Problem::new(StatusCode::BAD_GATEWAY, Side::Root, text))
+                        .await;
+                }
+            };
+            drop((asking, answer));
+            return self.serve_as(connection, (&stale, &meta), None, way).await;
         }
         match self.keep(answer, requested_at, asking) {
             Ok((object, begun)) => self.serve(connection, &object, Some(begun), way).await,
             Err((answer, asking)) => {
-                if let Some(stale) = stale.filter(|_| !answer.head.status.is_server_error()) {
+                if let Some(stale) = stale.filter(|_| is_out_of_date(&onward.headers, answer.head.status)) {
                     self.edge.cache.forget_object(&stale);
                 }
                 if stored::may_be_duplicated(&self.onward, &answer.head, answer.framing)
@@ -408,10 +412,21 @@ impl<'a> Quest<'a> {
         begun: Option<Begun>,
         way: Way,
     ) -> io::Result<()> {
-        let (meta, now) = (object.meta(), SystemTime::now());
+        self.serve_as(connection, (object, &object.meta()), begun, way).await
+    }
+
+    /// The same with what the root says of the object to this client.
+    async fn serve_as(
+        &self,
+        connection: &mut HttpConnection,
+        (object, meta): (&Arc<Object>, &Meta),
+        begun: Option<Begun>,
+        way: Way,
+    ) -> io::Result<()> {
+        let now = SystemTime::now();
         let joins = stored::joins(object);
-        let ranged = self.plan(object, &meta, now);
-        let status = stored::cache_status(way, Some((&meta, now)));
+        let ranged = self.plan(object, meta, now);
+        let status = stored::cache_status(way, Some((meta, now)));
         connection.account().set_cache(way.cache_use());
         let (edge, onward) = (self.edge, &self.onward);
         let outcome = match ranged {

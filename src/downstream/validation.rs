@@ -1,28 +1,48 @@
 //! Takes over what the root says of a stored response without sending it again.
 //!
 //! In: the head of a 304, or of a 200 to HEAD, and the object that it is about. Out: an object that is fresh again, or forgotten. Called by
-//! `edge`. Invariant: what must not be stored any more is found by nobody from then on.
+//! `edge`. Invariants: what must not be stored any more is found by nobody from then on; what is about one client only
+//! takes nothing from the others.
 
 use std::{sync::Arc, time::SystemTime};
 
-use http::{HeaderMap, Method, StatusCode, header::RANGE};
+use http::{
+    HeaderMap, Method, StatusCode,
+    header::{AUTHORIZATION, RANGE},
+};
 
 use super::{edge::Quest, fetch, stored};
 use crate::{
-    cache::{Cache, Turn, object::Object},
+    cache::{Cache, Turn, object::Object, record::Meta},
     exec,
     http::{request::RequestHead, response::ResponseHead},
 };
 
 /// What a 304 says of an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Confirmed {
     /// It is as it was, and stored.
     Stays,
     /// It is as it was, and an answer to this request, but forgotten: the root wants it stored no longer.
     Goes,
-    /// It is about another version. What was stored is forgotten.
+    /// It is as it was, and stored as it was; this is what it is for the one client who has proved who he is.
+    Apart(Box<Meta>),
+    /// It is about another version. What was stored is forgotten, unless this may be one client's only.
     Other,
+}
+
+/// Whether what the root says may be about the sender of this request only: he proves who he is.
+fn is_about_one(asked: &HeaderMap) -> bool {
+    asked.contains_key(AUTHORIZATION)
+}
+
+/// Whether an answer that is not stored, with this status, says that what is stored is out of date: there is another
+/// version now, or none. All others may be about this client: his rights, his haste, his cookies, his range.
+pub(super) fn is_out_of_date(asked: &HeaderMap, status: StatusCode) -> bool {
+    let is_about_it = matches!(
+        status,
+        StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_FOUND | StatusCode::GONE
+    );
+    is_about_it && !is_about_one(asked)
 }
 
 impl Quest<'_> {
@@ -49,8 +69,8 @@ impl Quest<'_> {
                 onward.method = Method::GET;
                 confirm(&self.edge.cache, &onward, &object, &head.headers, requested_at);
             }
-            Some(false) => self.edge.cache.forget_object(&object),
-            None => {}
+            Some(false) if !is_about_one(&self.onward.headers) => self.edge.cache.forget_object(&object),
+            Some(false) | None => {}
         }
     }
 
@@ -72,12 +92,13 @@ impl Quest<'_> {
             match answer.head.status {
                 StatusCode::NOT_MODIFIED => {
                     let said = &answer.head.headers;
-                    if confirm(&cache, &onward, &object, said, requested_at) != Confirmed::Stays {
+                    let confirmed = confirm(&cache, &onward, &object, said, requested_at);
+                    if !matches!(confirmed, Confirmed::Stays) {
                         asking.is_uncacheable();
                     }
                 }
                 // The next request fetches what there is now.
-                status if !status.is_server_error() => cache.forget_object(&object),
+                status if is_out_of_date(&onward.headers, status) => cache.forget_object(&object),
                 _ => {}
             }
             drop(asking);
@@ -93,19 +114,24 @@ fn confirm(
     requested_at: SystemTime,
 ) -> Confirmed {
     let times = requested_at..SystemTime::now();
-    let confirmed = stored::confirmed(request, &object.meta(), confirmed, times);
-    if !matches!(confirmed, Some((_, true))) {
-        cache.forget_object(object);
-    }
-    match confirmed {
-        Some((meta, may_stay)) => {
+    let is_about_one = is_about_one(&request.headers);
+    match stored::confirmed(request, &object.meta(), confirmed, times) {
+        Some((meta, true)) => {
             object.set_meta(meta);
-            if !may_stay {
-                return Confirmed::Goes;
-            }
             cache.record(object);
             Confirmed::Stays
         }
-        None => Confirmed::Other,
+        Some((meta, false)) if is_about_one => Confirmed::Apart(Box::new(meta)),
+        Some((meta, false)) => {
+            cache.forget_object(object);
+            object.set_meta(meta);
+            Confirmed::Goes
+        }
+        None => {
+            if !is_about_one {
+                cache.forget_object(object);
+            }
+            Confirmed::Other
+        }
     }
 }

@@ -161,6 +161,78 @@ fn what_a_304_forbids_to_store_is_forgotten() {
     }
 }
 
+/// What the root says to one who proves who he is may be about him only.
+#[test]
+fn who_proves_who_he_is_takes_nothing_from_others() {
+    let film = content(LENGTH);
+    let proof = "Authorization: Basic eDp5\r\n";
+    for (says, confirms) in [
+        // Credentials change nothing for this root.
+        ("Cache-Control: max-age=600\r\n", "Cache-Control: max-age=600\r\n"),
+        ("Cache-Control: max-age=0\r\n", "Cache-Control: private, max-age=7\r\n"),
+        ("Cache-Control: max-age=0\r\n", "Cache-Control: no-store\r\nVary: *\r\n"),
+        ("Cache-Control: max-age=0\r\n", "ETag: \"other\"\r\n"),
+        ("Cache-Control: max-age=0, stale-while-revalidate=600\r\n", "Cache-Control: private\r\n"),
+    ] {
+        let root = Changing::start(says, confirms);
+        let (chain, _dir) = root.chain();
+        store(&chain, "/f");
+        let known = look(&chain, "/f").header("cache-control").map(str::to_owned);
+        let answer = get(&chain, "/f", &format!("Cache-Control: no-cache\r\n{proof}"));
+        if confirms.starts_with("ETag") {
+            assert_eq!(answer.status(), 502, "{}", answer.text());
+        } else {
+            check(&answer, &film, "plait; fwd=");
+            let said = confirms.lines().next().unwrap().strip_prefix("Cache-Control: ");
+            assert_eq!(answer.header("cache-control"), said, "it is told what the root has said");
+        }
+        get(&chain, "/f", proof);
+        wait_until("the questions", || says.contains("600") || root.asked("/f").len() == 3);
+        root.change(|manner| manner.says = "Cache-Control: no-store\r\n");
+        assert_eq!(ask(chain.address, "HEAD", "/f", proof).status(), 200);
+        root.change(|manner| manner.body = content(LENGTH + 1));
+        assert_eq!(ask(chain.address, "HEAD", "/f", proof).status(), 200);
+        root.change(|manner| manner.fails = Some(404));
+        get(&chain, "/f", &format!("Cache-Control: no-cache\r\n{proof}"));
+        let kept = look(&chain, "/f");
+        check(&kept, &film, "plait; hit");
+        assert_eq!(kept.header("cache-control").map(str::to_owned), known, "{confirms}");
+    }
+}
+
+#[test]
+fn one_clients_refusal_is_no_word_on_what_is_stored() {
+    let film = content(LENGTH);
+    for says in ["Cache-Control: max-age=0\r\n", "Cache-Control: max-age=0, stale-while-revalidate=600\r\n"] {
+        let root = Changing::start(says, "");
+        let (chain, _dir) = root.chain();
+        store(&chain, "/f");
+        for status in [302, 400, 401, 403, 416, 429, 431] {
+            root.change(|manner| manner.fails = Some(status));
+            let before = root.asked("/f").len();
+            if says.contains("stale-") {
+                // The second question comes once the first one is answered.
+                wait_until("the questions", || {
+                    check(&get(&chain, "/f", ""), &film, "plait; hit");
+                    root.asked("/f").len() > before + 1
+                });
+            } else {
+                assert_eq!(get(&chain, "/f", "").status(), status);
+            }
+            check(&look(&chain, "/f"), &film, "plait; hit");
+        }
+        for status in [404, 410] {
+            root.change(|manner| manner.fails = None);
+            store(&chain, "/f");
+            root.change(|manner| manner.fails = Some(status));
+            wait_until("the removal", || {
+                get(&chain, "/f", "");
+                look(&chain, "/f").status() == 504
+            });
+        }
+    }
+}
+
 #[test]
 fn what_is_forbidden_behind_the_clients_back_is_forgotten_as_well() {
     let stale = "Cache-Control: max-age=0, stale-while-revalidate=600\r\n";
