@@ -18,7 +18,7 @@ use futures_util::{
 };
 use http::{
     Method,
-    header::{HOST, RANGE},
+    header::{CACHE_CONTROL, HOST, PRAGMA, RANGE},
 };
 
 use super::{
@@ -150,9 +150,10 @@ pub(super) fn read_on(
     });
 }
 
-/// Nothing is fetched ahead for who wants nothing stored.
+/// Nothing is fetched ahead for who wants nothing stored, or nothing of the root.
 fn may_be_for_others(onward: &RequestHead) -> bool {
-    !Directives::of_request(&onward.headers).no_store
+    let asked = Directives::of_request(&onward.headers);
+    !asked.no_store && !asked.only_if_cached
 }
 
 /// Does `work`, until its viewer has left.
@@ -175,7 +176,10 @@ fn request_for(onward: &RequestHead, segment: Segment) -> Option<(RequestHead, O
     let host = onward.headers.get(HOST)?.to_str().ok()?;
     let mut request = RequestHead::new(Method::GET, &segment.target, host).ok()?;
     request.headers = onward.headers.clone();
-    request.headers.remove(RANGE);
+    // What it wants of the bytes that it asks for, as that they are validated, it has not said of others.
+    for name in [RANGE, CACHE_CONTROL, PRAGMA] {
+        request.headers.remove(name);
+    }
     stored::remove_conditions(&mut request.headers);
     if let Some(span) = &segment.span {
         let range = RangeSpec::FromTo { first: span.start, last: span.end - 1 };

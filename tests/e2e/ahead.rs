@@ -131,6 +131,33 @@ fn hls(
     Ok(After::Keep)
 }
 
+#[test]
+fn what_a_viewer_wishes_for_itself_is_not_wished_for_what_comes_next() {
+    let root = ScriptedRoot::start(|asked, stream| hls(asked, stream, |number| 300_000 + number));
+    let chain = chain(Root::At(root.address), Settings::default());
+    let mut viewer = Client::connect(chain.address);
+    assert!(viewer.ask("GET", "/s0.ts", "").unwrap().body == content(300_000));
+    wait_for_playlist(&chain);
+    // It wants nothing of the root.
+    let answer = viewer.ask("GET", "/s0.ts", "Cache-Control: only-if-cached\r\n").unwrap();
+    assert!(status(&answer).starts_with("plait; hit"), "{}", status(&answer));
+    thread::sleep(Duration::from_secs(1));
+    assert!(!root.asked().iter().any(|asked| path(asked) == "/s1.ts"), "{:?}", root.asked());
+    let wish = "Cache-Control: no-cache, max-age=0\r\nPragma: no-cache\r\n";
+    for _ in 0..2 {
+        assert!(viewer.ask("GET", "/s0.ts", wish).unwrap().body == content(300_000));
+        wait_until("what comes next", || {
+            (1..4).all(|number| present(&chain, &format!("/s{number}.ts")) == 300_000 + number)
+        });
+    }
+    let fetches = fetches(&root);
+    assert_eq!(fetches, [3, 1, 1, 1], "{:?}", root.asked());
+    let comes_next = |asked: &Asked| path(asked).ends_with(".ts") && path(asked) != "/s0.ts";
+    for asked in root.asked().iter().filter(|asked| comes_next(asked)) {
+        assert_eq!((asked.header("cache-control"), asked.header("pragma")), (None, None));
+    }
+}
+
 /// How often the root was asked for each segment, once that has long ended.
 fn fetches(root: &ScriptedRoot) -> [usize; 4] {
     root.wait_for_request("/s1.ts");
