@@ -37,7 +37,7 @@ const CONDITIONS: [HeaderName; 5] =
     [IF_MATCH, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE, IF_RANGE];
 
 /// RFC 9111 section 3.2: a 304 updates all stored headers but those about the body that is kept.
-const NEVER_UPDATED: [HeaderName; 4] = [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_TYPE, CONTENT_RANGE];
+const ABOUT_THE_BODY: [HeaderName; 4] = [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_TYPE, CONTENT_RANGE];
 
 /// Why a request went to the root, or that it did not (RFC 9211 section 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,8 +163,8 @@ fn not_modified(request: &RequestHead, meta: &Meta, now: SystemTime) -> Response
     let mut head = ResponseHead::new(StatusCode::NOT_MODIFIED);
     head.headers = meta.headers.clone();
     // RFC 9110 section 15.4.5: no metadata but what the client needs to update what it has.
-    for about_the_body in NEVER_UPDATED {
-        head.headers.remove(about_the_body);
+    for name in ABOUT_THE_BODY {
+        head.headers.remove(name);
     }
     towards_client(&head, Framing::None, request, meta, now)
 }
@@ -290,9 +290,12 @@ fn freshened(stored: &Meta, confirmed: &HeaderMap) -> Option<HeaderMap> {
         }
     }
     let mut confirmed = end_to_end(confirmed);
-    for name in NEVER_UPDATED {
+    for name in ABOUT_THE_BODY {
         confirmed.remove(name);
     }
+    // Section 4.3.4 takes a strong tag for that of the bytes which came with it: to a body that has a weak one, or none, as
+    // of servers that compress on the fly, a 304 may bring that of the file before.
+    confirmed.remove(ETAG);
     let mut headers = stored.headers.clone();
     for name in confirmed.keys() {
         headers.remove(name);
@@ -394,4 +397,30 @@ pub(super) fn is_span(
         && complete == len
         && (range.first()..range.last() + 1) == *span
         && framing == Framing::Fixed(range.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+
+    #[test]
+    fn a_304_brings_no_tag() {
+        for (stored, confirmed, kept) in [
+            (Some("\"a\""), "\"a\"", true),
+            (Some("W/\"a\""), "\"a\"", true),
+            (Some("\"a\""), "W/\"a\"", true),
+            (None, "\"a\"", true),
+            (Some("W/\"a\""), "\"b\"", false),
+        ] {
+            let headers = |tag: Option<&'static str>| -> HeaderMap {
+                tag.map(|tag| (ETAG, HeaderValue::from_static(tag))).into_iter().collect()
+            };
+            let times = UNIX_EPOCH..UNIX_EPOCH;
+            let meta = Meta::new("a/f".into(), headers(stored), HeaderMap::new(), times, Duration::ZERO);
+            let freshened = freshened(&meta, &headers(Some(confirmed)));
+            assert_eq!(freshened, kept.then(|| headers(stored)), "{stored:?} {confirmed}");
+        }
+    }
 }

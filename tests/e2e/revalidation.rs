@@ -271,6 +271,21 @@ fn a_304_updates_what_is_stored_but_what_is_about_the_body() {
     assert_eq!(root.asked("/f").len(), 2);
 }
 
+/// A root that compresses on the fly knows the file's tag when it confirms, which is that of other bytes.
+#[test]
+fn a_304_makes_no_tag_a_strong_one() {
+    let root =
+        Changing::start("Cache-Control: max-age=0\r\n", "Cache-Control: max-age=600\r\nETag: \"v0\"\r\n");
+    root.change(|manner| manner.etag = "W/\"v0\"");
+    let (chain, _dir) = root.chain();
+    store(&chain, "/f");
+    for did in ["plait; fwd=stale; fwd-status=304", "plait; hit"] {
+        let answer = get(&chain, "/f", "");
+        check(&answer, &content(LENGTH), did);
+        assert_eq!(answer.header("etag"), Some("W/\"v0\""));
+    }
+}
+
 #[test]
 fn a_304_may_say_what_selects() {
     let root = Changing::start(
