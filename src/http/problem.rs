@@ -53,17 +53,29 @@ pub struct Problem {
     text: String,
     retry_after_s: Option<u32>,
     content_range: Option<ContentRange>,
+    /// Of 405.
+    allowed: &'static str,
 }
 
 impl Problem {
     /// `text` says what is wrong and, where there is one, the remedy; the name of the side is put before it.
     pub fn new(status: StatusCode, side: Side, text: impl fmt::Display) -> Self {
-        Self { status, side, text: format!("{side}: {text}"), retry_after_s: None, content_range: None }
+        Self::of(status, side, format!("{side}: {text}"))
     }
 
     /// From an error of this room, whose message already starts with the side.
     pub(super) fn from_error(status: StatusCode, side: Side, error: &dyn std::error::Error) -> Self {
-        Self { status, side, text: error.to_string(), retry_after_s: None, content_range: None }
+        Self::of(status, side, error.to_string())
+    }
+
+    fn of(status: StatusCode, side: Side, text: String) -> Self {
+        Self { status, side, text, retry_after_s: None, content_range: None, allowed: "GET, HEAD" }
+    }
+
+    /// Tells the client which methods may be tried; for 405, where that is more than GET and HEAD.
+    pub(super) fn with_allowed(mut self, methods: &'static str) -> Self {
+        self.allowed = methods;
+        self
     }
 
     /// Tells the client when to come back, in seconds; for 503 (RFC 9110 §10.2.3).
@@ -93,7 +105,7 @@ impl Problem {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(CONTENT_LENGTH, HeaderValue::from(self.body().len()));
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
-            headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            headers.insert(ALLOW, HeaderValue::from_static(self.allowed));
         }
         if let Some(seconds) = self.retry_after_s {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));

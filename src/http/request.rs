@@ -76,6 +76,11 @@ pub enum RequestError {
     /// A method of HTTP that this server does not serve.
     #[error("client: method {0} is not allowed here (GET and HEAD are)")]
     MethodNotAllowed(Method),
+    /// TRACE, where all others go on.
+    #[error(
+        "client: method {0} is not allowed here (it shows scripts what their browsers keep from them; other methods go on to the root)"
+    )]
+    MethodStays(Method),
     /// `Content-Length` or `Transfer-Encoding`.
     #[error("client: the request has {0}")]
     Framing(#[from] FramingFault),
@@ -91,14 +96,19 @@ impl RequestError {
             Self::MethodUnknown(_) | Self::Framing(FramingFault::UnsupportedEncoding) => {
                 StatusCode::NOT_IMPLEMENTED
             }
-            Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::MethodNotAllowed(_) | Self::MethodStays(_) => StatusCode::METHOD_NOT_ALLOWED,
             _ => StatusCode::BAD_REQUEST,
         }
     }
 
     /// The answer for the client.
     pub fn problem(&self) -> Problem {
-        Problem::from_error(self.status(), Side::Client, self)
+        let problem = Problem::from_error(self.status(), Side::Client, self);
+        match self {
+            // Those of RFC 9110 and PATCH; which of them the root takes is its own to say.
+            Self::MethodStays(_) => problem.with_allowed("GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH"),
+            _ => problem,
+        }
     }
 }
 
@@ -225,7 +235,7 @@ impl RequestHead {
     /// 405.
     pub fn may_go_on(&self) -> Result<(), RequestError> {
         if self.method == Method::TRACE {
-            return Err(RequestError::MethodNotAllowed(self.method.clone()));
+            return Err(RequestError::MethodStays(self.method.clone()));
         }
         Ok(())
     }

@@ -273,6 +273,22 @@ fn the_cache_takes_no_method_for_another() {
     assert_eq!(taker.received().len(), 8);
 }
 
+#[test]
+fn trace_alone_is_refused_and_the_others_are_told() {
+    let taker = Taker::start();
+    for cached in [false, true] {
+        let (chain, _dir) = taker.chain(cached);
+        let answer = ask(chain.address, "TRACE", "/f", "");
+        assert_eq!(answer.status(), 405);
+        let text = answer.text();
+        assert!(text.starts_with("client: method TRACE is not allowed here"), "{text}");
+        assert!(text.contains("other methods go on to the root"), "{text}");
+        assert_eq!(answer.header("allow"), Some("GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH"));
+        assert!(!chain.downstream.log().contains("GET and HEAD are"), "{}", chain.downstream.log());
+    }
+    assert!(taker.received().is_empty());
+}
+
 /// A real server that takes files: what was put is served, what was cached of the old one is not.
 #[test]
 fn nginx_as_a_dav_server() {

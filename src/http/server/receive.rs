@@ -161,12 +161,12 @@ impl HttpConnection {
 
     /// Throws the body of a request away, or refuses the request; one that goes on to the root stays.
     async fn skip_body(&mut self, head: &RequestHead) -> Result<(), NoRequest> {
-        if self.passes_bodies && !head.is_plain() && head.may_go_on().is_ok() && !is_preflight(head) {
+        let taken = if self.passes_bodies { head.may_go_on() } else { head.method_allowed() };
+        if self.passes_bodies && !head.is_plain() && taken.is_ok() && !is_preflight(head) {
             self.has_body = head.body_len() != BodyLen::None;
             return Ok(());
         }
-        let refusal =
-            head.method_allowed().err().filter(|_| !is_preflight(head)).map(|error| error.problem());
+        let refusal = taken.err().filter(|_| !is_preflight(head)).map(|error| error.problem());
         let len = match body_length(head) {
             Ok(len) => len,
             Err(problem) => return Err(NoRequest::last_words(refusal.unwrap_or(problem))),
