@@ -1,12 +1,13 @@
 //! `plait get`: one file over all paths, with a progress bar, continued where it stopped.
 //!
 //! In: a target and paths. Out: a file that is either whole or absent: what has come so far stands in `FILE.part`, and
-//! `FILE.part.etag` says which version it is a part of, so that two versions are never mixed.
+//! `FILE.part.etag` says which version it is a part of, so that two versions are never mixed. Invariant: only one process
+//! at a time writes to a `FILE.part`, the one that has it locked.
 
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
@@ -19,6 +20,7 @@ use http::{
     header::{ACCEPT, IF_RANGE, RANGE, USER_AGENT},
 };
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use rustix::fs::{FlockOperation, flock};
 
 use crate::{
     exec,
@@ -40,6 +42,8 @@ use crate::{
 const STALL_MAX: Duration = Duration::from_secs(60);
 /// So many upstreams may die under one download.
 const CONTINUED_MAX: usize = 8;
+/// So many downloads to the same file may end between opening its partial file and locking it; one is not likely.
+const OPENED_MAX: usize = 8;
 /// How often the bar is drawn.
 const REDRAW: Duration = Duration::from_millis(200);
 
@@ -78,6 +82,12 @@ pub enum GetError {
     /// SIGINT or SIGTERM.
     #[error("interrupted; run the same command again to continue")]
     Interrupted,
+    /// Another process has the partial file.
+    #[error("another download writes to {path}: wait until it ends, or choose another --output", path = .path.display())]
+    Taken {
+        /// The partial file.
+        path: PathBuf,
+    },
     /// A file cannot be written.
     #[error("{path}: {source}")]
     File {
@@ -90,6 +100,7 @@ pub enum GetError {
 
 /// The partial file and the version it is a part of.
 struct Partial {
+    /// Locked until the last of its copies is closed: two downloads would write, cut and rename what is the other's.
     file: File,
     path: PathBuf,
     version_path: PathBuf,
@@ -106,20 +117,21 @@ impl Partial {
             PathBuf::from(name)
         };
         let (path, version_path) = (beside(".part"), beside(".part.etag"));
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(|source| GetError::File { path: path.clone(), source })?;
-        let have = file.metadata().map_err(|source| GetError::File { path: path.clone(), source })?.len();
-        let version = fs::read(&version_path).ok().and_then(|bytes| HeaderValue::from_bytes(&bytes).ok());
-        let mut partial = Self { file, path, version_path, have, version };
-        if partial.version.is_none() && have > 0 {
+        let file = open_locked(&path)?;
+        Self { file, path, version_path, have: 0, version: None }.look_again()
+    }
+
+    /// Finds out how much is there, and of which version. The file stays locked: an operation that was given up may have a
+    /// copy of it yet, so that it could not be locked anew, and nobody else is to have it meanwhile.
+    fn look_again(mut self) -> Result<Self, GetError> {
+        self.have = self.file.metadata().map_err(self.error())?.len();
+        self.version =
+            fs::read(&self.version_path).ok().and_then(|bytes| HeaderValue::from_bytes(&bytes).ok());
+        if self.version.is_none() && self.have > 0 {
             // Nobody can tell what it is a part of.
-            partial.restart()?;
+            self.restart()?;
         }
-        Ok(partial)
+        Ok(self)
     }
 
     fn error(&self) -> impl Fn(io::Error) -> GetError + use<> {
@@ -171,8 +183,9 @@ impl Partial {
     fn abandon(self) {
         if self.file.metadata().is_ok_and(|facts| facts.len() == 0) {
             // It is in nobody's way if it stays.
-            let _ = fs::remove_file(&self.path);
             let _ = fs::remove_file(&self.version_path);
+            // The last: from here on another download may have a partial file of that name.
+            let _ = fs::remove_file(&self.path);
         }
     }
 
@@ -182,6 +195,33 @@ impl Partial {
         // It says nothing any more.
         let _ = fs::remove_file(&self.version_path);
         Ok(())
+    }
+}
+
+/// Opens the partial file for this process alone.
+fn open_locked(path: &Path) -> Result<File, GetError> {
+    let refused = |source| GetError::File { path: path.into(), source };
+    for _ in 0..OPENED_MAX {
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(refused)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(GetError::Taken { path: path.into() }),
+            locked => locked.map_err(|error| refused(error.into()))?,
+        }
+        // Otherwise the other download ended in between: what was opened is its finished file, or is gone.
+        if is_at(&file, path).map_err(refused)? {
+            return Ok(file);
+        }
+    }
+    Err(GetError::Taken { path: path.into() })
+}
+
+/// Whether `file` is what stands at `path` now.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -229,7 +269,7 @@ pub(super) async fn get(
             {
                 tracing::info!("{source}; the download goes on from there");
                 continued += 1;
-                partial = Partial::open(output)?;
+                partial = partial.look_again()?;
             }
             outcome => break outcome,
         }
@@ -395,5 +435,44 @@ mod tests {
             (&request.headers[RANGE], &request.headers[IF_RANGE]),
             (&"bytes=3-".parse().unwrap(), &"\"v1\"".parse().unwrap())
         );
+    }
+
+    #[test]
+    fn a_partial_file_is_of_one_download_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = dir.path().join("f");
+        let part = dir.path().join("f.part");
+        let first = Partial::open(&output).unwrap();
+        first.file.set_len(5).unwrap();
+        let refused = Partial::open(&output).err().unwrap().to_string();
+        assert!(
+            refused.starts_with(&format!("another download writes to {}: ", part.display())),
+            "{refused}"
+        );
+        assert_eq!(fs::metadata(&part).unwrap().len(), 5);
+        // A write that was given up has a copy of it.
+        let copy = first.file.try_clone().unwrap();
+        let first = first.look_again().unwrap();
+        drop(copy);
+        assert!(matches!(Partial::open(&output), Err(GetError::Taken { .. })));
+        first.finish(&output).unwrap();
+        let mut next = Partial::open(&output).unwrap();
+        next.restart().unwrap();
+        next.abandon();
+        assert!(!part.exists() && output.exists());
+    }
+
+    #[test]
+    fn a_finished_file_is_not_taken_for_a_partial_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (output, part) = (dir.path().join("f"), dir.path().join("f.part"));
+        let first = Partial::open(&output).unwrap();
+        // Opened before the other download ends, locked after.
+        let late = File::open(&part).unwrap();
+        assert!(is_at(&late, &part).unwrap());
+        first.finish(&output).unwrap();
+        assert!(!is_at(&late, &part).unwrap());
+        let _next = Partial::open(&output).unwrap();
+        assert!(!is_at(&late, &part).unwrap());
     }
 }
