@@ -29,10 +29,7 @@ use crate::{
     relay::AllowRule,
     root::files::open_directory,
     upstream::RootOrigin,
-    wire::{
-        key_ring::KeyRing,
-        route::{PathSpec, Transport},
-    },
+    wire::{key_ring::KeyRing, route::PathSpec},
 };
 
 /// Reaching a root, and dialling a path over all its hops: what a request waits for its first lane.
@@ -161,8 +158,7 @@ fn port(findings: &mut Findings, what: &str, address: Option<SocketAddr>, take_o
         println!("note   {what}: a socket that systemd passes (there is no {flag})");
         return;
     };
-    let bind = if take_over { Listener::join } else { Listener::bind };
-    let bound = bind(address, 1, Transport::Tcp)
+    let bound = Listener::may_bind(address, take_over)
         .map_err(|error| format!("{error} (change {flag}, unless it is this very role that runs there)"));
     findings.note(format_args!("{what} {address}"), bound);
 }

@@ -117,15 +117,27 @@ impl Listener {
         let mut listeners = Vec::<OwnedFd>::with_capacity(cores);
         for _ in 0..cores {
             let socket = listening_socket(Domain::for_address(address), transport)?;
-            socket.set_reuse_address(true)?;
-            socket.set_reuse_port(true)?;
+            bind_beside(&socket, address)?;
             socket.set_nonblocking(true)?;
-            socket.bind(&address.into())?;
             socket.listen(BACKLOG)?;
             address = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
             listeners.push(socket.into());
         }
         Ok((with_port(listeners, Port::new(address, cores, false)), address))
+    }
+
+    /// Whether [`Listener::bind`] could bind `address`, or [`Listener::join`] where it comes `beside_another`. Nothing
+    /// listens: a client whom the kernel gave to this socket would be reset when it closes.
+    ///
+    /// # Errors
+    /// Those of bind(2), as there.
+    pub fn may_bind(address: SocketAddr, beside_another: bool) -> io::Result<()> {
+        let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if beside_another {
+            return bind_beside(&socket, address);
+        }
+        socket.set_reuse_address(true)?;
+        bind_once_free(&socket, address)
     }
 
     /// The sockets that the process was started with, shared out to `cores`, if there are any: LISTEN_FDS and LISTEN_PID
@@ -232,6 +244,13 @@ fn bind_once_free(socket: &RawSocket, address: SocketAddr) -> io::Result<()> {
             bound => return bound,
         }
     }
+}
+
+/// Binds where another socket may listen already.
+fn bind_beside(socket: &RawSocket, address: SocketAddr) -> io::Result<()> {
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())
 }
 
 fn listening_socket(domain: Domain, transport: Transport) -> io::Result<RawSocket> {
