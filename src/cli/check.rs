@@ -2,10 +2,11 @@
 //!
 //! In: a role with its flags. Out: a line for each thing that was looked at, what to change where something is wrong, and a
 //! status other than 0 then. Called by the command line. Invariant: nothing is changed, and no client is served; ports are
-//! bound for an instant.
+//! bound for an instant, and an idle cache is locked for one.
 
 use std::{
     fmt::Display,
+    fs::{self, File},
     io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream, ToSocketAddrs},
     path::Path,
@@ -13,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::{Access, access};
+use rustix::{
+    fs::{Access, FlockOperation, access, flock},
+    io::Errno,
+};
 
 use super::{
     args::{self, Check, CheckedRole, Global, Listen},
@@ -21,7 +25,7 @@ use super::{
     roles::{RunError, exec_config, legs, raise_descriptor_limit},
 };
 use crate::{
-    cache::{Cache, CacheError},
+    cache::CacheError,
     exec::{self, Core},
     http::{head::Parsed, response::parse_response},
     lanes::{PathStatus, Pool, PoolConfig},
@@ -135,10 +139,8 @@ fn downstream(findings: &mut Findings, global: &Global, args: &args::Downstream,
         specs
     });
     if let Some(dir) = &args.cache {
-        findings.note(
-            format_args!("cache {}", dir.display()),
-            cache(dir, args.cache_size.0, args.listen.comes_beside_another()),
-        );
+        findings
+            .note(format_args!("cache {}", dir.display()), cache(dir, args.listen.comes_beside_another()));
     }
     if let (true, Some(keys), Some(specs)) = (probe, keys, specs) {
         let (keys, names) = (Arc::new(keys), discovery::names(&args.paths));
@@ -189,21 +191,38 @@ fn congestion(findings: &mut Findings, global: &Global) {
     }
 }
 
-/// One that is there is opened; of one that is not, whether it could be made. Whoever takes over waits for one that another
-/// process has.
-fn cache(dir: &Path, bytes_max: u64, takes_over: bool) -> Result<(), String> {
-    if dir.exists() {
-        return match Cache::open(dir, bytes_max) {
-            Err(CacheError::Taken { .. }) if takes_over => Ok(()),
-            Err(error @ CacheError::Taken { .. }) => {
-                Err(format!("{error}, unless it is this very role that runs there"))
-            }
-            outcome => outcome.map(drop).map_err(|error| error.to_string()),
-        };
+/// Whether one that is there can be used, and is free, or one that is not there could be made. Nothing in it is made or
+/// replaced: what the superuser makes here the role could not open. Whoever takes over waits for one that another process
+/// has.
+fn cache(dir: &Path, takes_over: bool) -> Result<(), String> {
+    if !dir.exists() {
+        let parent = dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("."));
+        let remedy = |error| format!("cannot be made in {}: {error} (change --cache)", parent.display());
+        return access(parent, Access::WRITE_OK | Access::EXEC_OK).map_err(remedy);
     }
-    let parent = dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("."));
-    let remedy = |error| format!("cannot be made in {}: {error} (change --cache)", parent.display());
-    access(parent, Access::WRITE_OK | Access::EXEC_OK).map_err(remedy)
+    let refused = |path: &Path, source| CacheError::Directory { path: path.to_owned(), source }.to_string();
+    // As a directory, whatever it is.
+    fs::read_dir(dir).map_err(|error| refused(dir, error))?;
+    let (objects, unnamed) = (dir.join("objects"), dir.join("unnamed"));
+    for place in [dir, &objects, &unnamed] {
+        match access(place, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK) {
+            Err(Errno::NOENT) => {}
+            usable => usable.map_err(|error| refused(place, error.into()))?,
+        }
+    }
+    let path = dir.join("lock");
+    let lock = match File::options().read(true).write(true).open(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        opened => opened.map_err(|error| refused(&path, error))?,
+    };
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) if takes_over => Ok(()),
+        Err(Errno::WOULDBLOCK) => {
+            let taken = CacheError::Taken { path: dir.to_owned() };
+            Err(format!("{taken}, unless it is this very role that runs there"))
+        }
+        locked => locked.map_err(|error| refused(&path, error.into())),
+    }
 }
 
 /// Whether a rule's host has an address; names are looked up for each lane, and by this relay.

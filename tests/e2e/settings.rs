@@ -111,6 +111,43 @@ fn a_check_beside_the_running_role_says_that_it_may_be_that() {
     assert!(said.contains("WRONG  cache"), "{said}");
 }
 
+/// As root it may run where the role is not root: what it made there the role could not open.
+#[test]
+fn a_check_changes_nothing_in_a_cache() {
+    let ground = Ground::new();
+    let (cache, key) = (ground.scratch("cache"), ground.key());
+    let flags = ["downstream", "--listen", "127.0.0.1:0", "--key", text(&key), "--path", "127.0.0.1:7000"];
+    let check = || looked(&[&flags[..], &["--cache", text(&cache)]].concat());
+    let there = || {
+        let mut names: Vec<_> = fs::read_dir(&cache)
+            .unwrap()
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    let (status, said) = check();
+    assert!(status == Some(0) && !cache.exists(), "{said}");
+    fs::create_dir(&cache).unwrap();
+    let (status, said) = check();
+    assert_eq!((status, there()), (Some(0), vec![]), "{said}");
+    // What a process that was killed leaves there.
+    fs::write(cache.join("lock"), "").unwrap();
+    fs::create_dir(cache.join("unnamed")).unwrap();
+    fs::write(cache.join("unnamed/1"), "half").unwrap();
+    let (status, said) = check();
+    assert_eq!((status, there()), (Some(0), vec!["lock".to_owned(), "unnamed".to_owned()]), "{said}");
+    assert_eq!(fs::read(cache.join("unnamed/1")).unwrap(), b"half");
+
+    fs::remove_dir_all(&cache).unwrap();
+    fs::write(&cache, "").unwrap();
+    let (status, said) = check();
+    assert!(
+        status == Some(1) && said.contains("WRONG  cache") && said.contains("(change --cache)"),
+        "{said}"
+    );
+}
+
 #[test]
 fn packaged_settings_are_right_where_their_files_are() {
     let ground = Ground::new();
