@@ -224,9 +224,17 @@ fn the_package_holds_what_it_says() {
             assert!(there, "{source} is not there");
         }
     }
-    for unit in deb["systemd-units"].as_array().unwrap() {
-        let unit = format!("packaging/systemd/{}.service", unit["unit-name"].as_str().unwrap());
+    for entry in deb["systemd-units"].as_array().unwrap() {
+        let name = entry["unit-name"].as_str().unwrap();
+        let unit = format!("packaging/systemd/{name}.service");
         assert!(repository().join(&unit).is_file(), "{unit}");
+        // An upgrade restarts the role, and never the socket that holds its port; one setting is for both.
+        let holds_a_port = repository().join(unit.replace(".service", ".socket")).exists();
+        let restarts = entry.get("restart-after-upgrade").is_none_or(|restarts| restarts.as_bool().unwrap());
+        let stops = entry.get("stop-on-upgrade").is_none_or(|stops| stops.as_bool().unwrap());
+        assert_eq!((restarts, stops), (!holds_a_port, !holds_a_port), "{unit}");
+        let restart = format!("deb-systemd-invoke try-restart {name}.service >");
+        assert_eq!(read("packaging/debian/postinst").contains(&restart), holds_a_port, "{unit}");
     }
     // Where systemd holds the port, it is the one that the role would listen on, and as many may wait.
     let socket = read("packaging/systemd/plait-downstream.socket");
