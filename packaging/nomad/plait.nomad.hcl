@@ -178,6 +178,8 @@ job "plait" {
           "downstream", "--listen=0.0.0.0:8080", "--resolver=127.0.0.1:8600",
           "--path=srv:plait-relay.service.consul,plait-upstream.service.consul:7000",
           "--cache=${NOMAD_ALLOC_DIR}/data/cache", "--cache-size=90GiB", "--admin=0.0.0.0:9502",
+          # All viewers come from the address of the balancer, whose own maxconn is what bounds them.
+          "--max-per-address=65536",
         ]
         security_opt = ["seccomp=/etc/plait/seccomp.json"]
         cap_drop     = ["all"]

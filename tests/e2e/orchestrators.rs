@@ -29,6 +29,14 @@ fn flag<'a>(args: &'a [String], name: &str) -> &'a str {
     args.iter().find_map(|word| word.strip_prefix(name)?.strip_prefix('=')).unwrap()
 }
 
+/// Viewers come from the balancer's address, and it has so many of them at once.
+#[track_caller]
+fn takes_all_of_a_balancer(downstream: &[String], balancer: &str) {
+    let maxconn = balancer.lines().find_map(|line| line.trim().strip_prefix("maxconn ")).unwrap();
+    let [bound, wanted] = [flag(downstream, "--max-per-address"), maxconn].map(|n| n.parse::<u32>().unwrap());
+    assert!(bound >= wanted, "{bound} < {wanted}");
+}
+
 /// Name and number of each of a container's or service's ports.
 fn named_ports(list: &Value, number: &str) -> BTreeMap<String, u64> {
     let ports = list.as_array().unwrap().iter();
@@ -114,6 +122,7 @@ fn the_manifests_of_kubernetes_hang_together() {
         services["plait-relay"]["ports"][0]["name"].as_str().unwrap()
     );
     assert_eq!(flag(&args_of["plait-downstream"], "--path"), format!("{relays},{upstream}"));
+    takes_all_of_a_balancer(&args_of["plait-downstream"], &read("packaging/kubernetes/haproxy.cfg"));
     assert_eq!(services["plait-relay"]["clusterIP"], "None");
     assert_eq!(args_of.len(), 3);
 }
@@ -161,5 +170,7 @@ fn the_job_of_nomad_hangs_together() {
         format!("{}:{}", service("upstream"), groups["upstream"]["network"]["port"]["plait"]["static"]);
     assert_eq!(flag(&args_of["relay"], "--allow"), upstream);
     assert_eq!(flag(&args_of["downstream"], "--path"), format!("srv:{},{upstream}", service("relay")));
+    let balancer = groups["balancer"]["task"]["haproxy"]["template"]["data"].as_str().unwrap();
+    takes_all_of_a_balancer(&args_of["downstream"], balancer);
     assert_eq!(args_of.len(), 3);
 }
