@@ -5,6 +5,9 @@
 #
 # Needs Consul, whose DNS answers on each client (127.0.0.1:8600), and clients whose own resolver forwards .consul to it: relays look
 # up the upstream. On the clients: plait tune apply edge-many-clients, and /etc/plait/seccomp.json (packaging/container/README.md).
+# --admin asks nobody who they are, and tells addresses of viewers and what they ask for: on each client name the network from which
+# operators, Prometheus and Consul's checks come, and no viewer: client { host_network "private" { cidr = "10.0.0.0/8" } }. A client
+# without that network is given none of this.
 # Where clients allow a kill_timeout of more than 30 s (max_kill_timeout), raise both it and PLAIT_DRAIN_TIMEOUT.
 
 variable "image" {
@@ -18,7 +21,10 @@ job "plait" {
     network {
       mode = "host"
       port "plait" { static = 7000 }
-      port "admin" { static = 9500 }
+      port "admin" {
+        static       = 9500
+        host_network = "private"
+      }
     }
 
     service {
@@ -40,7 +46,7 @@ job "plait" {
       config {
         image        = var.image
         network_mode = "host"
-        args         = ["upstream", "--listen=0.0.0.0:7000", "--root=http://root.example:80", "--admin=0.0.0.0:9500"]
+        args         = ["upstream", "--listen=0.0.0.0:7000", "--root=http://root.example:80", "--admin=${NOMAD_IP_admin}:9500"]
         security_opt = ["seccomp=/etc/plait/seccomp.json"]
         cap_drop     = ["all"]
         ulimit {
@@ -82,7 +88,10 @@ job "plait" {
     network {
       mode = "host"
       port "plait" { static = 7001 }
-      port "admin" { static = 9501 }
+      port "admin" {
+        static       = 9501
+        host_network = "private"
+      }
     }
 
     # plait-relay.service.consul has an SRV record for each one that is well.
@@ -105,7 +114,7 @@ job "plait" {
       config {
         image        = var.image
         network_mode = "host"
-        args         = ["relay", "--listen=0.0.0.0:7001", "--allow=plait-upstream.service.consul:7000", "--admin=0.0.0.0:9501"]
+        args         = ["relay", "--listen=0.0.0.0:7001", "--allow=plait-upstream.service.consul:7000", "--admin=${NOMAD_IP_admin}:9501"]
         security_opt = ["seccomp=/etc/plait/seccomp.json"]
         cap_drop     = ["all"]
         ulimit {
@@ -151,7 +160,10 @@ job "plait" {
     network {
       mode = "host"
       port "http" { static = 8080 }
-      port "admin" { static = 9502 }
+      port "admin" {
+        static       = 9502
+        host_network = "private"
+      }
     }
 
     service {
@@ -177,7 +189,7 @@ job "plait" {
         args = [
           "downstream", "--listen=0.0.0.0:8080", "--resolver=127.0.0.1:8600",
           "--path=srv:plait-relay.service.consul,plait-upstream.service.consul:7000",
-          "--cache=${NOMAD_ALLOC_DIR}/data/cache", "--cache-size=90GiB", "--admin=0.0.0.0:9502",
+          "--cache=${NOMAD_ALLOC_DIR}/data/cache", "--cache-size=90GiB", "--admin=${NOMAD_IP_admin}:9502",
           # All viewers come from the address of the balancer, whose own maxconn is what bounds them.
           "--max-per-address=65536",
         ]

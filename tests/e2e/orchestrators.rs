@@ -18,15 +18,14 @@ fn ports_of(args: &[String]) -> [u64; 2] {
     whole.extend(args.iter().map(|word| filled_in(word)));
     whole.push("--key=k".to_owned());
     must_parse("orchestrators", &whole);
-    ["--listen=0.0.0.0:", "--admin=0.0.0.0:"].map(|flag| {
-        let port = args.iter().find_map(|word| word.strip_prefix(flag));
-        port.unwrap_or_else(|| panic!("no {flag} in {args:?}")).parse().unwrap()
-    })
+    ["--listen", "--admin"].map(|name| flag(args, name).rsplit_once(':').unwrap().1.parse().unwrap())
 }
 
 /// What follows `=` of a flag.
+#[track_caller]
 fn flag<'a>(args: &'a [String], name: &str) -> &'a str {
-    args.iter().find_map(|word| word.strip_prefix(name)?.strip_prefix('=')).unwrap()
+    let value = args.iter().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    value.unwrap_or_else(|| panic!("no {name} in {args:?}"))
 }
 
 /// Viewers come from the balancer's address, and it has so many of them at once.
@@ -73,6 +72,11 @@ fn the_manifests_of_kubernetes_hang_together() {
         let args = words(&container["args"]);
         let wanted: BTreeSet<u64> = ports_of(&args).into();
         assert_eq!(ports.values().copied().collect::<BTreeSet<_>>(), wanted, "{name}");
+        // A pod has an address of its own.
+        assert!(
+            ["--listen", "--admin"].iter().all(|name| flag(&args, name).starts_with("0.0.0.0:")),
+            "{name}"
+        );
         assert!(container["readinessProbe"]["httpGet"]["path"] == "/ready", "{name}");
         let variable = |wanted: &str| {
             let all = container["env"].as_array().unwrap();
@@ -156,6 +160,10 @@ fn the_job_of_nomad_hangs_together() {
         let wanted: BTreeSet<u64> = ports_of(&args).into();
         assert_eq!(ports.values().copied().collect::<BTreeSet<_>>(), wanted, "{name}");
         assert_eq!(service["check"]["path"], "/ready", "{name}");
+        // With the host's network, the role itself must keep away from those who are not asked who they are.
+        assert_eq!(group["network"]["port"]["admin"]["host_network"], "private", "{name}");
+        assert!(flag(&args, "--admin").starts_with("${NOMAD_IP_admin}:"), "{name}");
+        assert!(flag(&args, "--listen").starts_with("0.0.0.0:"), "{name}");
         let template = &task["template"];
         assert_eq!(template["destination"], "secrets/plait.key", "{name}");
         assert_eq!(task["env"]["PLAIT_KEY"], "${NOMAD_SECRETS_DIR}/plait.key", "{name}");
