@@ -127,6 +127,9 @@ fn the_dashboard_shows_rates_plays_videos_and_sees_a_relay_die() {
     }
     play(&mut browser, "/sample.mp4");
     browser.wait("$('video').currentSrc.endsWith('/sample.mp4')");
+    // A target that a browser would take for another host.
+    let resolved = browser.evaluate("source('//elsewhere.example/a.mp4')");
+    assert_eq!(resolved, format!("http://{}//elsewhere.example/a.mp4", chain.address));
     browser.wait("$('recent').children.length >= 3");
     let tile = |name: &str| {
         format!(

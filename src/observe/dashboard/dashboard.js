@@ -294,11 +294,12 @@ function playable(state) {
   if (!$('file').value && files.length) $('file').value = files[0];
 }
 
-// Where viewers are served; a role that listens everywhere is reached where this page was.
+// Where viewers are served; a role that listens everywhere is reached where this page was. Behind its name and port, and not resolved
+// against them: //elsewhere/a.mp4 is a target that a viewer may have asked for, and to a browser another host.
 function source(target) {
   const at = new URL(`http://${before.clients_at}`);
   if (['0.0.0.0', '[::]'].includes(at.hostname)) at.hostname = location.hostname;
-  return new URL(target.startsWith('/') ? target : `/${target}`, at).href;
+  return new URL(at.origin + (target.startsWith('/') ? target : `/${target}`)).href;
 }
 
 async function play(event) {
