@@ -83,6 +83,27 @@ impl Attachment {
     fn try_again(&self, front: SocketAddr) -> Result<(), CacheError> {
         let cache = Cache::open(&self.dir, self.bytes_max)?;
         self.slot.put(&cache).map_err(|source| CacheError::Directory { path: self.dir.clone(), source })?;
-        self.serve_console(&cache, front)
+        // From here on the cache is in use, whether the operator can ask it or not.
+        if let Err(error) = console::serve(&cache, &self.dir, front) {
+            tracing::error!("{}: no socket for `plait cache` until a restart: {error}", self.dir.display());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_cache_without_a_console_is_in_use() {
+        let dir = tempfile::tempdir().unwrap();
+        // No socket can stand here.
+        fs::create_dir_all(console::path(dir.path()).join("taken")).unwrap();
+        let attachment = Attachment { dir: dir.path().to_owned(), bytes_max: 1 << 20, slot: Slot::awaited() };
+        attachment.try_again(([127, 0, 0, 1], 80).into()).unwrap();
+        assert!(attachment.slot.get().is_some());
     }
 }
