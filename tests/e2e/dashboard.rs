@@ -198,3 +198,33 @@ fn every_role_has_a_dashboard_whose_numbers_move() {
     assert_eq!(browser.complaints(), [] as [&str; 0]);
     viewers.into_iter().for_each(Viewers::leave);
 }
+
+/// Its own failures are not taken for those of the process, and pass.
+#[test]
+fn the_dashboard_tells_its_own_failures() {
+    if !installed("chromium") {
+        return;
+    }
+    let chain = chain();
+    let mut browser = Browser::start(&chain.ground.scratch("profile"));
+    browser.open(&format!("http://{}/", chain.downstream.admin()));
+    browser.wait("document.querySelector('#status')?.textContent === 'all well'");
+
+    // Code that does not load is asked for again.
+    browser.evaluate(
+        "window.made = make;
+        make = (tag, props, ...children) => made(tag, tag === 'script' ? { ...props, src: 'none.js' } : props, ...children)",
+    );
+    browser.tab_to("$('file')");
+    browser.write("/hls/index.m3u8");
+    browser.enter();
+    browser.wait("$('player-state').textContent === 'cannot play: no hls.js from the process'");
+    browser.evaluate("make = made; $('file').value = ''; document.activeElement.blur()");
+    play(&mut browser, "/hls/index.m3u8");
+
+    browser.evaluate("window.shown = tiles; tiles = () => null.nothing");
+    browser.wait("$('status').textContent.startsWith('this page fails: ')");
+    browser.evaluate("tiles = shown");
+    browser.wait("$('status').textContent === 'all well'");
+    assert!(browser.complaints().iter().any(|said| said.contains("TypeError")), "{:?}", browser.complaints());
+}

@@ -312,7 +312,11 @@ async function play(event) {
   $('player-state').textContent = `asking for ${target}`;
   try {
     if (/\.m3u8(\?|$)/i.test(target) && !video.canPlayType('application/vnd.apple.mpegurl')) {
-      hls ??= new Promise((done, failed) => document.head.append(make('script', { src: 'hls.js', onload: done, onerror: failed })));
+      hls ??= new Promise((done, failed) => {
+        // The next try asks for it again.
+        const onerror = () => { hls = null; failed(new Error('no hls.js from the process')); };
+        document.head.append(make('script', { src: 'hls.js', onload: done, onerror }));
+      });
       await hls;
       player = new Hls({ enableWorker: false });
       player.on(Hls.Events.ERROR, (_, error) => { if (error.fatal) $('player-state').textContent = `cannot play: ${error.details}`; });
@@ -359,13 +363,25 @@ function say(text, kind) {
   $('status').className = kind;
 }
 
-async function look() {
+// What the process says, or nothing if it does not answer.
+async function ask() {
   try {
     const answer = await fetch('state.json', { signal: AbortSignal.timeout(ANSWER_MS) });
-    show(await answer.json());
+    return await answer.json();
   } catch (error) {
-    if (error instanceof TypeError || error.name === 'TimeoutError') say('no answer from the process', 'bad');
-    else throw error;
+    if (error instanceof TypeError || error.name === 'TimeoutError') return null;
+    throw error;
+  }
+}
+
+async function look() {
+  try {
+    const state = await ask();
+    if (state) show(state);
+    else say('no answer from the process', 'bad');
+  } catch (error) {
+    say(`this page fails: ${error.message}`, 'bad');
+    throw error;
   } finally {
     setTimeout(look, PAUSE_MS);
   }
