@@ -141,7 +141,7 @@ pub(super) fn random_spec(seed: u64) -> Spec {
     spec
 }
 
-/// A stormy world with a body that is four windows or more as they begin: credit is what keeps it off the downstream. What
+/// A stormy world with a body that is many windows as they begin: credit is what keeps it off the downstream. What
 /// happens where less may be parked is for the whole chain's simulation to show, which gives up lanes then.
 pub(super) fn many_windows(seed: u64) -> Spec {
     let bytes = Random::new(seed).between(16e6, 48e6) as u64;
