@@ -68,7 +68,7 @@ impl Order {
 }
 
 /// Where the socket of a cache is.
-pub(crate) fn path(dir: &Path) -> PathBuf {
+pub fn path(dir: &Path) -> PathBuf {
     dir.join("console")
 }
 

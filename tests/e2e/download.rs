@@ -15,6 +15,7 @@ use crate::{
     content::content,
     hostile::ground,
     missing::installed,
+    observe::eventually,
     process::{DEADLINE, PLAIT},
     roots::{After, ScriptedRoot, chunked},
     scripted::{Tally, Upstream},
@@ -108,6 +109,34 @@ fn a_download_goes_on_by_a_date_only_if_that_is_strong() {
         assert_eq!(ranges > 0, is_strong, "{age_s} s: {:?}", root.asked());
         assert_eq!(chain.ground.scratch("f.part.etag").exists(), is_strong, "{age_s} s");
     }
+}
+
+#[test]
+fn a_second_download_to_the_same_file_leaves_it_to_the_first() {
+    let go_on = Tally::default();
+    let released = go_on.clone();
+    let root = ScriptedRoot::start(move |_, stream| {
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\nETag: \"v1\"\r\n\r\n")?;
+        stream.write_all(&content(LENGTH)[..HAVE])?;
+        released.reach(1)?;
+        stream.write_all(&content(LENGTH)[HAVE..])?;
+        Ok(After::Keep)
+    });
+    let chain = Plan { paths: 1, root: Root::At(root.address), ..Plan::default() }.start(|_| {});
+    let file = chain.ground.scratch("f");
+    thread::scope(|scope| {
+        let first = scope.spawn(|| plait_get(&chain, "/f", &file));
+        eventually("the first is on its way", || (!root.asked().is_empty()).then_some(()));
+        let second = plait_get(&chain, "/f", &file);
+        go_on.add(1);
+        let said = String::from_utf8_lossy(&second.stderr);
+        let reason = format!("another download writes to {}.part: wait until it ends", text(&file));
+        assert!(second.status.code() == Some(1) && said.contains(&reason), "{said}");
+        let first = first.join().unwrap();
+        assert!(first.status.success(), "{first:?}");
+    });
+    assert!(fs::read(&file).unwrap() == content(LENGTH));
+    assert_eq!(root.asked().len(), 1);
 }
 
 /// The bar of a terminal shows what is written of the whole, and the rate of each path beside it. A frame that came over two
