@@ -85,7 +85,7 @@ fn ten_thousand_worlds() {
 /// Handed out, and parked, is what the credit allows: asserted inside, and here the body is many times that.
 #[test]
 fn bodies_of_many_windows_stay_within_the_credit() {
-    for_seeds(100, |seed| drop(many_windows(seed).run()));
+    for_seeds(100, |seed| _ = many_windows(seed).run());
 }
 
 /// 20 s and longer: nothing but the longest round trip is allowed for besides the twentieth.
