@@ -83,12 +83,18 @@ fn title(name: &str) -> String {
     let first_line = |program: &str, arguments: &[&str]| {
         let output =
             Command::new(program).args(arguments).output().map(|output| output.stdout).unwrap_or_default();
-        String::from_utf8_lossy(&output).lines().next().unwrap_or("unknown").to_owned()
+        String::from_utf8_lossy(&output).lines().next().map(str::to_owned)
     };
-    let commit = first_line("git", &["describe", "--always", "--dirty"]);
-    let kernel = first_line("uname", &["-r"]);
+    let known = |line: Option<String>| line.unwrap_or_else(|| "unknown".to_owned());
+    let commit = known(first_line("git", &["describe", "--always"]));
+    // The graphs themselves are no change: each is written before the next one's title.
+    let is_changed = first_line("git", &["status", "--porcelain", "--", ":/", ":(exclude,top)flamegraphs"]);
+    let dirty = if is_changed.is_some() { "-dirty" } else { "" };
+    let kernel = known(first_line("uname", &["-r"]));
     let cores = thread::available_parallelism().map_or(0, usize::from);
-    format!("plait {name}, commit {commit}, Linux {kernel}, {cores} cores: cargo xtask flamegraph {name}")
+    format!(
+        "plait {name}, commit {commit}{dirty}, Linux {kernel}, {cores} cores: cargo xtask flamegraph {name}"
+    )
 }
 
 /// Clients that ask again and again, until dropped.
