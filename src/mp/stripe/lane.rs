@@ -332,6 +332,20 @@ mod tests {
     }
 
     #[test]
+    fn a_lane_is_given_less_while_another_one_is_late() {
+        let mut lane = driven(0.0);
+        let now = lane.quiet_since;
+        while lane.in_flight() as f64 / RATE > 1.5 * ROUND_TRIP + QUEUE_SECONDS {
+            lane.acknowledge(1, now);
+        }
+        assert!(!lane.is_full(2 * FRAME, 1.0, false) && lane.is_full(2 * FRAME, 1.0, true));
+        let expected = lane.sent.front().unwrap().due.max(now);
+        assert!(
+            !lane.is_suspect(expected + 0.4 * ROUND_TRIP) && lane.is_suspect(expected + 0.7 * ROUND_TRIP)
+        );
+    }
+
+    #[test]
     fn a_lane_is_silent_before_what_waits_in_a_relay_could_have_come() {
         let mut lane = driven(0.0);
         let now = lane.quiet_since;
