@@ -24,6 +24,24 @@ fn pool_here() -> Option<Rc<Pool>> {
     POOL.with(|pool| pool.borrow().clone())
 }
 
+fn new_pool_here(path: &Arc<PathStatus>) -> Rc<Pool> {
+    let (congestion, names) = (Legs::default().lane, Names::System);
+    let keys = Arc::new(KeyRing::of(key()));
+    let pool = Pool::new(path.clone(), PoolConfig { keys, congestion, names, lanes_warm: 0, lanes_max: 1 });
+    POOL.set(Some(pool.clone()));
+    pool
+}
+
+fn two_cpus() -> Option<Vec<usize>> {
+    let mut cpus = available_cpus();
+    if cpus.len() < 2 {
+        println!("not tested: there is one CPU");
+        return None;
+    }
+    cpus.truncate(2);
+    Some(cpus)
+}
+
 async fn transfer(lane: &Lane, number: u64) {
     lane.open(TransferId(number), b"GET", None).await.unwrap();
     loop {
@@ -37,12 +55,7 @@ async fn transfer(lane: &Lane, number: u64) {
 
 #[test]
 fn a_warm_lane_goes_on_on_another_core() {
-    let mut cpus = available_cpus();
-    if cpus.len() < 2 {
-        println!("not tested: there is one CPU");
-        return;
-    }
-    cpus.truncate(2);
+    let Some(cpus) = two_cpus() else { return };
     for backend in [Backend::TokioUring, Backend::Glommio] {
         let upstream = Arc::new(Upstream::of_lanes(9, |mut lane| {
             while let Ok((Frame::Open { transfer, .. }, _)) = lane.next() {
@@ -61,11 +74,7 @@ fn a_warm_lane_goes_on_on_another_core() {
             let (upstream, path, step, address) =
                 (upstream.clone(), path.clone(), step.clone(), address.clone());
             async move {
-                let (congestion, names) = (Legs::default().lane, Names::System);
-                let keys = Arc::new(KeyRing::of(key()));
-                let config = PoolConfig { keys, congestion, names, lanes_warm: 0, lanes_max: 1 };
-                let pool = Pool::new(path.clone(), config);
-                POOL.set(Some(pool.clone()));
+                let pool = new_pool_here(&path);
                 if core == Core(1) {
                     let lane = pool.lease_next(|| true).await.unwrap();
                     transfer(&lane, 1).await;
@@ -105,12 +114,7 @@ fn a_warm_lane_goes_on_on_another_core() {
 
 #[test]
 fn a_warm_lane_that_has_an_end_to_bring_goes_on_on_another_core() {
-    let mut cpus = available_cpus();
-    if cpus.len() < 2 {
-        println!("not tested: there is one CPU");
-        return;
-    }
-    cpus.truncate(2);
+    let Some(cpus) = two_cpus() else { return };
     for backend in [Backend::TokioUring, Backend::Glommio] {
         // 1: the body of the first transfer was delivered; 2: its lane has moved; 3: it has carried the next one.
         let step = Arc::new(AtomicUsize::new(0));
@@ -137,11 +141,7 @@ fn a_warm_lane_that_has_an_end_to_bring_goes_on_on_another_core() {
         exec::run(&config, move |core| {
             let (upstream, path, step) = (upstream.clone(), path.clone(), step.clone());
             async move {
-                let (congestion, names) = (Legs::default().lane, Names::System);
-                let keys = Arc::new(KeyRing::of(key()));
-                let config = PoolConfig { keys, congestion, names, lanes_warm: 0, lanes_max: 1 };
-                let pool = Pool::new(path.clone(), config);
-                POOL.set(Some(pool.clone()));
+                let pool = new_pool_here(&path);
                 if core == Core(1) {
                     let lane = pool.lease_next(|| true).await.unwrap();
                     lane.open(TransferId(1), b"GET", None).await.unwrap();

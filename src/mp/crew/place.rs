@@ -384,6 +384,18 @@ mod tests {
     }
 
     #[test]
+    fn a_lane_that_has_carried_much_is_cold_no_more() {
+        let place = place(3);
+        let lanes: Vec<_> = (0..3).map(|_| Slot::take(&place).unwrap()).collect();
+        lanes.iter().for_each(|lane| lane.set_cold());
+        assert_eq!(place.cold_lanes(), 3, "all are replaced at once");
+        lanes[1].carries(WARM_BYTES as usize, Instant::now());
+        assert_eq!(place.cold_lanes(), 2);
+        assert!(place.replace_cold() && place.replace_cold() && !place.replace_cold());
+        assert!(!lanes[1].rests());
+    }
+
+    #[test]
     fn losses_without_a_queue_starve_a_path() {
         let (place, rtt) = (place(1), Duration::from_millis(100));
         assert!(!place.is_starved());
