@@ -25,6 +25,9 @@ const TRIAL_PAUSE_ROUND_TRIPS: f64 = 4.0;
 /// A lane that is late by so many round trips may have been lost.
 const SUSPECT_ROUND_TRIPS: f64 = 0.5;
 
+/// By so many seconds it is later than what wakes up late on a busy host.
+const LATE_SECONDS_MIN: f64 = 0.05;
+
 /// A frame on its way.
 #[derive(Debug)]
 pub(super) struct Sent {
@@ -259,6 +262,12 @@ impl Lane {
         !self.is_silent() && self.overdue(now) > SUSPECT_ROUND_TRIPS * round_trip
     }
 
+    /// Whether it is so late, and not called silent yet, that what it carries is worth a copy.
+    pub(super) fn is_late(&self, now: f64) -> bool {
+        let overdue = self.overdue(now);
+        self.is_suspect(now) && overdue > LATE_SECONDS_MIN && overdue > GAP_FACTOR * self.model.gap()
+    }
+
     /// Whether nothing speaks against the lane's health.
     pub(super) fn is_healthy(&self, spares_habits: bool, now: f64) -> bool {
         !self.is_silent() && self.silent_at(spares_habits).is_none_or(|at| now + self.overdue(now) < at)
@@ -343,6 +352,18 @@ mod tests {
         assert!(
             !lane.is_suspect(expected + 0.4 * ROUND_TRIP) && lane.is_suspect(expected + 0.7 * ROUND_TRIP)
         );
+    }
+
+    #[test]
+    fn a_lane_that_pauses_is_not_late_as_soon() {
+        let is_late = |pause, seconds| {
+            let mut lane = driven(pause);
+            let now = lane.quiet_since;
+            lane.send(0, FRAME, now);
+            lane.is_late(lane.sent.front().unwrap().due.max(now) + seconds)
+        };
+        assert!(!is_late(0.0, 0.04) && is_late(0.0, 0.06));
+        assert!(!is_late(0.15, 0.1) && is_late(0.15, 0.5));
     }
 
     #[test]

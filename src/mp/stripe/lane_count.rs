@@ -44,6 +44,10 @@ const PACED_LANES: usize = 4;
 const PACED_GAIN_MIN: f64 = 0.8;
 /// and more are tried only if they bring this much, as they do where single connections are policed.
 const PACED_LEAP_GAIN_MIN: f64 = 2.5;
+/// A path that brings nothing for so long is out.
+const OUTAGE_MIN: Duration = Duration::from_secs(1);
+/// The wait after that: lanes that stand again have to come up to speed, which more of them would not shorten.
+const OUTAGE_REST: Duration = Duration::from_secs(10);
 /// The wait after a number was learned.
 const LEARNED_REST: Duration = Duration::from_secs(15);
 /// The wait after a try that brought nothing; doubles each time.
@@ -94,6 +98,8 @@ pub struct LaneCount {
     tries_fewer: bool,
     last: Duration,
     received: u64,
+    /// When the last bytes came.
+    received_at: Duration,
 }
 
 impl LaneCount {
@@ -113,6 +119,7 @@ impl LaneCount {
             tries_fewer: false,
             last: Duration::ZERO,
             received: 0,
+            received_at: Duration::ZERO,
         }
     }
 
@@ -126,6 +133,7 @@ impl LaneCount {
         self.give_up();
         self.last = Duration::ZERO;
         self.received = 0;
+        self.received_at = Duration::ZERO;
         self.wanted
     }
 
@@ -142,9 +150,18 @@ impl LaneCount {
     ) -> usize {
         self.rest_left = self.rest_left.saturating_sub(now.saturating_sub(self.last));
         self.last = now;
-        self.received = self.received.max(received);
+        if received > self.received {
+            (self.received, self.received_at) = (received, now);
+        }
         let here = Measurement { since: now, bytes: self.received };
         if !by_network {
+            self.received_at = now;
+            self.give_up();
+            return self.wanted;
+        }
+        if now - self.received_at >= OUTAGE_MIN.max(round_trip * MEASURE_ROUND_TRIPS) {
+            self.rest_left = self.rest_left.max(OUTAGE_REST);
+            self.rates.clear();
             self.give_up();
             return self.wanted;
         }

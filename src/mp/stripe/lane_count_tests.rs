@@ -178,6 +178,25 @@ fn paced_lanes_of_a_lossy_path_that_others_use_become_several_within_a_minute() 
 }
 
 #[test]
+fn an_outage_is_no_reason_for_more_lanes() {
+    let mut count = LaneCount::new(1, LANES_MAX, true);
+    let mut received = 0;
+    for tenth in 1..=150_u64 {
+        // Full speed for 5 s, nothing for 4, and a lane that then needs 5 s to be as fast again.
+        let share = match tenth {
+            0..50 => 50,
+            50..90 => 0,
+            _ => (tenth - 90).min(50),
+        };
+        received += 12_500 * share;
+        let now = Duration::from_millis(100 * tenth);
+        let wanted = count.sample(now, received, true, tenth > 50, Duration::from_millis(100));
+        // That it is out is known after a second.
+        assert!(wanted == 1 || (51..62).contains(&tenth), "{wanted} lanes at {now:?}");
+    }
+}
+
+#[test]
 fn paced_lanes_that_are_policed_become_many() {
     for seconds in [2.0, 40.0] {
         let stories = stories(&[Path { is_paced: true, ..POLICED }; 2], 40.0, seconds);

@@ -21,6 +21,7 @@ use crate::wire::{
 };
 
 mod choice;
+mod late;
 mod word;
 
 /// Frames outstanding at most, with one more for each lane that may be about to cut one. They fit into the downstream's
@@ -84,6 +85,8 @@ pub struct Resent {
     pub tail_bytes: u64,
     /// Copies of frames that held up the window.
     pub held_up_bytes: u64,
+    /// Copies of frames whose lanes were late.
+    pub late_bytes: u64,
     /// Frames of lanes that were lost or fell silent.
     pub recovered_bytes: u64,
 }
@@ -213,6 +216,7 @@ impl Striper {
         let index = self.index(lane)?;
         let is_held_up = !self.is_at_end() && self.fresh_left() == 0;
         let place = seq.0.checked_sub(self.base)?;
+        let is_late = self.are_late(&self.outstanding.get(place as usize)?.carriers, now.as_secs_f64());
         let frame = self.outstanding.get_mut(place as usize)?;
         if frame.is_acknowledged || frame.carriers.iter().any(|(carrier, _)| *carrier == lane) {
             return None;
@@ -220,6 +224,7 @@ impl Striper {
         let bytes = u64::from(frame.len);
         let lives = |id| self.lanes.iter().any(|lane| lane.id == id && !lane.is_silent());
         let spent = match frame.carriers.iter().any(|(carrier, _)| lives(*carrier)) {
+            true if is_late => &mut self.resent.late_bytes,
             true if is_held_up => &mut self.resent.held_up_bytes,
             true => &mut self.resent.tail_bytes,
             false => &mut self.resent.recovered_bytes,
@@ -258,7 +263,7 @@ impl Striper {
         if count == 0 {
             return Ok(Vec::new());
         }
-        if lane.is_silent() && LaneModel::is_habit(lane.overdue(now)) {
+        if (lane.is_silent() || lane.is_late(now)) && LaneModel::is_habit(lane.overdue(now)) {
             self.false_alarm_bytes += self.taken_over(index);
         }
         let lane = &mut self.lanes[index];

@@ -152,15 +152,16 @@ fn a_lane_without_work_sends_what_is_lost_at_once() {
 fn what_holds_up_the_window_is_copied_by_a_lane_without_work() {
     let (mut striper, a, b, now) = two_known_lanes();
     striper.resent.tail_bytes = u64::MAX / 2;
-    let Piece { seq: stuck, .. } = fresh(&mut striper, a, 16_000, now);
-    // `b` goes on until the window is closed; `a` brings nothing, but is not late enough to be silent.
+    // `b` goes on until the window is closed; `a` brings its second frame far later, and is in time.
+    fresh(&mut striper, a, 50_000, now);
+    let Piece { seq: stuck, .. } = fresh(&mut striper, a, 9_000, now);
     striper.limit = striper.next_offset + 9_000;
     let rest = fresh(&mut striper, b, 9_000, now);
     striper.received(b, 11, Reading::Eager, now + ms(150)).unwrap();
     assert!(rest.seq > stuck);
-    assert_eq!(striper.turn(b, 9_000, now + ms(900)), Turn::Again { seq: stuck });
-    striper.again(b, stuck, now + ms(900)).unwrap();
-    assert_eq!(striper.resent().held_up_bytes, 16_000);
+    assert_eq!(striper.turn(b, 9_000, now + ms(160)), Turn::Again { seq: stuck });
+    striper.again(b, stuck, now + ms(160)).unwrap();
+    assert_eq!(striper.resent().held_up_bytes, 9_000);
 }
 
 #[test]
@@ -184,4 +185,59 @@ fn a_pause_is_taken_for_a_fault_again_only_where_that_costs_little() {
     }
     assert!(patience[1] < 0.5, "{patience:?}: a pause, but nothing was sent twice");
     assert!(patience[2] > 0.7, "{patience:?}: 10 kB of 120 were sent twice");
+}
+
+/// When the first frame on the first lane is due.
+fn due(striper: &Striper) -> Duration {
+    Duration::from_secs_f64(striper.lanes[0].sent[0].due)
+}
+
+#[test]
+fn what_the_client_waits_for_is_copied_before_its_late_lane_is_called_silent() {
+    let (mut striper, a, b, now) = two_known_lanes();
+    let [first, second] = [0, 0].map(|_| fresh(&mut striper, a, 2_000, now).seq);
+    let due = due(&striper);
+    assert!(matches!(striper.turn(b, 2_000, due + ms(40)), Turn::Fresh { .. }), "as late as any may be");
+    let late = due + ms(60);
+    assert!(!striper.check(late).0, "nobody is silent");
+    assert_eq!(striper.turn(b, 2_000, late), Turn::Again { seq: first });
+    striper.again(b, first, late).unwrap();
+    assert_eq!(striper.resent(), Resent { late_bytes: 2_000, ..Resent::default() });
+    // As late itself: the two would send each other's frames in vain.
+    assert_eq!(striper.late_for(0, late.as_secs_f64()), None);
+    assert!(second > first && striper.late_for(1, late.as_secs_f64()).is_none(), "the budget is spent");
+    // The other one's own copy has come.
+    striper.received(b, 11, Reading::Eager, late + ms(80)).unwrap();
+    assert_eq!(striper.late_for(1, late.as_secs_f64() + 0.08), Some(second.0), "one after the other");
+}
+
+#[test]
+fn copies_for_a_late_lane_are_rationed_once_they_were_in_vain() {
+    let (mut striper, a, b, now) = two_known_lanes();
+    striper.cut(b, FrameLen(10_000_000), now).unwrap();
+    let seqs = [0; 4].map(|_| striper.cut(a, FrameLen(2_000), now).unwrap().seq);
+    let late = due(&striper) + ms(60);
+    let copied = |striper: &mut Striper, late: Duration| {
+        let copied = seqs.iter().filter(|seq| {
+            striper.late_for(1, late.as_secs_f64()) == Some(seq.0) && striper.again(b, **seq, late).is_some()
+        });
+        copied.count()
+    };
+    assert_eq!(copied(&mut striper, late), 4, "a few bytes of ten million");
+    // It goes on, and all that was copied has come twice.
+    striper.received(a, 14, Reading::Eager, late).unwrap();
+    assert_eq!(striper.false_alarm_bytes, 8_000);
+    striper.false_alarm_bytes = 1_000_000;
+    let seqs = [0; 4].map(|_| striper.cut(a, FrameLen(2_000), late).unwrap().seq);
+    let late = due(&striper) + ms(60);
+    let mut times = 0;
+    for step in 0..30 {
+        let now = late + ms(10 * step);
+        if let Some(seq) = striper.late_for(1, now.as_secs_f64()) {
+            assert!(seqs.contains(&Seq(seq)));
+            striper.again(b, Seq(seq), now).unwrap();
+            times += 1;
+        }
+    }
+    assert_eq!(times, 2, "one for each fifth of a second");
 }

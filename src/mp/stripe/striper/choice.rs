@@ -21,11 +21,11 @@ const TAIL_BYTES_MIN: u64 = 64 << 10;
 /// still costs more than bytes. Beyond it only the one frame that the client waits for is copied.
 const HELD_UP_SHARE: f64 = 0.1;
 /// A copy is worth its bytes only if it comes this much earlier: estimates are not exact to the millisecond.
-const COPY_GAIN_SECONDS: f64 = 0.02;
+pub(super) const COPY_GAIN_SECONDS: f64 = 0.02;
 /// and in this proportion.
 const COPY_GAIN: f64 = 1.25;
 /// Frames looked at for a copy, from the one the client waits for on.
-const COPY_CANDIDATES_MAX: usize = 64;
+pub(super) const COPY_CANDIDATES_MAX: usize = 64;
 /// In flight on a lane of which nothing is known: a copy of it is in budget.
 const COLD_BYTES_MAX: u64 = 48 << 10;
 /// Its frames: one fits into the ten segments that TCP begins with, and so is acknowledged after one round trip.
@@ -68,6 +68,9 @@ impl Striper {
             return Turn::Wait { until: Some(Duration::from_secs_f64(until)) };
         }
         if let Some(seq) = self.lost_for(index, now) {
+            return Turn::Again { seq: Seq(seq) };
+        }
+        if let Some(seq) = self.late_for(index, now) {
             return Turn::Again { seq: Seq(seq) };
         }
         let fresh_left = self.fresh_left();
@@ -225,7 +228,7 @@ impl Striper {
     }
 
     /// Other lanes that fresh bytes may be left to.
-    fn others(&self, index: usize) -> impl Iterator<Item = &Lane> {
+    pub(super) fn others(&self, index: usize) -> impl Iterator<Item = &Lane> {
         let others = self.lanes.iter().enumerate().filter(move |(other, _)| *other != index);
         others.map(|(_, lane)| lane).filter(|lane| lane.takes_part())
     }
