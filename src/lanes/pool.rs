@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+mod dial;
 mod dial_error;
 mod hang_up;
 mod lease;
@@ -24,10 +25,10 @@ use futures_util::future::{Either, select};
 pub use lease::Lease;
 use tokio::sync::{Notify, oneshot};
 
-use super::{Lane, LaneError, PathReport, PathStatus, handshake};
+use super::{Lane, LaneError, PathReport, PathStatus};
 use crate::{
     exec::{self, Instant},
-    net::{Congestion, Limit, Names, ResolveError, Socket},
+    net::{Congestion, Limit, Names},
     wire::{key_ring::KeyRing, route::Transport},
 };
 
@@ -39,10 +40,6 @@ const PONG_DEADLINE: Duration = Duration::from_secs(3);
 const FIRST_PINGS: usize = 3;
 /// Lanes beyond the warm ones are closed after being idle this long.
 const IDLE_MAX: Duration = Duration::from_secs(60);
-/// Connecting one hop: two lost SYNs (1 s + 2 s) and a round trip.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(4);
-/// The handshake over all hops: as much again for each relay's own connect, bounded by what a viewer waits.
-const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(8);
 /// A path that does not bring a lane within this time is silent: one lost SYN (1 s) and a few long round trips.
 const PROBE_DEADLINE: Duration = Duration::from_secs(2);
 /// First pause after a failed dial; doubles up to [`BACKOFF_MAX`], with up to half of it added at random.
@@ -421,48 +418,6 @@ impl Pool {
         let is_there = lane.instance() == instance;
         self.shelve(Rc::new(lane));
         is_there
-    }
-
-    async fn dial(&self, mut place: Place) -> Result<Lane, DialError> {
-        let mut connected = self.connect().await;
-        if matches!(&connected, Err(DialError::Handshake { source, .. }) if source.is_worth_another_try()) {
-            connected = self.connect().await;
-        }
-        let lane = connected.inspect_err(|error| {
-            if self.path.failed() {
-                tracing::warn!("{error}; the path is tried again, others carry the load");
-            }
-        })?;
-        place.stands = true;
-        Ok(lane)
-    }
-
-    async fn connect(&self) -> Result<Lane, DialError> {
-        let path = || self.path.name().to_owned();
-        let spec = self.path.spec();
-        let addresses = self.config.names.addresses(spec.first()).await;
-        let addresses = addresses.map_err(|source| DialError::Resolve { path: path(), source })?;
-        let mut outcome = None;
-        for address in addresses {
-            let connected =
-                Socket::connect(address, spec.transport(), &self.config.congestion, CONNECT_DEADLINE).await;
-            match connected {
-                Ok(socket) => {
-                    let began = Instant::now();
-                    let accepted =
-                        handshake::open(&socket, &self.config.keys, spec.route(), HANDSHAKE_DEADLINE)
-                            .await
-                            .map_err(|source| DialError::Handshake { path: path(), source })?;
-                    self.path.shook_hands(began.elapsed());
-                    return Ok(Lane::new(socket, self.path.clone(), accepted));
-                }
-                Err(source) => outcome = Some(DialError::Connect { path: path(), source }),
-            }
-        }
-        Err(outcome.unwrap_or_else(|| DialError::Resolve {
-            path: path(),
-            source: ResolveError::Empty { name: spec.first().to_string() },
-        }))
     }
 
     /// Keeps the pool warm for as long as the process runs: a task of the core.
