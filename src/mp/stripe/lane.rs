@@ -14,7 +14,7 @@ pub struct LaneId(pub u32);
 
 /// A lane is full with what it carries in its round trip, [`QUEUE_SECONDS`], and one more round trip, or as many as two
 /// where its acknowledgements pause: a lossy lane catches up. What is on a lane is what others must bring once it is lost.
-const GAP_ROUND_TRIPS: [f64; 2] = [1.0, 2.0];
+const GAP_ROUND_TRIPS: [f64; 2] = [0.5, 2.0];
 /// The next pause is often longer.
 const GAP_FACTOR: f64 = 2.0;
 /// Until the first acknowledgement of a transfer it can carry no more than this, and faster lanes may be about to join.
