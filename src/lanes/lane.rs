@@ -99,7 +99,7 @@ pub struct Lane {
     only_ends_left: Cell<bool>,
     /// The pool's keeper hears when the other side closes it.
     pub(super) is_watched: Cell<bool>,
-    pauses: RefCell<Pauses>,
+    pub(super) pauses: Cell<Pauses>,
 }
 
 impl Lane {
@@ -133,7 +133,7 @@ impl Lane {
             stale_payload: Cell::new(0),
             only_ends_left: Cell::new(true),
             is_watched: Cell::new(false),
-            pauses: RefCell::new(Pauses::begin(Instant::now())),
+            pauses: Cell::new(Pauses::begin(Instant::now())),
         };
         lane.look_at_mptcp();
         lane
@@ -184,7 +184,15 @@ impl Lane {
 
     /// Something has come. Returns when the other end will pause, unless the lane is idle then (PROBE_RTT of BBR).
     pub fn hears(&self, now: Instant) -> Instant {
-        self.pauses.borrow_mut().hears(now)
+        let mut pauses = self.pauses.get();
+        let due = pauses.hears(now);
+        self.pauses.set(pauses);
+        due
+    }
+
+    /// How good it is for a transfer that begins `now`: a warm one first, and then one that will not pause soon.
+    pub(super) fn rank(&self, now: Instant) -> (u32, bool) {
+        (self.warmth(), !self.pauses.get().is_soon(now))
     }
 
     /// It is leased.

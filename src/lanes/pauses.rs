@@ -16,8 +16,11 @@ const KNOWN_AFTER: Duration = Duration::from_millis(500);
 /// A lane that has brought nothing for so long was idle: a frame takes less.
 const IDLE_MIN: Duration = Duration::from_millis(150);
 
+/// Before a pause that is due so soon no other lane can be found that goes on instead.
+const SOON: Duration = Duration::from_secs(3);
+
 /// See the module's description.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Pauses {
     heard: Instant,
     /// When the round trip was measured last.
@@ -43,6 +46,13 @@ impl Pauses {
         }
         self.measured + EVERY
     }
+
+    /// Whether a transfer that begins `now` would soon be stopped by a pause. One that was due while the lane was idle is none.
+    pub(super) fn is_soon(&self, now: Instant) -> bool {
+        let was_idle = now.saturating_duration_since(self.heard) > IDLE_MIN;
+        let age = now.saturating_duration_since(self.measured);
+        age + SOON > EVERY && !(age > EVERY && was_idle)
+    }
 }
 
 #[cfg(test)]
@@ -62,6 +72,15 @@ mod tests {
         let mut pauses = Pauses::begin(start);
         assert_eq!(busy(&mut pauses, start, 0..9), EVERY);
         assert_eq!(busy(&mut pauses, start, 9..12), 2 * EVERY + LENGTH);
+    }
+
+    #[test]
+    fn a_pause_is_soon_unless_the_lane_is_idle_when_it_is_due() {
+        let start = Instant::now();
+        let mut pauses = Pauses::begin(start);
+        busy(&mut pauses, start, 0..9);
+        let is_soon = |millis| pauses.is_soon(start + Duration::from_millis(millis));
+        assert!(!is_soon(6_900) && is_soon(9_010) && is_soon(9_900) && !is_soon(10_100));
     }
 
     #[test]

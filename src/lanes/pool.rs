@@ -169,33 +169,39 @@ impl Pool {
         Lease::new(lane, self.this.clone())
     }
 
-    /// An idle lane, of the warmest the most recently used one (its congestion window is the freshest), if one stands that
-    /// leads to `instance` (to any, if none is named).
+    /// An idle lane, of the warmest the most recently used one (its congestion window is the freshest) unless that will pause
+    /// soon, if one stands that leads to `instance` (to any, if none is named).
     ///
-    /// Rather than a colder one it is one that has only the END of the transfer before to bring, and rather than none one that
+    /// Rather than a worse one it is one that has only the END of the transfer before to bring, and rather than none one that
     /// has the rest of its body to bring, too: it is in order, and as warm as any.
     pub fn lease_idle(&self, instance: Option<u64>) -> Option<Lease> {
         let fits = |lane: &Rc<Lane>| instance.is_none_or(|wanted| wanted == lane.instance());
-        let ends = |lane: &Rc<Lane>| fits(lane) && lane.only_ends_left();
-        let warmest = |lanes: &mut dyn Iterator<Item = &Rc<Lane>>| lanes.map(|lane| lane.warmth()).max();
-        let shelved = warmest(&mut self.idle.borrow().iter().filter(|lane| fits(lane)));
-        let ending = warmest(
-            &mut self.draining.borrow().iter().map(|draining| &draining.lane).filter(|lane| ends(lane)),
-        );
-        let first = if ending > shelved {
-            self.lease_draining(|lane| ends(lane) && Some(lane.warmth()) == ending)
-        } else {
-            self.lease_shelved(|lane| fits(lane) && Some(lane.warmth()) == shelved)
-        };
         // It may have been closed by the other side.
-        first.or_else(|| self.lease_shelved(fits)).or_else(|| self.lease_draining(fits))
+        self.lease_best(fits).or_else(|| self.lease_shelved(fits)).or_else(|| self.lease_draining(fits))
     }
 
     /// A warm one, as [`Pool::lease_idle`] prefers it; none if no such lane is idle.
     pub fn lease_warm(&self, instance: Option<u64>) -> Option<Lease> {
         let fits =
             |lane: &Rc<Lane>| lane.is_warm() && instance.is_none_or(|wanted| wanted == lane.instance());
-        self.lease_shelved(fits).or_else(|| self.lease_draining(|lane| fits(lane) && lane.only_ends_left()))
+        self.lease_best(fits).or_else(|| self.lease_shelved(fits))
+    }
+
+    /// Of those that `fits`, and that bring no more than an END of a transfer before.
+    fn lease_best(&self, fits: impl Fn(&Rc<Lane>) -> bool) -> Option<Lease> {
+        let now = Instant::now();
+        let ends = |lane: &Rc<Lane>| fits(lane) && lane.only_ends_left();
+        let shelved = self.idle.borrow().iter().filter(|lane| fits(lane)).map(|lane| lane.rank(now)).max();
+        let ending = {
+            let draining = self.draining.borrow();
+            let lanes = draining.iter().map(|draining| &draining.lane).filter(|lane| ends(lane));
+            lanes.map(|lane| lane.rank(now)).max()
+        };
+        if ending > shelved {
+            self.lease_draining(|lane| ends(lane) && Some(lane.rank(now)) == ending)
+        } else {
+            self.lease_shelved(|lane| fits(lane) && Some(lane.rank(now)) == shelved)
+        }
     }
 
     fn lease_shelved(&self, fits: impl Fn(&Rc<Lane>) -> bool) -> Option<Lease> {

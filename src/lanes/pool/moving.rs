@@ -12,7 +12,7 @@ use super::{
     super::{Lane, packed::PackedLane},
     Draining, Lease, Place, Pool,
 };
-use crate::exec::{self, Core};
+use crate::exec::{self, Core, Instant};
 
 impl Pool {
     /// A warm lane to `instance` (to any, if none is named) that is idle on `core`, whose pool of this path `find` finds there;
@@ -46,21 +46,30 @@ impl Pool {
         Some(self.lease(Rc::new(lane)))
     }
 
-    /// Gives away the warm lane that was used last, or one that has only the END of a transfer to bring: its next client has
-    /// come sooner than that.
+    /// Gives away the lane that [`Pool::lease_warm`] would lease. One that has only the END of a transfer to bring goes, too: its
+    /// next client has come sooner than that.
     fn part_with(&self, instance: Option<u64>) -> Option<PackedLane> {
+        let now = Instant::now();
         let fits = |lane: &Lane| lane.is_warm() && instance.is_none_or(|wanted| wanted == lane.instance());
-        let idle = self.idle.borrow().iter().rposition(|lane| fits(lane) && lane.is_quiet());
-        let lane = match idle {
-            Some(found) => self.idle.borrow_mut().remove(found),
-            None => {
-                let mut draining = self.draining.borrow_mut();
-                let ends = |drained: &Draining| fits(&drained.lane) && drained.lane.only_ends_left();
-                let found = draining.iter().position(ends)?;
-                let Draining { lane, taken } = draining.remove(found);
-                // Its task looks for this first, and leaves the lane alone.
-                taken.notify_one();
-                lane
+        let rank = |lane: &Lane| lane.rank(now);
+        let lane = {
+            let (mut idle, mut draining) = (self.idle.borrow_mut(), self.draining.borrow_mut());
+            let shelved = idle.iter().enumerate().filter(|(_, lane)| fits(lane) && lane.is_quiet());
+            let shelved = shelved.map(|(found, lane)| (rank(lane), found)).max();
+            let ends = |drained: &Draining| fits(&drained.lane) && drained.lane.only_ends_left();
+            let ending = draining.iter().enumerate().filter(|(_, drained)| ends(drained));
+            let ending = ending.map(|(found, drained)| (rank(&drained.lane), found)).max();
+            match (shelved, ending) {
+                (Some((shelved, found)), ending) if ending.is_none_or(|(ending, _)| ending <= shelved) => {
+                    idle.remove(found)
+                }
+                (_, Some((_, found))) => {
+                    let Draining { lane, taken } = draining.remove(found);
+                    // Its task looks for this first, and leaves the lane alone.
+                    taken.notify_one();
+                    lane
+                }
+                _ => return None,
             }
         };
         self.note_warmth();
