@@ -39,6 +39,16 @@ const OPEN_DEADLINE: Duration = Duration::from_secs(10);
 /// Moved without once waiting before other tasks get their turn, so that the lanes of one core share a fast root.
 const TURN_BYTES_MAX: u64 = 1 << 20;
 
+// BBR learns nothing from a lone packet that is smaller than others (its acknowledgement may have been delayed), but takes the lane
+// for a busy one from then on: if it has not measured the round trip for ten seconds it pauses for 0.2 s with the next
+// acknowledgement (PROBE_RTT; FLAG_ACK_MAYBE_DELAYED in Linux's net/ipv4/tcp_input.c). So on a lane that has rested nothing small goes
+// just before a transfer's first bytes.
+
+/// A head goes alone if no body is there after so long.
+const HEAD_ALONE_AFTER: Duration = Duration::from_millis(2);
+/// A lane that has carried nothing for so long is not the one whose END the downstream waits for.
+const RESTED_AFTER: Duration = Duration::from_secs(1);
+
 /// Why a lane ended, other than by the downstream's wish.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LaneError {
@@ -228,11 +238,11 @@ async fn open(
     // The lane that starts a transfer is the one that brings the request's body, if there is one.
     let mut inlet = None;
     let transfer = match opened {
-        Opened::Ended(ending) => return send_end(socket, id, &ending).await,
+        Opened::Ended(ending) => return send_end(socket, id, &ending, false).await,
         Opened::Busy => {
             let reason = Reason::new("upstream: busy, too many transfers at once");
             let ending = Ending { outcome: Outcome::Aborted, frames: 0, bytes: 0, reason };
-            return send_end(socket, id, &ending).await;
+            return send_end(socket, id, &ending, false).await;
         }
         Opened::Started(transfer) => {
             tracing::debug!(transfer = %id, "a transfer begins");
@@ -354,22 +364,27 @@ async fn write(
         // The wait fails only when the transfer is gone, which the caller holds.
         known.ok().and_then(|state| state.head.clone())
     };
+    let mut view = View::default();
+    let mut first = None;
     if let Some(head) = head {
         let frame = Frame::Head { transfer: transfer.id(), head_len: FrameLen(head.len() as u32) };
         let mut message = Vec::with_capacity(HEADER_BYTES + head.len());
         message.extend_from_slice(&frame.encode());
         message.extend_from_slice(&head);
-        send(socket, &message, false).await?;
+        let piece = next_piece(transfer, lane, sizer.size(), &mut view);
+        first = exec::timeout(HEAD_ALONE_AFTER, piece).await.ok().flatten();
+        send(socket, &message, first.is_some()).await?;
     }
-    let mut view = View::default();
     let mut has_total = false;
     let mut unsent_max = 0;
     let mut turn_bytes = 0;
     // Bytes of the frame before, and since when the lane has been busy with them.
     let mut carried: Option<(usize, Instant)> = None;
+    let mut carried_at = Instant::now();
     loop {
         if let Some(ending) = transfer.ending() {
-            return send_end(socket, transfer.id(), &ending).await;
+            let waits = ending.outcome != Outcome::Aborted && carried_at.elapsed() > RESTED_AFTER;
+            return send_end(socket, transfer.id(), &ending, waits).await;
         }
         if !has_total && let Some((frames, bytes)) = transfer.totals_if_final() {
             has_total = true;
@@ -398,7 +413,11 @@ async fn write(
             turn_bytes = 0;
             exec::yield_now().await;
         }
-        let Some(next) = next_piece(transfer, lane, sizer.size(), &mut view).await else {
+        let next = match first.take() {
+            None => next_piece(transfer, lane, sizer.size(), &mut view).await,
+            first => first,
+        };
+        let Some(next) = next else {
             // The time spent here is not the lane's.
             turn_bytes = 0;
             continue;
@@ -411,6 +430,7 @@ async fn write(
             counted.resent.set(counted.resent.get() + u64::from(len.0));
         }
         carried = Some((len.as_usize(), since));
+        carried_at = Instant::now();
         turn_bytes += u64::from(len.0);
     }
 }
@@ -508,12 +528,18 @@ async fn send_piece(
     Ok(())
 }
 
-async fn send_end(socket: &Socket, transfer: TransferId, ending: &Ending) -> Result<(), LaneError> {
+/// `waits`: up to 0.2 s for the next transfer's first bytes, with which it is then sent (MSG_MORE, tcp(7)).
+async fn send_end(
+    socket: &Socket,
+    transfer: TransferId,
+    ending: &Ending,
+    waits: bool,
+) -> Result<(), LaneError> {
     let &Ending { outcome, frames, bytes, ref reason } = ending;
     let reason_len = FrameLen(reason.len() as u32);
     let mut message = Frame::End { transfer, outcome, frames, bytes, reason_len }.encode().to_vec();
     message.extend_from_slice(reason.as_str().as_bytes());
-    send(socket, &message, false).await
+    send(socket, &message, waits).await
 }
 
 /// Sends all of `bytes` to a downstream that may be slow, but not stalled.
