@@ -12,7 +12,7 @@ use crate::wire::frame::Reading;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LaneId(pub u32);
 
-/// A lane is full with what it carries in its round trip, [`QUEUE_SECONDS`], and one more round trip, or as many as two
+/// A lane is full with what it carries in its round trip, [`QUEUE_SECONDS`], and half a round trip more, or as many as two
 /// where its acknowledgements pause: a lossy lane catches up. What is on a lane is what others must bring once it is lost.
 const GAP_ROUND_TRIPS: [f64; 2] = [0.5, 2.0];
 /// The next pause is often longer.
@@ -323,7 +323,7 @@ mod tests {
     #[test]
     fn a_cold_lane_is_full_once_its_rate_stands_still() {
         let seconds = driven(0.0).in_flight() as f64 / RATE;
-        let wanted = 2.0 * ROUND_TRIP + QUEUE_SECONDS;
+        let wanted = 1.5 * ROUND_TRIP + QUEUE_SECONDS;
         assert!(seconds > 0.95 * wanted && seconds < 1.05 * wanted, "{seconds} s in flight, {wanted} wanted");
     }
 

@@ -179,6 +179,7 @@ impl Striper {
         if self.lose(gone.sent.iter().map(|sent| sent.seq)) {
             self.await_word(&gone, now.as_secs_f64());
         }
+        self.doubt_pauses(now.as_secs_f64());
         self.find_silent(now.as_secs_f64());
         gone.model
     }
@@ -369,6 +370,18 @@ impl Striper {
             }
         }
         has_lost
+    }
+
+    /// A frame that is next is read at once unless the client takes nothing, and then no lane is given up. So a lane that was
+    /// called paused, has nothing before that frame, and still stands when another one goes, may have been cut off before it could
+    /// say that it is read again.
+    fn doubt_pauses(&mut self, now: f64) {
+        let next = self.base;
+        let is_next = |lane: &Lane| lane.sent.front().is_some_and(|oldest| oldest.seq <= next);
+        for lane in self.lanes.iter_mut().filter(|lane| lane.is_paused() && is_next(lane)) {
+            lane.reading = Reading::Eager;
+            lane.resumes(now);
+        }
     }
 
     /// Whether pauses as lanes have them now and then have cost enough.

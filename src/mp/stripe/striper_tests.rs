@@ -241,3 +241,26 @@ fn copies_for_a_late_lane_are_rationed_once_they_were_in_vain() {
     }
     assert_eq!(times, 2, "one for each fifth of a second");
 }
+
+#[test]
+fn a_pause_that_cannot_be_is_not_believed_for_ever() {
+    for is_next in [true, false] {
+        let (mut striper, a, b, now) = two_known_lanes();
+        let gone = striper.join(LaneModel::default(), now);
+        if !is_next {
+            fresh(&mut striper, b, 2_000, now);
+        }
+        let paused = fresh(&mut striper, a, 2_000, now).seq;
+        striper.received(b, 10, Reading::Paused, now).unwrap();
+        striper.received(a, 10, Reading::Paused, now).unwrap();
+        assert!(!striper.check(now + ms(3000)).0, "it is not read, and so not silent");
+        striper.leave(gone, now + ms(3000));
+        striper.received(b, 10, Reading::Eager, now + ms(3000)).unwrap();
+        assert!(!striper.check(now + ms(3100)).0, "it may have been read since");
+        let is_called_silent = striper.check(now + ms(3500)).0 && striper.lanes[0].is_silent();
+        assert_eq!(is_called_silent, is_next, "where a frame before is missing it may wait");
+        if is_next {
+            assert_eq!(striper.turn(b, 2_000, now + ms(3500)), Turn::Again { seq: paused });
+        }
+    }
+}
