@@ -487,6 +487,25 @@ fn a_file_that_shrinks_is_never_padded() {
     });
 }
 
+/// A lone small packet on a lane that has rested would make BBR pause.
+#[test]
+fn the_head_brings_the_first_bytes_along() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("film.mp4"), pattern(10_000)).unwrap();
+    with_upstream_of(directory.path().to_str().unwrap(), |address| {
+        let mut lane = TestLane::new(address);
+        for transfer in 1..=10 {
+            lane.open(transfer, GET);
+            let mut first = [0; 20_000];
+            let arrived = lane.stream.peek(&mut first).unwrap();
+            let head = Frame::decode(first.first_chunk().unwrap()).unwrap();
+            assert!(matches!(head, Frame::Head { .. }), "{head:?}");
+            assert!(arrived > HEADER_BYTES + head.payload_len().as_usize(), "{arrived} bytes: it came alone");
+            assert!(lane.answer(transfer).body() == pattern(10_000));
+        }
+    });
+}
+
 #[test]
 fn roots_are_read() {
     for (text, wanted) in [
