@@ -264,3 +264,21 @@ fn a_pause_that_cannot_be_is_not_believed_for_ever() {
         }
     }
 }
+
+#[test]
+fn what_the_client_waits_for_goes_behind_no_later_frame_while_frames_may_not_be_parked() {
+    let (mut striper, a, b, now) = two_known_lanes();
+    let gone = striper.join(LaneModel::default(), now);
+    let next = fresh(&mut striper, gone, 2_000, now).seq;
+    fresh(&mut striper, a, 2_000, now);
+    fresh(&mut striper, b, 2_000, now);
+    striper.received(a, 10, Reading::Paused, now).unwrap();
+    striper.leave(gone, now);
+    let now = now + ms(20);
+    assert_ne!(striper.turn(b, 2_000, now), Turn::Again { seq: next });
+    let empty = striper.join(LaneModel::default(), now);
+    assert_eq!(striper.turn(empty, 2_000, now), Turn::Again { seq: next });
+    // Where all is read it is as good as any.
+    striper.received(a, 10, Reading::Eager, now).unwrap();
+    assert_eq!(striper.turn(b, 2_000, now + ms(100)), Turn::Again { seq: next });
+}

@@ -129,9 +129,18 @@ impl Striper {
     fn lost_for(&self, index: usize, now: f64) -> Option<u64> {
         let lane = &self.lanes[index];
         let mut before = 0;
+        // No more may be parked, perhaps: behind a later frame the one that the client waits for would never come.
+        let has_paused = self.lanes.iter().any(Lane::is_paused);
         for &seq in self.lost.iter().take(COPY_CANDIDATES_MAX) {
             let frame = &self.outstanding[(seq - self.base) as usize];
             let len = u64::from(frame.len);
+            if has_paused && seq == self.base {
+                if lane.sent.iter().all(|sent| sent.seq < seq) {
+                    return Some(seq);
+                }
+                before += len;
+                continue;
+            }
             if frame.carriers.iter().all(|(carrier, _)| *carrier != lane.id) {
                 let soonest = self.others(index).filter_map(|other| other.arrival(before + len, now));
                 let Some(soonest) = soonest.reduce(f64::min) else { return Some(seq) };
