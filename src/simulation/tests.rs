@@ -172,3 +172,9 @@ fn has_failed_49914_and_64515() {
 fn has_failed_53521() {
     run_all(53521..53522);
 }
+
+/// No more could be parked, and the frame that the client waited for was sent behind later ones again and again.
+#[test]
+fn has_failed_203135() {
+    run_all(203135..203136);
+}
