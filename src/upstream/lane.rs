@@ -383,7 +383,9 @@ async fn write(
     let mut carried_at = Instant::now();
     loop {
         if let Some(ending) = transfer.ending() {
-            let waits = ending.outcome != Outcome::Aborted && carried_at.elapsed() > RESTED_AFTER;
+            // The totals are there: no client waits for this one.
+            let waits =
+                has_total && ending.outcome != Outcome::Aborted && carried_at.elapsed() > RESTED_AFTER;
             return send_end(socket, transfer.id(), &ending, waits).await;
         }
         if !has_total && let Some((frames, bytes)) = transfer.totals_if_final() {
