@@ -12,7 +12,6 @@ use std::{
 use super::{
     PathStatus,
     census::{Counted, End},
-    pauses::Pauses,
 };
 use crate::{
     exec::{self, Budget, Instant},
@@ -99,7 +98,6 @@ pub struct Lane {
     only_ends_left: Cell<bool>,
     /// The pool's keeper hears when the other side closes it.
     pub(super) is_watched: Cell<bool>,
-    pub(super) pauses: Cell<Pauses>,
 }
 
 impl Lane {
@@ -133,7 +131,6 @@ impl Lane {
             stale_payload: Cell::new(0),
             only_ends_left: Cell::new(true),
             is_watched: Cell::new(false),
-            pauses: Cell::new(Pauses::begin(Instant::now())),
         };
         lane.look_at_mptcp();
         lane
@@ -180,19 +177,6 @@ impl Lane {
     pub(super) fn touch(&self) {
         self.look_at_mptcp();
         self.quiet_since.set(Instant::now());
-    }
-
-    /// Something has come. Returns when the other end will pause, unless the lane is idle then (PROBE_RTT of BBR).
-    pub fn hears(&self, now: Instant) -> Instant {
-        let mut pauses = self.pauses.get();
-        let due = pauses.hears(now);
-        self.pauses.set(pauses);
-        due
-    }
-
-    /// How good it is for a transfer that begins `now`: a warm one first, and then one that will not pause soon.
-    pub(super) fn rank(&self, now: Instant) -> (u32, bool) {
-        (self.warmth(), !self.pauses.get().is_soon(now))
     }
 
     /// It is leased.
@@ -424,7 +408,6 @@ impl Lane {
             }
         }
         self.path.measured(start.elapsed());
-        self.hears(Instant::now());
         self.touch();
         Ok(())
     }

@@ -11,7 +11,6 @@ pub mod handshake;
 mod lane;
 mod packed;
 mod path;
-mod pauses;
 mod pool;
 
 pub use lane::{Lane, LaneError};

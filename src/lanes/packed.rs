@@ -9,7 +9,6 @@ use std::{collections::VecDeque, rc::Rc, sync::Arc};
 use super::{
     Lane, PathStatus,
     census::{Counted, End},
-    pauses::Pauses,
 };
 use crate::{
     exec::Instant,
@@ -28,7 +27,6 @@ struct Parts {
     quiet_since: Instant,
     unused_since: Instant,
     warmth: u32,
-    pauses: Pauses,
     partial: ([u8; HEADER_BYTES], usize),
     stale: VecDeque<TransferId>,
     stale_payload: usize,
@@ -48,7 +46,6 @@ impl PackedLane {
             quiet_since: lane.quiet_since.get(),
             unused_since: lane.unused_since.get(),
             warmth: lane.warmth.get(),
-            pauses: lane.pauses.get(),
             partial: *lane.partial.borrow(),
             stale: lane.stale.take(),
             stale_payload: lane.stale_payload.get(),
@@ -64,7 +61,6 @@ impl PackedLane {
         lane.quiet_since.set(parts.quiet_since);
         lane.unused_since.set(parts.unused_since);
         lane.warmth.set(parts.warmth);
-        lane.pauses.set(parts.pauses);
         lane.stale_payload.set(parts.stale_payload);
         lane.partial.replace(parts.partial);
         lane.stale.replace(parts.stale);

@@ -189,18 +189,17 @@ impl Pool {
 
     /// Of those that `fits`, and that bring no more than an END of a transfer before.
     fn lease_best(&self, fits: impl Fn(&Rc<Lane>) -> bool) -> Option<Lease> {
-        let now = Instant::now();
         let ends = |lane: &Rc<Lane>| fits(lane) && lane.only_ends_left();
-        let shelved = self.idle.borrow().iter().filter(|lane| fits(lane)).map(|lane| lane.rank(now)).max();
+        let shelved = self.idle.borrow().iter().filter(|lane| fits(lane)).map(|lane| lane.warmth()).max();
         let ending = {
             let draining = self.draining.borrow();
             let lanes = draining.iter().map(|draining| &draining.lane).filter(|lane| ends(lane));
-            lanes.map(|lane| lane.rank(now)).max()
+            lanes.map(|lane| lane.warmth()).max()
         };
         if ending > shelved {
-            self.lease_draining(|lane| ends(lane) && Some(lane.rank(now)) == ending)
+            self.lease_draining(|lane| ends(lane) && Some(lane.warmth()) == ending)
         } else {
-            self.lease_shelved(|lane| fits(lane) && Some(lane.rank(now)) == shelved)
+            self.lease_shelved(|lane| fits(lane) && Some(lane.warmth()) == shelved)
         }
     }
 

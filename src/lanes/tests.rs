@@ -87,23 +87,6 @@ fn the_lane_used_last_is_leased_first() {
 }
 
 #[test]
-fn a_lane_that_will_pause_soon_comes_after_another_one() {
-    on_each(|| async {
-        let upstream = idle_upstream();
-        let pool = pool(&upstream.address.to_string(), 0, 4);
-        let (first, second) =
-            (pool.lease_next(|| true).await.unwrap(), pool.lease_next(|| true).await.unwrap());
-        let (one, two) = (Rc::as_ptr(first.socket()), Rc::as_ptr(second.socket()));
-        let long_ago = Instant::now() - Duration::from_secs(9);
-        first.pauses.set(pauses::Pauses::begin(long_ago));
-        second.give_back();
-        first.give_back();
-        let (better, worse) = (pool.lease_idle(None).unwrap(), pool.lease_idle(None).unwrap());
-        assert_eq!((Rc::as_ptr(better.socket()), Rc::as_ptr(worse.socket())), (two, one));
-    });
-}
-
-#[test]
 fn a_warm_lane_that_only_waits_for_an_end_comes_before_a_cold_one() {
     on_each(|| async {
         for complete in [true, false] {

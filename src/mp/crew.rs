@@ -15,13 +15,11 @@ use std::{
 
 mod counts;
 mod place;
-mod turns;
 
 pub use counts::LaneCounts;
 use futures_util::future::{Either, join_all, select};
 use place::Outlook;
 pub(super) use place::{Place, Places, Slot};
-use turns::Turns;
 
 use super::{
     fetch_error::FetchError,
@@ -35,7 +33,6 @@ use super::{
 use crate::{
     exec::{self, Core, Instant},
     lanes::{DialError, Lease, PathStatus, Pool},
-    wire::route::Transport,
 };
 
 /// Between two looks at the lanes of a transfer: a lost one is missed by nobody sooner, since the others carry its frames.
@@ -100,10 +97,6 @@ impl Crew {
     async fn work(&self) {
         let probe = self.manager.counts().probe();
         let mut rests = vec![(0, 0); self.places.len()];
-        let takes_turns = self.manager.counts().takes_turns();
-        // Over MPTCP each subflow pauses by itself.
-        let takes_part = |place: &Arc<Place>| takes_turns && place.path.spec().transport() == Transport::Tcp;
-        let mut turns: Vec<_> = self.places.iter().map(|place| Turns::new(takes_part(place))).collect();
         let mut had_lane_at = Instant::now();
         let (mut share, began) = (Share::default(), Instant::now());
         let mut silence = Silence::begins();
@@ -132,8 +125,8 @@ impl Crew {
             {
                 return self.transfer.desert(SILENT.into());
             }
-            let looked_after = self.places.iter().zip(&mut rests).zip(&mut turns).enumerate();
-            for (index, ((place, (rest, rest_next)), turns)) in looked_after {
+            let looked_after = self.places.iter().zip(&mut rests).enumerate();
+            for (index, (place, (rest, rest_next))) in looked_after {
                 if !self.leads_there(place) {
                     continue;
                 }
@@ -154,9 +147,6 @@ impl Crew {
                 if place.path.has_warm_lane() && share.may_seat(is_short) {
                     // Whoever finds no warm lane any more changes nothing.
                     (0..place.cold_lanes()).for_each(|_| self.seat(index, place, Fit::Warm));
-                }
-                if place.take_turns(turns, by_network, share.may_seat(is_short)) {
-                    self.seat(index, place, Fit::Any { suspect_before: None });
                 }
                 let missing = place.missing();
                 if missing == 0 || !share.may_seat(is_short) {

@@ -238,7 +238,7 @@ impl Producer {
                 }
                 Frame::Data { seq, offset, len, again, .. } => {
                     self.lane.path().frame(again);
-                    self.slot.carries(len.as_usize(), self.lane.hears(Instant::now()));
+                    self.slot.carries(len.as_usize());
                     self.transfer.ahead(seq.0);
                     self.deliver(seq.0, offset.0, len.as_usize()).await?;
                     self.frames += 1;

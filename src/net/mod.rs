@@ -8,6 +8,7 @@
 
 mod admission;
 mod backoff;
+mod bbr;
 mod conduit;
 mod congestion;
 mod discard;
@@ -22,6 +23,7 @@ mod pipe;
 mod progress;
 mod pump;
 mod receive;
+mod renewal;
 mod resolve;
 mod sendfile;
 mod shared;

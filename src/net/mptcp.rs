@@ -172,6 +172,7 @@ pub(super) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
     let samples = || raw.samples[..known].iter().map(TcpInfo::from);
     let (info, len) = info(socket)?;
     Ok(TcpInfo {
+        is_app_limited: samples().all(|sample| sample.is_app_limited),
         rtt: samples().map(|sample| sample.rtt).filter(|rtt| !rtt.is_zero()).min().unwrap_or(Duration::ZERO),
         rtt_min: samples()
             .map(|sample| sample.rtt_min)
@@ -181,6 +182,7 @@ pub(super) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
         out_of_order: samples().map(|sample| sample.out_of_order).sum(),
         delivery_rate: samples().map(|sample| sample.delivery_rate).sum(),
         congestion_window: samples().map(|sample| sample.congestion_window).sum(),
+        segment_bytes: samples().map(|sample| sample.segment_bytes).min().unwrap_or(0),
         retransmitted: samples().map(|sample| sample.retransmitted).sum(),
         not_sent_bytes: not_sent(socket)?,
         unacknowledged: samples().map(|sample| sample.unacknowledged).sum(),

@@ -20,8 +20,14 @@ use rustix::{
 use socket2::{Domain, Protocol, SockRef, Type};
 
 use super::{
-    Congestion, MptcpMissing, MptcpState, Shared, TcpInfo, backoff, discard::discard, keep_alive, low_water,
-    mptcp, pipe::close_idle_pipes, receive::receive, splice_probe,
+    Congestion, MptcpMissing, MptcpState, Shared, TcpInfo, backoff,
+    bbr::{self, BbrInfo},
+    discard::discard,
+    keep_alive, low_water, mptcp,
+    pipe::close_idle_pipes,
+    receive::receive,
+    renewal::{Order, Renewal},
+    splice_probe,
 };
 use crate::{
     exec::{self, Instant, Interest, Watch},
@@ -90,6 +96,7 @@ pub struct Socket {
     low_water: Cell<usize>,
     /// Since when the poll has seen room in which no byte was put; see [`Socket::room`].
     pub(super) room_seen_at: Cell<Option<Instant>>,
+    renewal: Cell<Renewal>,
 }
 
 impl AsFd for Socket {
@@ -131,7 +138,9 @@ impl Socket {
     /// A second handle of a connection, with readiness of its own on the core that calls.
     pub fn on_this_core(shared: Shared) -> Self {
         let watch = Watch::new(shared.as_fd().as_raw_fd());
-        Self { watch, fd: shared, low_water: Cell::new(1), room_seen_at: Cell::new(None) }
+        // Over MPTCP each subflow pauses by itself.
+        let renewal = Cell::new(Renewal::new(shared.transport() == Transport::Tcp));
+        Self { watch, fd: shared, low_water: Cell::new(1), room_seen_at: Cell::new(None), renewal }
     }
 
     /// The connection without this core's readiness, to be used on another core or kept for later.
@@ -300,6 +309,30 @@ impl Socket {
     /// Bytes were put into it.
     pub(super) fn took(&self) {
         self.room_seen_at.set(None);
+        let mut renewal = self.renewal.get();
+        if renewal.is_over() {
+            return;
+        }
+        let now = Instant::now();
+        if renewal.sends(now)
+            && let Ok(tcp) = self.tcp_info()
+            && let Some(order) = renewal.looks(now, &tcp, BbrInfo::of(self.fd.as_fd()))
+        {
+            self.renew(order);
+        }
+        self.renewal.set(renewal);
+    }
+
+    /// What fails here is that of a connection that has failed, which shows elsewhere.
+    fn renew(&self, order: Order) {
+        let socket = self.fd.as_fd();
+        let outcome = match order {
+            Order::BeginAnew { bandwidth } => {
+                bbr::bound_pacing(socket, bandwidth).and_then(|()| bbr::begin_anew(socket))
+            }
+            Order::Release => bbr::bound_pacing(socket, u64::MAX),
+        };
+        tracing::trace!(?order, ?outcome, "instead of a pause of BBR");
     }
 
     /// Sends all of `bytes`.

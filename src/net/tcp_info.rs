@@ -13,7 +13,9 @@ use std::{
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub(super) struct RawTcpInfo {
-    states: [u8; 8],
+    states: [u8; 7],
+    /// The lowest bit: tcpi_delivery_rate_app_limited.
+    delivery: u8,
     rto: u32,
     ato: u32,
     snd_mss: u32,
@@ -75,6 +77,8 @@ pub struct TcpInfo {
     pub delivery_rate: u64,
     /// Congestion window, segments.
     pub congestion_window: u32,
+    /// Payload of a full segment, bytes.
+    pub segment_bytes: u32,
     /// Segments sent again since the connection began.
     pub retransmitted: u32,
     /// Bytes accepted from the application and not yet sent for the first time.
@@ -85,6 +89,8 @@ pub struct TcpInfo {
     pub acknowledged_bytes: u64,
     /// Bytes received in order since the connection began.
     pub received_bytes: u64,
+    /// [`TcpInfo::delivery_rate`] was limited by what there was to send, not by the path.
+    pub is_app_limited: bool,
     /// Bytes sent since the connection began, those sent again included.
     pub sent_bytes: u64,
 }
@@ -123,11 +129,13 @@ impl From<&RawTcpInfo> for TcpInfo {
             out_of_order: raw.rcv_ooopack,
             delivery_rate: raw.delivery_rate,
             congestion_window: raw.snd_cwnd,
+            segment_bytes: raw.snd_mss,
             retransmitted: raw.total_retrans,
             not_sent_bytes: raw.notsent_bytes,
             unacknowledged: raw.unacked,
             acknowledged_bytes: raw.bytes_acked,
             received_bytes: raw.bytes_received,
+            is_app_limited: raw.delivery & 1 != 0,
             sent_bytes: raw.bytes_sent,
         }
     }

@@ -12,7 +12,7 @@ use super::{
     super::{Lane, packed::PackedLane},
     Draining, Lease, Place, Pool,
 };
-use crate::exec::{self, Core, Instant};
+use crate::exec::{self, Core};
 
 impl Pool {
     /// A warm lane to `instance` (to any, if none is named) that is idle on `core`, whose pool of this path `find` finds there;
@@ -49,16 +49,14 @@ impl Pool {
     /// Gives away the lane that [`Pool::lease_warm`] would lease. One that has only the END of a transfer to bring goes, too: its
     /// next client has come sooner than that.
     fn part_with(&self, instance: Option<u64>) -> Option<PackedLane> {
-        let now = Instant::now();
         let fits = |lane: &Lane| lane.is_warm() && instance.is_none_or(|wanted| wanted == lane.instance());
-        let rank = |lane: &Lane| lane.rank(now);
         let lane = {
             let (mut idle, mut draining) = (self.idle.borrow_mut(), self.draining.borrow_mut());
             let shelved = idle.iter().enumerate().filter(|(_, lane)| fits(lane) && lane.is_quiet());
-            let shelved = shelved.map(|(found, lane)| (rank(lane), found)).max();
+            let shelved = shelved.map(|(found, lane)| (lane.warmth(), found)).max();
             let ends = |drained: &Draining| fits(&drained.lane) && drained.lane.only_ends_left();
             let ending = draining.iter().enumerate().filter(|(_, drained)| ends(drained));
-            let ending = ending.map(|(found, drained)| (rank(&drained.lane), found)).max();
+            let ending = ending.map(|(found, drained)| (drained.lane.warmth(), found)).max();
             match (shelved, ending) {
                 (Some((shelved, found)), ending) if ending.is_none_or(|(ending, _)| ending <= shelved) => {
                     idle.remove(found)

@@ -60,11 +60,6 @@ impl LaneCounts {
         counts.paths.retain(|(known, _)| !Arc::ptr_eq(known, path));
     }
 
-    /// Whether lanes take turns: there may be one more than carry, and they use BBR.
-    pub(super) fn takes_turns(&self) -> bool {
-        self.is_paced
-    }
-
     pub(super) fn probe(self: &Arc<Self>) -> Option<Probe> {
         let is_taken = std::mem::replace(&mut self.counts().is_probing, true);
         (!is_taken).then(|| Probe { counts: self.clone(), began: Instant::now() })

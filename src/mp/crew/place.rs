@@ -8,16 +8,14 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI32, AtomicIsize, AtomicU8, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use tokio::sync::Notify;
 
-use super::turns::{Seated, Turns};
 use crate::{
-    exec::Instant,
     http::account::PathShare,
     lanes::{DialError, PathStatus},
 };
@@ -26,13 +24,8 @@ use crate::{
 const SLOTS_MAX: usize = 64;
 /// Cold lanes of a path replaced in one transfer at most: there is one warm one for each, and both have a slot.
 const REPLACED_MAX: u32 = SLOTS_MAX as u32 / 2;
-/// A slot without a lane, and one whose lane has carried nothing: numbers of [`Place::pauses`].
-const VACANT: u64 = 0;
-const NEVER: u64 = 1;
 /// A lane that has brought so much in a transfer is warm: as the pool has it.
 const WARM_BYTES: u64 = 1 << 20;
-/// With more lanes in use on a path, of all transfers, others go on while one pauses: none is to rest.
-const LEASED_MAX: usize = 4;
 /// A round trip this much longer than the shortest shows a queue: jitter is less.
 const QUEUED_RATIO: f64 = 1.2;
 /// And by this much on short paths.
@@ -65,14 +58,7 @@ pub(in crate::mp) struct Place {
     cold: AtomicU64,
     /// Of these, lanes that are to rest because a warm one takes their place. Their slots are not used again.
     replaced: AtomicU64,
-    /// Of these, lanes that rest while others take their turn, and slots of such that are gone.
-    resting: AtomicU64,
-    /// Lanes that carry besides those wanted, for as long as one hands over to another.
-    besides: AtomicIsize,
-    /// The transfer's start.
-    began: Instant,
-    /// Of each slot when its lane's congestion control will pause, in ms since then; what it has brought.
-    pauses: [AtomicU64; SLOTS_MAX],
+    /// What each slot's lane has brought.
     carried: [AtomicU64; SLOTS_MAX],
     /// Lanes that carry fresh frames; more are to rest.
     pub(super) wanted: AtomicUsize,
@@ -98,10 +84,6 @@ impl Place {
             slots: AtomicU64::new(0),
             cold: AtomicU64::new(0),
             replaced: AtomicU64::new(0),
-            resting: AtomicU64::new(0),
-            besides: AtomicIsize::new(0),
-            began: Instant::now(),
-            pauses: std::array::from_fn(|_| AtomicU64::new(VACANT)),
             carried: std::array::from_fn(|_| AtomicU64::new(0)),
             lanes: AtomicUsize::new(0),
             wanted: AtomicUsize::new(wanted),
@@ -141,9 +123,7 @@ impl Place {
 
     /// The slots whose lanes carry fresh frames.
     fn eager(&self) -> u64 {
-        let unused = self.replaced.load(Ordering::SeqCst) | self.resting.load(Ordering::SeqCst);
-        let wanted =
-            self.wanted.load(Ordering::Relaxed).saturating_add_signed(self.besides.load(Ordering::SeqCst));
+        let (unused, wanted) = (self.replaced.load(Ordering::SeqCst), self.wanted.load(Ordering::Relaxed));
         let usable = (0..SLOTS_MAX).map(|number| 1 << number).filter(|bit| unused & bit == 0);
         usable.take(wanted).fold(0, |eager, bit| eager | bit)
     }
@@ -178,42 +158,6 @@ impl Place {
             self.replaced.fetch_or(1 << candidates.trailing_zeros(), Ordering::SeqCst);
         }
         candidates != 0
-    }
-
-    /// Lets lanes rest before they would pause. Returns whether one more is to be seated for that.
-    pub(super) fn take_turns(&self, turns: &mut Turns, by_network: bool, may_seat: bool) -> bool {
-        if turns.are_over() {
-            return false;
-        }
-        let (eager, cold) = (self.eager(), self.cold.load(Ordering::SeqCst));
-        let replaced = self.replaced.load(Ordering::SeqCst);
-        let slots = self.slots.load(Ordering::SeqCst) & !replaced;
-        let lanes: Vec<_> = (0..SLOTS_MAX)
-            .filter(|number| slots & (1 << number) != 0)
-            .filter_map(|number| {
-                let bytes = self.carried[number].load(Ordering::Relaxed);
-                let pause_at = match self.pauses[number].load(Ordering::Relaxed) {
-                    VACANT => return None,
-                    NEVER => None,
-                    at_ms => Some(Duration::from_millis(at_ms)),
-                };
-                let is_warm = cold & (1 << number) == 0 || bytes >= WARM_BYTES;
-                Some(Seated { number, is_eager: eager & (1 << number) != 0, is_warm, pause_at, bytes })
-            })
-            .collect();
-        let (now, received) = (self.began.elapsed(), self.bytes.load(Ordering::Relaxed));
-        let carries_alone = self.wanted.load(Ordering::Relaxed) == 1 && self.path.leased() <= LEASED_MAX;
-        let (round_trip, may_turn) = (self.path.round_trip(), by_network && carries_alone);
-        let order = turns.look(now, round_trip, received, (may_turn, may_seat), &lanes);
-        let before = self.resting.swap(order.resting, Ordering::SeqCst);
-        if before != order.resting {
-            tracing::debug!(path = self.path.name(), resting = order.resting, "lanes take turns");
-        }
-        if self.besides.swap(order.besides, Ordering::SeqCst) != order.besides || before != order.resting {
-            self.call();
-        }
-        // Who is being dialled may do.
-        order.seats && slots & !eager & !order.resting == 0
     }
 
     pub(super) fn learn(&self, outlook: Outlook) {
@@ -266,8 +210,7 @@ impl Slot {
     pub(in crate::mp) fn take(place: &Arc<Place>) -> Option<Self> {
         let mut number = 0;
         let lowest = |slots: u64| {
-            let unused = place.replaced.load(Ordering::SeqCst) | place.resting.load(Ordering::SeqCst);
-            number = (slots | unused).trailing_ones() as usize;
+            number = (slots | place.replaced.load(Ordering::SeqCst)).trailing_ones() as usize;
             (number < SLOTS_MAX).then(|| slots | 1 << number)
         };
         let taken = place.slots.fetch_update(Ordering::SeqCst, Ordering::SeqCst, lowest);
@@ -292,13 +235,10 @@ impl Slot {
     /// It has a lane, which has carried nothing yet.
     pub(super) fn set_seated(&self) {
         self.place.carried[self.number].store(0, Ordering::Relaxed);
-        self.place.pauses[self.number].store(NEVER, Ordering::Relaxed);
     }
 
-    /// Its lane brings a frame of so many bytes, and will pause at that moment unless it rests before.
-    pub(in crate::mp) fn carries(&self, bytes: usize, pause_at: Instant) {
-        let pause_at = pause_at.saturating_duration_since(self.place.began).as_millis() as u64;
-        self.place.pauses[self.number].store(pause_at.max(NEVER + 1), Ordering::Relaxed);
+    /// Its lane brings a frame of so many bytes.
+    pub(in crate::mp) fn carries(&self, bytes: usize) {
         self.place.carried[self.number].fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
@@ -328,7 +268,6 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let others = !(1 << self.number);
         self.place.cold.fetch_and(others, Ordering::SeqCst);
-        self.place.pauses[self.number].store(VACANT, Ordering::Relaxed);
         self.place.slots.fetch_and(others, Ordering::SeqCst);
     }
 }
@@ -389,7 +328,7 @@ mod tests {
         let lanes: Vec<_> = (0..3).map(|_| Slot::take(&place).unwrap()).collect();
         lanes.iter().for_each(|lane| lane.set_cold());
         assert_eq!(place.cold_lanes(), 3, "all are replaced at once");
-        lanes[1].carries(WARM_BYTES as usize, Instant::now());
+        lanes[1].carries(WARM_BYTES as usize);
         assert_eq!(place.cold_lanes(), 2);
         assert!(place.replace_cold() && place.replace_cold() && !place.replace_cold());
         assert!(!lanes[1].rests());

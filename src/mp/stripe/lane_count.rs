@@ -37,13 +37,14 @@ const SETTLE_ROUND_TRIPS: u32 = 4;
 const FEWER_MEASURES: u32 = 3;
 /// Fewer are tried when the wait after tries of more has grown to this.
 const FEWER_AFTER: Duration = Duration::from_secs(8);
-/// So many paced lanes (BBR) share a path as well as one fills it. They are kept once they stand: each has measured its
-/// share only, and those that would remain grow by no more than a quarter every eight round trips.
-const PACED_LANES: usize = 4;
-/// unless they bring less than this share;
-const PACED_GAIN_MIN: f64 = 0.8;
-/// and more are tried only if they bring this much, as they do where single connections are policed.
+/// One paced lane (BBR) fills a path that loses packets at random: more are tried only to find out whether single connections are
+/// policed, and kept if the first step brings this much.
 const PACED_LEAP_GAIN_MIN: f64 = 2.5;
+/// It is given up early if it has brought less than this after [`CLEAR_MIN`], before the new lanes have come up to speed and take
+/// the path from the one that has it.
+const PACED_EARLY_GAIN_MIN: f64 = 1.4;
+/// The wait after that; it doubles each time.
+const PACED_REST_MIN: Duration = Duration::from_secs(30);
 /// A path that brings nothing for so long is out.
 const OUTAGE_MIN: Duration = Duration::from_secs(1);
 /// The wait after that: lanes that stand again have to come up to speed, which more of them would not shorten.
@@ -166,12 +167,9 @@ impl LaneCount {
             return self.wanted;
         }
         let measure = MEASURE_MIN.max(round_trip * MEASURE_ROUND_TRIPS);
-        // Paced lanes become some soon: it is the number to have where packets are lost, and it is kept.
-        let is_first = self.is_paced && may_gain && self.learned < PACED_LANES;
-        let steady = if is_first { CLEAR_MIN.max(round_trip * CLEAR_ROUND_TRIPS) } else { measure };
         match self.state {
             State::Steady(None) => self.state = State::Steady(Some(here)),
-            State::Steady(Some(begin)) if now - begin.since >= steady => {
+            State::Steady(Some(begin)) if now - begin.since >= measure => {
                 let rate = begin.rate(now, self.received);
                 self.rates.truncate(MEASUREMENTS - 1);
                 self.rates.push_front(rate);
@@ -182,7 +180,7 @@ impl LaneCount {
                 }
                 let tries_fewer = self.tries_fewer;
                 self.tries_fewer |= !may_gain;
-                let may_begin = self.rest_left.is_zero() && (may_gain || self.learned > self.fewest());
+                let may_begin = self.rest_left.is_zero() && (may_gain || self.learned > self.least);
                 if still_grows || !may_begin || !self.begin(rate, now, round_trip) {
                     self.tries_fewer = tries_fewer;
                     self.state = State::Steady(Some(here));
@@ -198,7 +196,10 @@ impl LaneCount {
                 let rate = measurement.rate(now, self.received);
                 let is_clear = match self.tries_fewer {
                     true => rate <= before * LOSS_CLEAR,
-                    false => rate >= before * GAIN_CLEAR,
+                    false => {
+                        rate >= before * GAIN_CLEAR
+                            || (self.is_first_leap() && rate < before * PACED_EARLY_GAIN_MIN)
+                    }
                 } && elapsed >= CLEAR_MIN.max(round_trip * CLEAR_ROUND_TRIPS);
                 let enough = if self.tries_fewer { measure * FEWER_MEASURES } else { measure };
                 if is_clear || elapsed >= enough {
@@ -211,9 +212,9 @@ impl LaneCount {
 
     /// Tries another number, if there is one.
     fn begin(&mut self, before: f64, now: Duration, round_trip: Duration) -> bool {
-        self.tries_fewer = (self.tries_fewer || self.learned >= self.most) && self.learned > self.fewest();
+        self.tries_fewer = (self.tries_fewer || self.learned >= self.most) && self.learned > self.least;
         let other = if self.tries_fewer {
-            (self.learned / 2).max(self.fewest())
+            (self.learned / 2).max(self.least)
         } else {
             (self.learned * LEAP).min(self.most)
         };
@@ -236,19 +237,15 @@ impl LaneCount {
             >= match self.wanted / self.learned {
                 0 => LOSS_MAX,
                 1..=2 => GAIN_MIN,
+                _ if self.is_first_leap() => PACED_LEAP_GAIN_MIN,
                 _ => LEAP_LEAST,
             };
-        let is_first_leap = self.is_paced && !self.tries_fewer && self.wanted <= PACED_LANES;
-        if is_first_leap && (PACED_GAIN_MIN..PACED_LEAP_GAIN_MIN).contains(&gain) {
-            self.learned = self.wanted;
-            self.rates.clear();
-            (self.rest, self.rest_left) = (REST_MAX, REST_MAX);
-        } else if is_better {
+        if is_better {
             let is_too_far = !self.tries_fewer && gain < LEAP_GAIN_MIN;
             self.learned = if is_too_far { self.wanted / 2 } else { self.wanted };
             self.rest = REST_MIN;
             self.rates.clear();
-            let is_at_bound = self.learned == if self.tries_fewer { self.fewest() } else { self.most };
+            let is_at_bound = self.learned == if self.tries_fewer { self.least } else { self.most };
             // On in the same direction at once.
             if !is_at_bound && self.begin(rate, now, round_trip) {
                 return;
@@ -257,22 +254,20 @@ impl LaneCount {
         } else if self.tries_fewer {
             self.rest_left = LEARNED_REST.max(self.rest);
         } else {
-            self.rest_left = match self.is_paced {
-                // That the few lanes which are kept anyway carried so much less was others' doing.
-                true if is_first_leap => LEARNED_REST.max(self.rest),
-                true => REST_MAX,
-                false => self.rest,
-            };
+            if self.is_first_leap() {
+                self.rest = self.rest.max(PACED_REST_MIN);
+            }
+            self.rest_left = self.rest;
             self.rest = (self.rest * 2).min(REST_MAX);
         }
         self.wanted = self.learned;
-        self.tries_fewer = !self.tries_fewer && self.rest > FEWER_AFTER && self.learned > self.fewest();
+        self.tries_fewer = !self.tries_fewer && self.rest > FEWER_AFTER && self.learned > self.least;
         self.state = State::Steady(None);
     }
 
-    /// What is never gone below by trying.
-    fn fewest(&self) -> usize {
-        if self.is_paced { self.least.max(PACED_LANES.min(self.most)) } else { self.least }
+    /// Whether more are tried beside the one paced lane that a path begins with.
+    fn is_first_leap(&self) -> bool {
+        self.is_paced && !self.tries_fewer && self.learned == self.least
     }
 
     /// The lower median of the last rates.

@@ -159,22 +159,25 @@ fn what_others_do_to_a_path_is_not_taken_for_a_gain_for_long() {
 }
 
 #[test]
-fn paced_lanes_that_fill_a_lossy_path_become_four_and_stay() {
+fn a_paced_lane_that_fills_a_lossy_path_stays_alone_and_more_are_seldom_tried() {
     let path = Path { lane: 47.0, may_gain: 0.95, noise: 0.1, is_paced: true, ..CLEAN };
     let stories = stories(&[path; 2], 300.0, 60.0);
-    assert!(
-        stories.iter().all(|story| story.most == PACED_LANES && story.changes <= 2),
-        "a number that goes down"
+    let (mean, changes) = (
+        percentile(&stories, 95, |story| story.mean),
+        percentile(&stories, 95, |story| story.changes as f64),
     );
-    assert!(stories.iter().all(|story| story.learned == PACED_LANES));
+    println!("{mean:.3} lanes, {changes} changes");
+    assert!(mean <= 1.08 && changes <= 8.0, "{mean} lanes, {changes} changes");
+    assert!(stories.iter().all(|story| story.learned == 1));
 }
 
 #[test]
-fn paced_lanes_of_a_lossy_path_that_others_use_become_several_within_a_minute() {
+fn a_paced_lane_of_a_lossy_path_that_others_use_does_not_become_many() {
     let path = Path { lane: 47.0, cross_traffic: 0.7, may_gain: 0.95, noise: 0.1, is_paced: true, ..CLEAN };
     let stories = stories(&[path; 2], 60.0, 10.0);
-    let learned = percentile(&stories, 5, |story| story.learned as f64);
-    assert!(learned >= PACED_LANES as f64, "{learned}");
+    let mean = percentile(&stories, 95, |story| story.mean);
+    println!("{mean:.2} lanes");
+    assert!(mean <= 3.0, "{mean}");
 }
 
 #[test]
