@@ -49,8 +49,10 @@ const PACED_REST_MIN: Duration = Duration::from_secs(30);
 const OUTAGE_MIN: Duration = Duration::from_secs(1);
 /// The wait after that: lanes that stand again have to come up to speed, which more of them would not shorten.
 const OUTAGE_REST: Duration = Duration::from_secs(10);
-/// The wait after a number was learned.
+/// The wait after a number was learned, and after the largest was: that fewer would do is less likely then, and to try it takes
+/// seconds of the lanes that are left out.
 const LEARNED_REST: Duration = Duration::from_secs(15);
+const MOST_LEARNED_REST: Duration = Duration::from_secs(60);
 /// The wait after a try that brought nothing; doubles each time.
 const REST_MIN: Duration = Duration::from_secs(2);
 const REST_MAX: Duration = Duration::from_secs(600);
@@ -241,7 +243,7 @@ impl LaneCount {
                 _ => LEAP_LEAST,
             };
         if is_better {
-            let is_too_far = !self.tries_fewer && gain < LEAP_GAIN_MIN;
+            let is_too_far = self.wanted > 2 * self.learned && gain < LEAP_GAIN_MIN;
             self.learned = if is_too_far { self.wanted / 2 } else { self.wanted };
             self.rest = REST_MIN;
             self.rates.clear();
@@ -250,9 +252,9 @@ impl LaneCount {
             if !is_at_bound && self.begin(rate, now, round_trip) {
                 return;
             }
-            self.rest_left = LEARNED_REST;
+            self.rest_left = self.learned_rest();
         } else if self.tries_fewer {
-            self.rest_left = LEARNED_REST.max(self.rest);
+            self.rest_left = self.learned_rest().max(self.rest);
         } else {
             if self.is_first_leap() {
                 self.rest = self.rest.max(PACED_REST_MIN);
@@ -263,6 +265,10 @@ impl LaneCount {
         self.wanted = self.learned;
         self.tries_fewer = !self.tries_fewer && self.rest > FEWER_AFTER && self.learned > self.least;
         self.state = State::Steady(None);
+    }
+
+    fn learned_rest(&self) -> Duration {
+        if self.learned == self.most { MOST_LEARNED_REST } else { LEARNED_REST }
     }
 
     /// Whether more are tried beside the one paced lane that a path begins with.
