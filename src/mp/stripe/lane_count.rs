@@ -225,7 +225,8 @@ impl LaneCount {
         }
         let before = match self.tries_fewer {
             true => before,
-            false => self.usual_rate().unwrap_or(before),
+            // While slow start gives way to what losses allow, the last one is the lower one.
+            false => self.usual_rate().map_or(before, |usual| usual.min(before)),
         };
         self.wanted = other;
         let until = now + SETTLE_MIN.max(round_trip * SETTLE_ROUND_TRIPS);

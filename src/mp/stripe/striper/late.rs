@@ -2,7 +2,7 @@
 //!
 //! In: lanes whose acknowledgements are overdue, which lane asks, and when. Out: the frame that the client will wait for
 //! first. Invariants: a lane that is late itself sends none; where such copies have cost enough there are as many as one for
-//! each [`PAUSE_SECONDS`].
+//! each [`PAUSE_SECONDS`], and then none.
 
 use super::{
     LaneId, Striper,
@@ -11,6 +11,10 @@ use super::{
 
 /// Copies of frames whose lanes are late cost this share of what was handed out before they are rationed.
 const LATE_SHARE: f64 = 0.01;
+/// and this much, but for some frames, before there are none: where every lane is late now and then, they only take from what all
+/// carry.
+const LATE_SHARE_MAX: f64 = 0.02;
+const LATE_BYTES_MIN: u64 = 1 << 20;
 /// Between two copies, once copies have turned out needless: the viewer goes on, slowly, and a lane whose frames take 0.04 s
 /// loses a fifth of its rate.
 const PAUSE_SECONDS: f64 = 0.2;
@@ -35,7 +39,8 @@ impl Striper {
                 continue;
             }
             let len = u64::from(frame.len);
-            if !self.are_copies_free(len) && overdue < f64::from(copies) * PAUSE_SECONDS {
+            let is_rationed = overdue < f64::from(copies) * PAUSE_SECONDS || !self.may_be_copied(len);
+            if is_rationed && !self.are_copies_free(len) {
                 return None;
             }
             let others = self.others(index).filter(|other| !other.is_suspect(now));
@@ -51,6 +56,12 @@ impl Striper {
     fn are_copies_free(&self, len: u64) -> bool {
         let budget = (self.next_offset as f64 * LATE_SHARE) as u64;
         !self.spares_habits() && self.resent.late_bytes + len <= budget
+    }
+
+    /// Whether there may be one of `len` bytes at all.
+    fn may_be_copied(&self, len: u64) -> bool {
+        let budget = LATE_BYTES_MIN.max((self.next_offset as f64 * LATE_SHARE_MAX) as u64);
+        self.resent.late_bytes + len <= budget
     }
 
     /// Whether none of these lanes is in time, and not all of them are known to be silent.
