@@ -1,6 +1,6 @@
-//! What BBR of the kernel has found out about a connection, and how it is made to begin anew.
+//! How the kernel paces a connection: what BBR has found out, how it is made to begin anew, and what bounds the pace.
 //!
-//! A leaf module with `unsafe`: two of these options have no safe wrapper.
+//! A leaf module with `unsafe`: TCP_CC_INFO and SO_MAX_PACING_RATE have no safe wrapper.
 
 use std::{
     io,
@@ -73,6 +73,16 @@ pub(super) fn begin_anew(socket: BorrowedFd<'_>) -> io::Result<()> {
     socket.set_tcp_congestion(b"bbr")
 }
 
+/// The connection spreads what it sends over its round trip, also where its congestion control does not ask for that: as fast as its
+/// window goes round, and a fifth more, or twice as fast in slow start (net.ipv4.tcp_pacing_ca_ratio and tcp_pacing_ss_ratio,
+/// ip-sysctl). The kernel begins with it as soon as there is a bound.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub(super) fn pace(socket: BorrowedFd<'_>) -> io::Result<()> {
+    bound_pacing(socket, u64::MAX - 1)
+}
+
 /// The connection sends no more than so many bytes a second (SO_MAX_PACING_RATE, socket(7)); `u64::MAX`: as many as it may.
 ///
 /// # Errors
@@ -96,7 +106,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::net::TcpInfo;
+    use crate::net::{Congestion, Leg, TcpInfo};
 
     const BYTES: usize = 8 << 20;
 
@@ -134,5 +144,36 @@ mod tests {
         assert!(BbrInfo::of(near.as_fd()).unwrap().bandwidth > 0);
         bound_pacing(near.as_fd(), u64::MAX).unwrap();
         exchange(&mut near, &mut far);
+    }
+
+    /// The bound of a connection's pace, bytes a second.
+    fn bound(socket: BorrowedFd<'_>) -> u64 {
+        let (mut rate, mut len) = (0_u64, size_of::<u64>() as libc::socklen_t);
+        // SAFETY: the kernel writes at most `len` bytes to `rate`, an integer that long.
+        let outcome = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_MAX_PACING_RATE,
+                std::ptr::from_mut(&mut rate).cast(),
+                &mut len,
+            )
+        };
+        assert_eq!((outcome, len as usize), (0, size_of::<u64>()));
+        rate
+    }
+
+    #[test]
+    fn lanes_over_networks_are_paced_whatever_controls_them() {
+        for (leg, peer, is_paced) in [
+            (Leg::Lane, "203.0.113.1", true),
+            (Leg::Lane, "10.0.0.1", true),
+            (Leg::Lane, "127.0.0.1", false),
+            (Leg::Client, "203.0.113.1", false),
+        ] {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            Congestion::Named(leg, "reno".into()).apply(&socket, peer.parse().unwrap());
+            assert_eq!(bound(socket.as_fd()) != u64::MAX, is_paced, "{leg:?} to {peer}");
+        }
     }
 }

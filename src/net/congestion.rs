@@ -13,13 +13,15 @@ use std::{
 
 use socket2::{Domain, SockRef, Socket, Type};
 
+use super::bbr;
+
 /// Which congestion control a leg gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Congestion {
     /// By the distance of the peer.
     Auto(Leg),
     /// This one, by the kernel's name.
-    Named(String),
+    Named(Leg, String),
 }
 
 /// What a connection is for.
@@ -50,7 +52,7 @@ impl Legs {
     /// From the values of the flags; `auto` or a name of the kernel's.
     pub fn from_flags(lane: &str, client: &str) -> Self {
         let leg = |text: &str, leg| {
-            if text == "auto" { Congestion::Auto(leg) } else { Congestion::Named(text.into()) }
+            if text == "auto" { Congestion::Auto(leg) } else { Congestion::Named(leg, text.into()) }
         };
         Self { lane: leg(lane, Leg::Lane), client: leg(client, Leg::Client) }
     }
@@ -68,14 +70,20 @@ impl Congestion {
         let wanted: &[&str] = match self {
             Congestion::Auto(leg) if is_near(peer, *leg) => SHORT,
             Congestion::Auto(_) => LONG,
-            Congestion::Named(name) => {
+            Congestion::Named(_, name) => {
                 named = [name.as_str()];
                 &named
             }
         };
         for name in wanted {
             match socket.set_tcp_congestion(name.as_bytes()) {
-                Ok(()) => return,
+                Ok(()) => {
+                    if *name != "bbr" && self.paces(peer) {
+                        // Where the kernel cannot, a lane sends in bursts.
+                        let _ = bbr::pace(socket.as_fd());
+                    }
+                    return;
+                }
                 Err(error) => warn_once(name, &error),
             }
         }
@@ -83,6 +91,13 @@ impl Congestion {
 }
 
 impl Congestion {
+    /// Whether what does not pace by itself, as BBR does, is to: a lane that goes on with a large window sends it at once
+    /// otherwise, and the queue in front of the path loses what it cannot hold.
+    fn paces(&self, peer: IpAddr) -> bool {
+        let (Congestion::Auto(leg) | Congestion::Named(leg, _)) = self;
+        *leg == Leg::Lane && !is_near(peer, *leg)
+    }
+
     /// Whether distant peers get BBR, which paces by what it has measured: see [`LaneCount`](crate::mp::stripe::LaneCount).
     pub fn is_paced(&self) -> bool {
         let Ok(socket) = Socket::new(Domain::IPV4, Type::STREAM, None) else { return false };
@@ -151,11 +166,11 @@ mod tests {
     fn a_name_is_set_and_a_wrong_one_is_survived() {
         let socket = Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         let before = socket.tcp_congestion().unwrap();
-        Congestion::Named("no-such".into()).apply(&socket, Ipv4Addr::LOCALHOST.into());
+        Congestion::Named(Leg::Lane, "no-such".into()).apply(&socket, Ipv4Addr::LOCALHOST.into());
         assert_eq!(socket.tcp_congestion().unwrap(), before);
-        Congestion::Named("reno".into()).apply(&socket, Ipv4Addr::LOCALHOST.into());
+        Congestion::Named(Leg::Lane, "reno".into()).apply(&socket, Ipv4Addr::LOCALHOST.into());
         assert!(socket.tcp_congestion().unwrap().starts_with(b"reno"));
-        assert!(!Congestion::Named("reno".into()).is_paced());
+        assert!(!Congestion::Named(Leg::Lane, "reno".into()).is_paced());
         let has_bbr = socket.set_tcp_congestion(b"bbr").is_ok();
         assert_eq!(Congestion::Auto(Leg::Lane).is_paced(), has_bbr);
     }

@@ -238,7 +238,7 @@ impl Chain {
         let (process, stopping) = (self.downstream, self.stopping.clone());
         spawn_in(process, async move {
             (0..CORES).map(Core).for_each(on_simulator::open_mail);
-            // As with BBR: lanes that are alone on their path take turns.
+            // As with BBR, where the number of lanes is found.
             let counts = LaneCounts::new(least, most, least == 1 && most > least);
             let manager = Manager::start(paths, pool_config, counts, config, Load::new(CORES));
             let answer = Rc::new(async move |connection: &mut HttpConnection, request: RequestHead| {

@@ -214,3 +214,27 @@ fn a_file_comes_whole_over_the_chain() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success() && said.contains("--no-such"), "{said}");
 }
+
+/// What the relay of a path does with a lane that fills it for so long that BBR would pause twice.
+#[test]
+fn bbr_begins_anew_instead_of_pausing() {
+    let available = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control");
+    if !available.is_ok_and(|names| names.split_whitespace().any(|name| name == "bbr")) {
+        return skipped("BBR of the kernel");
+    }
+    if !possible() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let scenario = dir.path().join("one.toml");
+    let (one, _) = SMALL.rsplit_once("[[path]]").unwrap();
+    std::fs::write(&scenario, one).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plait"));
+    command.args(["lab", "run", "--size", "55M", "--lane-cc", "bbr", "--log", "info,plait::net=trace"]);
+    let output = command.arg("--logs").arg(dir.path()).arg(&scenario).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let log = std::fs::read_to_string(dir.path().join("relay-1.log")).unwrap();
+    let done = |order: &str| log.lines().filter(|line| line.contains(order) && line.contains("Ok")).count();
+    let (begun, released) = (done("BeginAnew"), done("Release"));
+    assert!(begun >= 1 && released >= begun - 1, "{begun} times anew, {released} times released:\n{log}");
+}

@@ -76,8 +76,8 @@ enum State {
     Steady(Option<Measurement>),
     /// Another number is wanted; its lanes come up to speed until `until`.
     Settling { until: Duration, before: f64 },
-    /// Another number is measured against `before`.
-    Measuring { measurement: Measurement, before: f64 },
+    /// Another number is measured against `before`, for the second time if `is_second`.
+    Measuring { measurement: Measurement, before: f64, is_second: bool },
 }
 
 /// The number of lanes of one path; outlives transfers.
@@ -190,10 +190,10 @@ impl LaneCount {
             }
             State::Steady(Some(_)) => {}
             State::Settling { until, before } if now >= until => {
-                self.state = State::Measuring { measurement: here, before };
+                self.state = State::Measuring { measurement: here, before, is_second: false };
             }
             State::Settling { .. } => {}
-            State::Measuring { measurement, before } => {
+            State::Measuring { measurement, before, is_second } => {
                 let elapsed = now - measurement.since;
                 let rate = measurement.rate(now, self.received);
                 let is_clear = match self.tries_fewer {
@@ -204,7 +204,15 @@ impl LaneCount {
                     }
                 } && elapsed >= CLEAR_MIN.max(round_trip * CLEAR_ROUND_TRIPS);
                 let enough = if self.tries_fewer { measure * FEWER_MEASURES } else { measure };
-                if is_clear || elapsed >= enough {
+                // Lanes that are still in slow start show what they bring in the second one.
+                if !is_clear
+                    && elapsed >= enough
+                    && !is_second
+                    && may_gain
+                    && self.may_bring_more(rate, before)
+                {
+                    self.state = State::Measuring { measurement: here, before, is_second: true };
+                } else if is_clear || elapsed >= enough {
                     self.judge(rate, before, now, round_trip);
                 }
             }
@@ -266,6 +274,11 @@ impl LaneCount {
         self.wanted = self.learned;
         self.tries_fewer = !self.tries_fewer && self.rest > FEWER_AFTER && self.learned > self.least;
         self.state = State::Steady(None);
+    }
+
+    /// Whether more lanes that lose packets have not brought enough for all of them to be kept, and may yet.
+    fn may_bring_more(&self, rate: f64, before: f64) -> bool {
+        !self.is_paced && !self.tries_fewer && self.learned < LEAP && rate < before * LEAP_GAIN_MIN
     }
 
     fn learned_rest(&self) -> Duration {

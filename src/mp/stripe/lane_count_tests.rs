@@ -131,13 +131,14 @@ fn lanes_that_random_loss_limits_become_many() {
 
 #[test]
 fn a_clean_path_stays_with_one_lane() {
-    for (name, path) in
-        [("without reason", CLEAN), ("with reason", Path { may_gain: 0.95, noise: 0.1, ..CLEAN })]
+    // With a reason, tries take some time.
+    for (name, path, most) in
+        [("without reason", CLEAN, 1.15), ("with reason", Path { may_gain: 0.95, noise: 0.1, ..CLEAN }, 1.25)]
     {
         let stories = stories(&[path; 2], 300.0, 60.0);
         let mean = percentile(&stories, 95, |story| story.mean);
         println!("{name}: {mean:.3} lanes");
-        assert!(mean <= 1.15, "{name}: {mean}");
+        assert!(mean <= most, "{name}: {mean}");
         assert!(percentile(&stories, 95, |story| story.learned as f64) < 2.0);
     }
 }
