@@ -17,7 +17,7 @@ use plait::lab::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::{SMALL, possible};
+use crate::{SMALL, possible, skipped};
 
 /// What takes milliseconds on a quiet machine.
 const DEADLINE: Duration = Duration::from_secs(60);
