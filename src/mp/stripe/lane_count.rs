@@ -28,7 +28,8 @@ const GAIN_CLEAR: f64 = 2.0;
 const LOSS_CLEAR: f64 = 0.75;
 const CLEAR_MIN: Duration = Duration::from_millis(300);
 const CLEAR_ROUND_TRIPS: u32 = 2;
-/// More lanes are compared with the median of so many measurements: a single lane goes up and down.
+/// More lanes are compared with the median of so many measurements, or with the last one if that is lower: a single lane goes up
+/// and down.
 const MEASUREMENTS: usize = 3;
 /// New lanes get this long, or four round trips, to be dialled and to come up to speed before they are measured.
 const SETTLE_MIN: Duration = Duration::from_millis(300);
