@@ -42,8 +42,8 @@ pub(super) enum Order {
     Release,
 }
 
-/// See the module's description.
-#[derive(Clone, Copy, Debug)]
+/// See the module's description. The default is that of a connection that has just been made.
+#[derive(Debug, Default)]
 pub(super) struct Renewal {
     /// When BBR began to wait for a shorter round trip, as far as can be known.
     measured: Option<Instant>,
@@ -54,11 +54,6 @@ pub(super) struct Renewal {
 }
 
 impl Renewal {
-    /// Of a connection that has just been made. `takes_part`: it may use BBR.
-    pub(super) fn new(takes_part: bool) -> Self {
-        Self { measured: None, sent: None, looked: None, is_held: false, is_over: !takes_part }
-    }
-
     /// Nothing will ever be done.
     pub(super) fn is_over(&self) -> bool {
         self.is_over
@@ -137,7 +132,7 @@ mod tests {
                 ..TcpInfo::default()
             };
             let bbr = BbrInfo { bandwidth: BANDWIDTH, round_trip: ROUND_TRIP, is_starting: false };
-            Self { renewal: Renewal::new(true), now, begun: now, tcp, bbr, orders: Vec::new() }
+            Self { renewal: Renewal::default(), now, begun: now, tcp, bbr, orders: Vec::new() }
         }
 
         /// Sends for so long; BBR settles within four round trips.

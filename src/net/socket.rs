@@ -96,7 +96,8 @@ pub struct Socket {
     low_water: Cell<usize>,
     /// Since when the poll has seen room in which no byte was put; see [`Socket::room`].
     pub(super) room_seen_at: Cell<Option<Instant>>,
-    renewal: Cell<Renewal>,
+    /// In a box: a stranger's connection has none.
+    renewal: Cell<Option<Box<Renewal>>>,
 }
 
 impl AsFd for Socket {
@@ -138,9 +139,8 @@ impl Socket {
     /// A second handle of a connection, with readiness of its own on the core that calls.
     pub fn on_this_core(shared: Shared) -> Self {
         let watch = Watch::new(shared.as_fd().as_raw_fd());
-        // Over MPTCP each subflow pauses by itself.
-        let renewal = Cell::new(Renewal::new(shared.transport() == Transport::Tcp));
-        Self { watch, fd: shared, low_water: Cell::new(1), room_seen_at: Cell::new(None), renewal }
+        let (room_seen_at, renewal) = (Cell::new(None), Cell::new(None));
+        Self { watch, fd: shared, low_water: Cell::new(1), room_seen_at, renewal }
     }
 
     /// The connection without this core's readiness, to be used on another core or kept for later.
@@ -238,6 +238,14 @@ impl Socket {
         let _ = backoff::bound(self.fd.as_fd());
     }
 
+    /// Makes a lane that sends with BBR go on where it would pause, as [`renewal`](super::renewal) has it. Over MPTCP each
+    /// subflow pauses by itself.
+    pub fn spare_pauses(&self) {
+        if self.fd.transport() == Transport::Tcp {
+            self.renewal.set(Some(Box::default()));
+        }
+    }
+
     /// Has the kernel ask the peer for a sign of life each time the connection was silent for `pause`, and break it after 14
     /// questions without an answer, or at once if the peer knows nothing of it.
     pub fn keep_alive(&self, pause: Duration) {
@@ -309,10 +317,7 @@ impl Socket {
     /// Bytes were put into it.
     pub(super) fn took(&self) {
         self.room_seen_at.set(None);
-        let mut renewal = self.renewal.get();
-        if renewal.is_over() {
-            return;
-        }
+        let Some(mut renewal) = self.renewal.take() else { return };
         let now = Instant::now();
         if renewal.sends(now)
             && let Ok(tcp) = self.tcp_info()
@@ -320,7 +325,9 @@ impl Socket {
         {
             self.renew(order);
         }
-        self.renewal.set(renewal);
+        if !renewal.is_over() {
+            self.renewal.set(Some(renewal));
+        }
     }
 
     /// What fails here is that of a connection that has failed, which shows elsewhere.

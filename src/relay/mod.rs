@@ -239,6 +239,7 @@ async fn forward(
     };
     // It sends nothing of its own: lanes of a host that has vanished would stay for ever.
     [&near, &far].into_iter().for_each(|end| end.keep_alive(ASK_SELDOM));
+    [&near, &far].into_iter().for_each(Socket::spare_pauses);
     tracing::debug!(%peer, near = ?near.mptcp(), far = ?far.mptcp(), "a lane stands");
     let ends = (
         Counted::new(End::RelayNear, peer.ip().to_canonical().to_string(), &near),

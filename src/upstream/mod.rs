@@ -300,6 +300,7 @@ pub(crate) fn serve_lane(
         match authenticate(&upstream, &socket, peer, knock).await {
             Ok(seat) => {
                 present.seat = Some(seat);
+                socket.spare_pauses();
                 let counted = Counted::new(End::Upstream, name(peer), &socket);
                 let course = Course::of(&socket);
                 // In a box: a stranger costs no room for it.

@@ -215,7 +215,7 @@ fn a_file_comes_whole_over_the_chain() {
     assert!(!output.status.success() && said.contains("--no-such"), "{said}");
 }
 
-/// What the relay of a path does with a lane that fills it for so long that BBR would pause twice.
+/// What the relay of a long path does with a lane that fills it for so long that BBR would pause.
 #[test]
 fn bbr_begins_anew_instead_of_pausing() {
     let available = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control");
@@ -228,13 +228,14 @@ fn bbr_begins_anew_instead_of_pausing() {
     let dir = tempfile::tempdir().unwrap();
     let scenario = dir.path().join("one.toml");
     let (one, _) = SMALL.rsplit_once("[[path]]").unwrap();
-    std::fs::write(&scenario, one).unwrap();
+    std::fs::write(&scenario, one.replace("rtt-ms = 20", "rtt-ms = 100")).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_plait"));
-    command.args(["lab", "run", "--size", "55M", "--lane-cc", "bbr", "--log", "info,plait::net=trace"]);
+    command.args(["lab", "run", "--runs", "1", "--size", "35M", "--lane-cc", "bbr"]);
+    command.args(["--log", "info,plait::net=trace"]);
     let output = command.arg("--logs").arg(dir.path()).arg(&scenario).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let log = std::fs::read_to_string(dir.path().join("relay-1.log")).unwrap();
     let done = |order: &str| log.lines().filter(|line| line.contains(order) && line.contains("Ok")).count();
     let (begun, released) = (done("BeginAnew"), done("Release"));
-    assert!(begun >= 1 && released >= begun - 1, "{begun} times anew, {released} times released:\n{log}");
+    assert!(begun >= 1 && released >= 1, "{begun} times anew, {released} times released:\n{log}");
 }
