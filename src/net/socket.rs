@@ -238,8 +238,8 @@ impl Socket {
         let _ = backoff::bound(self.fd.as_fd());
     }
 
-    /// Makes a lane that sends with BBR go on where it would pause, as [`renewal`](super::renewal) has it. Over MPTCP each
-    /// subflow pauses by itself.
+    /// Has BBR of a lane begin anew a second before it would pause to measure the round trip (PROBE_RTT), as long as the lane is as
+    /// quick as it was. Over MPTCP each subflow pauses by itself.
     pub fn spare_pauses(&self) {
         if self.fd.transport() == Transport::Tcp {
             self.renewal.set(Some(Box::default()));
