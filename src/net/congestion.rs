@@ -20,7 +20,7 @@ use super::bbr;
 pub enum Congestion {
     /// By the distance of the peer.
     Auto(Leg),
-    /// This one, by the kernel's name.
+    /// This one, by the kernel's name, for such a leg.
     Named(Leg, String),
 }
 
