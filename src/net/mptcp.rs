@@ -193,6 +193,8 @@ pub(super) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
         },
         received_bytes: samples().map(|sample| sample.received_bytes).sum(),
         sent_bytes: samples().map(|sample| sample.sent_bytes).sum(),
+        since_acknowledged: samples().map(|sample| sample.since_acknowledged).min().unwrap_or_default(),
+        is_recovering_from_timeout: known > 0 && samples().all(|sample| sample.is_recovering_from_timeout),
     })
 }
 

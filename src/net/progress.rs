@@ -26,7 +26,7 @@ impl Socket {
         if self.room_seen_at.get().is_some() {
             exec::sleep(MEMORY_PAUSE).await;
         }
-        self.ready(Interest::Write).await?;
+        self.while_sending(self.ready(Interest::Write)).await?;
         if self.room_seen_at.get().is_none() {
             self.room_seen_at.set(Some(Instant::now()));
         }

@@ -25,7 +25,7 @@ pub async fn pump(source: &Socket, destination: &Socket, moved: &Cell<u64>) -> i
         match conduit.fill(source, FILL_BYTES_MAX)? {
             Filled::Bytes(_) | Filled::Full => budget.spend().await,
             Filled::SourceEmpty => {
-                source.ready(Interest::Read).await?;
+                destination.while_sending(source.ready(Interest::Read)).await?;
                 bytes = 0;
                 continue;
             }

@@ -7,7 +7,11 @@
 //! shortest round trip from TCP, which remembers it for five minutes, keeps its window, and is held at the bandwidth that
 //! it knew until it has seen that there is no more, as its STARTUP would send 2.9 times as much.
 //!
-//! In: when bytes are sent, and what the kernel says of the connection. Out: what is to be done with it. Called by
+//! A path that falls silent would have it pause as it comes back, if the ten seconds are over by then. With the first
+//! acknowledgement it is too late, and after a retransmission timeout the window is gone; so it begins anew as soon as
+//! acknowledgements fail to come.
+//!
+//! In: when bytes are sent, or wait to be, and what the kernel says of the connection. Out: what is to be done with it. Called by
 //! `socket`. No I/O, no clock. Invariants: a connection with a queue in front of it, or without enough to send, is left
 //! alone; what holds it back is lifted once BBR has settled.
 
@@ -33,6 +37,13 @@ const QUEUED_MIN: Duration = Duration::from_millis(5);
 /// A window that holds less of what the path does is that of a connection which pauses, or has just lost a lot.
 const WINDOW_SHARE_MIN: f64 = 0.8;
 
+/// No acknowledgement for so long, while some are due: the path is silent. The retransmission timer fires no sooner than
+/// 200 ms after the last one (TCP_RTO_MIN of net/tcp.h).
+const SILENT: Duration = Duration::from_millis(150);
+/// The kernel is asked about that if BBR has waited for a shorter round trip for so long: otherwise a silence would have to
+/// last for six seconds to end in a pause, and who waits for that does not mind the pause.
+const SILENCE_MATTERS: Duration = Duration::from_secs(4);
+
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
@@ -50,6 +61,8 @@ pub(super) struct Renewal {
     sent: Option<Instant>,
     looked: Option<Instant>,
     is_held: bool,
+    /// Nothing was under way, or it is too late: silence means nothing until more is sent.
+    is_quiet: bool,
     is_over: bool,
 }
 
@@ -62,6 +75,7 @@ impl Renewal {
     /// Bytes are sent. Returns whether the kernel is to be asked how the connection stands.
     pub(super) fn sends(&mut self, now: Instant) -> bool {
         let before = self.sent.replace(now).unwrap_or(now);
+        self.is_quiet = false;
         let was_idle = now.saturating_duration_since(before) > IDLE_MIN;
         let measured = *self.measured.get_or_insert(now);
         let age = now.saturating_duration_since(measured);
@@ -75,6 +89,30 @@ impl Renewal {
             self.looked = Some(now);
         }
         looks
+    }
+
+    /// The sender waits. Returns after how long the kernel is to be asked whether the path is silent, if nothing was sent until
+    /// then.
+    pub(super) fn waits(&self, now: Instant) -> Option<Duration> {
+        let measured = self.measured?;
+        let age = now.saturating_duration_since(measured);
+        let is_worth_it = !self.is_over && !self.is_held && !self.is_quiet;
+        (is_worth_it && (SILENCE_MATTERS..=EVERY).contains(&age)).then_some(LOOK)
+    }
+
+    /// How the connection stands after that.
+    pub(super) fn looks_for_silence(
+        &mut self,
+        now: Instant,
+        tcp: &TcpInfo,
+        bbr: Option<BbrInfo>,
+    ) -> Option<Order> {
+        let is_silent = tcp.since_acknowledged >= SILENT && tcp.unacknowledged > 0;
+        self.is_quiet = tcp.unacknowledged == 0 || tcp.is_recovering_from_timeout;
+        if !is_silent || self.is_quiet {
+            return None;
+        }
+        self.looks(now, tcp, bbr)
     }
 
     /// How the connection stands; `bbr` is `None` if it does not use BBR.
@@ -211,6 +249,32 @@ mod tests {
         assert_eq!(connection.begins(), []);
         connection.send(Duration::from_millis(300));
         assert_eq!(connection.begins().len(), 1);
+    }
+
+    /// The sender waits, and nothing is acknowledged for so long.
+    fn falls_silent(connection: &mut Connection, silence: Duration) -> Option<Order> {
+        let wait = connection.renewal.waits(connection.now)?;
+        connection.now += wait;
+        let tcp = TcpInfo { since_acknowledged: silence, unacknowledged: 900, ..connection.tcp };
+        connection.renewal.looks_for_silence(connection.now, &tcp, Some(connection.bbr))
+    }
+
+    #[test]
+    fn one_that_falls_silent_late_begins_anew_before_its_timer_fires() {
+        let mut connection = Connection::new();
+        connection.send(Duration::from_secs(3));
+        assert_eq!(falls_silent(&mut connection, SILENT), None, "seven seconds are a long silence");
+        connection.send(Duration::from_secs(3));
+        assert_eq!(falls_silent(&mut connection, SILENT / 3), None, "it is full, and moves");
+        connection.tcp.is_recovering_from_timeout = true;
+        assert_eq!(falls_silent(&mut connection, 2 * SILENT), None, "its window is gone");
+        assert_eq!(connection.renewal.waits(connection.now), None);
+        connection.tcp.is_recovering_from_timeout = false;
+        connection.send(2 * STEP);
+        let anew = Some(Order::BeginAnew { bandwidth: BANDWIDTH });
+        assert_eq!(falls_silent(&mut connection, SILENT), anew);
+        assert_eq!(falls_silent(&mut connection, 2 * SILENT), None, "once");
+        assert!(connection.renewal.is_held, "until it has come up to speed again");
     }
 
     #[test]

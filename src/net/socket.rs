@@ -8,6 +8,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    pin::pin,
     time::Duration,
 };
 
@@ -317,17 +318,44 @@ impl Socket {
     /// Bytes were put into it.
     pub(super) fn took(&self) {
         self.room_seen_at.set(None);
-        let Some(mut renewal) = self.renewal.take() else { return };
-        let now = Instant::now();
-        if renewal.sends(now)
-            && let Ok(tcp) = self.tcp_info()
-            && let Some(order) = renewal.looks(now, &tcp, BbrInfo::of(self.fd.as_fd()))
-        {
+        let look = |renewal: &mut Renewal| {
+            let now = Instant::now();
+            let tcp = renewal.sends(now).then(|| self.tcp_info().ok()).flatten()?;
+            renewal.looks(now, &tcp, BbrInfo::of(self.fd.as_fd()))
+        };
+        if let Some(order) = self.with_renewal(look).flatten() {
             self.renew(order);
         }
+    }
+
+    /// Waits for what lets the sender go on; a path that falls silent meanwhile must not have BBR pause as it comes back.
+    pub async fn while_sending<F: Future>(&self, wait: F) -> F::Output {
+        let mut wait = pin!(wait);
+        while let Some(pause) = self.with_renewal(|renewal| renewal.waits(Instant::now())).flatten() {
+            match exec::timeout(pause, wait.as_mut()).await {
+                Ok(outcome) => return outcome,
+                Err(exec::Elapsed) => self.look_for_silence(),
+            }
+        }
+        wait.await
+    }
+
+    fn look_for_silence(&self) {
+        let Ok(tcp) = self.tcp_info() else { return };
+        let bbr = BbrInfo::of(self.fd.as_fd());
+        let look = |renewal: &mut Renewal| renewal.looks_for_silence(Instant::now(), &tcp, bbr);
+        if let Some(order) = self.with_renewal(look).flatten() {
+            self.renew(order);
+        }
+    }
+
+    fn with_renewal<T>(&self, act: impl FnOnce(&mut Renewal) -> T) -> Option<T> {
+        let mut renewal = self.renewal.take()?;
+        let outcome = act(&mut renewal);
         if !renewal.is_over() {
             self.renewal.set(Some(renewal));
         }
+        Some(outcome)
     }
 
     /// What fails here is that of a connection that has failed, which shows elsewhere.

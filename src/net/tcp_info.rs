@@ -64,6 +64,9 @@ pub(super) struct RawTcpInfo {
     snd_wnd: u32,
 }
 
+/// `TCP_CA_Loss` of linux/tcp.h, a value of tcpi_ca_state.
+const CA_LOSS: u8 = 4;
+
 /// A sample of one connection. tcp(7), linux/tcp.h.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpInfo {
@@ -93,6 +96,10 @@ pub struct TcpInfo {
     pub is_app_limited: bool,
     /// Bytes sent since the connection began, those sent again included.
     pub sent_bytes: u64,
+    /// Since when nothing was acknowledged, in whole milliseconds.
+    pub since_acknowledged: Duration,
+    /// The retransmission timer has fired: the window is one segment, and grows again from there (TCP_CA_Loss).
+    pub is_recovering_from_timeout: bool,
 }
 
 impl TcpInfo {
@@ -137,6 +144,8 @@ impl From<&RawTcpInfo> for TcpInfo {
             received_bytes: raw.bytes_received,
             is_app_limited: raw.delivery & 1 != 0,
             sent_bytes: raw.bytes_sent,
+            since_acknowledged: Duration::from_millis(raw.last_ack_recv.into()),
+            is_recovering_from_timeout: raw.states[1] == CA_LOSS,
         }
     }
 }

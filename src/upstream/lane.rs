@@ -416,7 +416,7 @@ async fn write(
             exec::yield_now().await;
         }
         let next = match first.take() {
-            None => next_piece(transfer, lane, sizer.size(), &mut view).await,
+            None => socket.while_sending(next_piece(transfer, lane, sizer.size(), &mut view)).await,
             first => first,
         };
         let Some(next) = next else {
