@@ -268,6 +268,24 @@ impl Pool {
         receive.await.unwrap_or_else(|_| Err(busy()))
     }
 
+    /// Lanes that are being dialled.
+    pub fn dialling(&self) -> usize {
+        self.dialling.get()
+    }
+
+    /// A lane that is dialled for the caller; none if none may stand, or the dial fails.
+    pub async fn lease_fresh(self: &Rc<Self>) -> Option<Lease> {
+        if !self.has_place() || self.closing.get() {
+            return None;
+        }
+        let dialled = self.dial(Place::take(self)).await;
+        if dialled.is_err() {
+            // Others may have found no room meanwhile.
+            self.dial_if_awaited();
+        }
+        dialled.ok().map(|lane| self.lease(Rc::new(lane)))
+    }
+
     /// Starts a dial for a waiter, if one more lane may stand.
     fn dial_for_waiter(&self) {
         let Some(pool) = self.this.upgrade().filter(|pool| pool.has_place()) else { return };

@@ -45,6 +45,16 @@ pub const DESERTED_MAX: Duration = Duration::from_secs(30);
 /// An upstream that is dead for certain is back within this time if a service manager restarts it.
 const RESTART_MAX: Duration = Duration::from_secs(5);
 
+/// A lane whose congestion control takes each loss for a queue is worn out after so long, or so many round trips: slow start brings
+/// it to a hundred segments in flight where one of 200 is lost, and twenty round trips later it has sunk to seventeen.
+const WORN_OUT_MIN: Duration = Duration::from_millis(1500);
+const WORN_OUT_ROUND_TRIPS: u32 = 20;
+/// What was on its way over such a lane has come once it has brought nothing for so long, or so many round trips.
+const LAST_FRAMES_MIN: Duration = Duration::from_millis(1000);
+const LAST_FRAMES_ROUND_TRIPS: u32 = 6;
+/// Lanes of a path dialled at once for that, as relays and upstreams may be far away.
+const RELIEF_DIALS_MAX: usize = 8;
+
 /// Lanes that bring nothing for so long although the client takes everything make the crew ask whether the upstream still
 /// answers, if there is another: several times the longest stall that the upstream itself needs to notice a silent path.
 /// A slow root is no reason to leave an upstream that answers.
@@ -148,6 +158,12 @@ impl Crew {
                     // Whoever finds no warm lane any more changes nothing.
                     (0..place.cold_lanes()).for_each(|_| self.seat(index, place, Fit::Warm));
                 }
+                if by_network
+                    && place.is_starved()
+                    && probe.as_ref().is_some_and(|probe| probe.wears_out(place))
+                {
+                    self.relieve(index, place);
+                }
                 let missing = place.missing();
                 if missing == 0 || !share.may_seat(is_short) {
                     (*rest, *rest_next) = (0, 0);
@@ -159,6 +175,17 @@ impl Crew {
                     (0..missing).for_each(|_| self.seat(index, place, Fit::Any { suspect_before: None }));
                 }
             }
+        }
+    }
+
+    /// Seats a new lane in the place of one that has been worn out by losses, one path and look at a time.
+    fn relieve(&self, index: usize, place: &Arc<Place>) {
+        let round_trip = place.path.round_trip();
+        place.close_relieved(LAST_FRAMES_MIN.max(LAST_FRAMES_ROUND_TRIPS * round_trip));
+        let age = WORN_OUT_MIN.max(WORN_OUT_ROUND_TRIPS * round_trip);
+        let may_dial = self.manager.pool(&place.path).is_some_and(|pool| pool.dialling() < RELIEF_DIALS_MAX);
+        if may_dial && place.has_lane_of(age) {
+            self.seat(index, place, Fit::Fresh { age });
         }
     }
 
@@ -209,7 +236,11 @@ impl Crew {
     fn seat(&self, index: usize, place: &Arc<Place>, fit: Fit) {
         // The path may have been removed.
         let Some(pool) = self.manager.pool(&place.path) else { return };
-        let Some(slot) = Slot::take(place) else { return };
+        let slot = match fit {
+            Fit::Fresh { .. } => Slot::take_beside(place),
+            _ => Slot::take(place),
+        };
+        let Some(slot) = slot else { return };
         let here = exec::core();
         let mut core = self.cores[(slot.number * self.places.len() + index) % self.cores.len()];
         if fit == Fit::Warm || (self.cores.len() == 1 && fit == (Fit::Any { suspect_before: None })) {
@@ -272,6 +303,8 @@ enum Fit {
         /// Idle lanes that were not used since then are closed instead.
         suspect_before: Option<Instant>,
     },
+    /// One that has just been dialled, in the place of the path's oldest, if that is still as old as that.
+    Fresh { age: Duration },
     /// An idle one that is warm, in the place of one of the path that was cold; if there is none, none.
     Warm,
 }
@@ -299,7 +332,7 @@ impl Seat {
             let brought = pool.lease_from(core, self.transfer.instance(), find).await;
             match (brought, self.fit) {
                 (Some(lane), Fit::Warm) => self.fill_warm(lane),
-                (Some(lane), Fit::Any { .. }) => self.fill(lane),
+                (Some(lane), _) => self.fill(lane),
                 (None, _) => self.take(&pool),
             }
         });
@@ -310,6 +343,7 @@ impl Seat {
         let transfer = &self.transfer;
         match self.fit {
             Fit::Warm => return self.take_warm(pool),
+            Fit::Fresh { age } => return self.take_fresh(pool.clone(), age),
             Fit::Any { suspect_before: Some(moment) } => pool.close_quiet_since(moment),
             Fit::Any { suspect_before: None } => {}
         }
@@ -354,6 +388,26 @@ impl Seat {
         }
     }
 
+    /// Seats a lane that is dialled for it, which lets the oldest rest.
+    fn take_fresh(self, pool: Rc<Pool>, age: Duration) {
+        exec::spawn(async move {
+            let waiting = self.transfer.clone();
+            let (dial, over) = (pin!(pool.lease_fresh()), pin!(waiting.over()));
+            match select(dial, over).await {
+                Either::Left((Some(lane), _)) if self.slot.relieve(age) => {
+                    let path = lane.path().name();
+                    tracing::debug!(path, transfer = %self.transfer.id(), "a new lane relieves a worn one");
+                    self.fill(lane);
+                }
+                Either::Left((Some(lane), _)) => {
+                    lane.give_back();
+                    self.transfer.lane_done(None);
+                }
+                _ => self.transfer.lane_done(None),
+            }
+        });
+    }
+
     fn fill_warm(self, lane: Lease) {
         if self.slot.place().replace_cold() {
             let path = lane.path().name();
@@ -367,13 +421,14 @@ impl Seat {
     }
 
     fn fill(self, lane: Lease) {
-        let Self { transfer, ring, taps, slot, .. } = self;
+        let Self { transfer, ring, taps, slot, fit } = self;
         if transfer.is_over() || !transfer.claim_instance(lane.instance()) {
             lane.give_back();
             return transfer.lane_done(None);
         }
         transfer.lane_round_trip(lane.path().round_trip());
-        if !lane.is_warm() {
+        // A new one is better than one that has carried much.
+        if !lane.is_warm() && !matches!(fit, Fit::Fresh { .. }) {
             slot.set_cold();
         }
         let place = slot.place().clone();

@@ -97,6 +97,8 @@ pub(super) struct Producer {
 enum Stop {
     /// Nobody waits for more: the body is whole, or the transfer was given up.
     Over,
+    /// A better lane has long taken its place.
+    Relieved,
     /// Somebody who has no lane needs this one more.
     GivenUp,
     /// It keeps back what the client waits for.
@@ -170,6 +172,10 @@ impl Producer {
             // Dropped, which closes it: nobody cancels the transfer, whose other lanes carry on.
             Err(Stop::GivenUp) => {
                 tracing::debug!(transfer = %transfer.id(), path = self.lane.path().name(), "a lane is given up for others");
+                transfer.lane_done(None);
+            }
+            Err(Stop::Relieved) => {
+                self.lane.close();
                 transfer.lane_done(None);
             }
             Err(Stop::InTheWay) => {
@@ -308,6 +314,9 @@ impl Producer {
             Either::Left((frame, _)) => Ok(Some(frame?)),
             Either::Right((Either::Left(_), _)) => Err(Stop::Over),
             Either::Right((Either::Right((Either::Left(_), _)), _)) => Ok(None),
+            Either::Right((Either::Right((Either::Right(_), _)), _)) if self.slot.is_leaving() => {
+                Err(Stop::Relieved)
+            }
             Either::Right((Either::Right((Either::Right(_), _)), _)) if self.slot.is_given_up() => {
                 Err(Stop::GivenUp)
             }

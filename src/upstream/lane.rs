@@ -58,6 +58,9 @@ pub(super) enum LaneError {
     /// The downstream closed it with a transfer on it.
     #[error("the downstream closed the lane in the middle of a transfer")]
     Closed,
+    /// The same, and nothing of the transfer was on its way on it: another lane has taken its place.
+    #[error("the lane was relieved")]
+    Relieved,
     /// What came is no frame.
     #[error("the downstream sent nonsense: {0}")]
     Frame(#[from] FrameError),
@@ -172,7 +175,10 @@ pub(super) async fn run(
         if let Some(opening) = course.opening.take() {
             course.has_carried = true;
             counted.in_use.set(true);
-            open(upstream, (socket, counted), &mut headers, &mut course, opening).await?;
+            match open(upstream, (socket, counted), &mut headers, &mut course, opening).await {
+                Err(LaneError::Relieved) => return Ok(None),
+                outcome => outcome?,
+            }
             counted.in_use.set(false);
         }
         budget.spend().await;
@@ -320,6 +326,7 @@ async fn listen(
             Ok(Some(other)) => {
                 return LaneError::Protocol { kind: other.kind(), state: "carries a transfer" };
             }
+            Ok(None) if transfer.is_spent(lane) => return LaneError::Relieved,
             Ok(None) => return LaneError::Closed,
             Err(error) => return error,
         }

@@ -221,6 +221,11 @@ impl Transfer {
         Ok(())
     }
 
+    /// Whether `lane` rests, and has brought all that was sent on it.
+    pub(super) fn is_spent(&self, lane: LaneId) -> bool {
+        self.board().striper.is_spent(lane)
+    }
+
     /// What `lane`, which has room, is to do; `size` is the size that its frames should have.
     pub(super) fn turn(&self, lane: LaneId, size: usize) -> Turn {
         let turn = self.board().striper.turn(lane, size, self.now());

@@ -44,6 +44,19 @@ impl Lease {
         }
     }
 
+    /// Closes the lane in order: nothing is on its way on it, and nobody needs it any more.
+    pub fn close(mut self) {
+        self.set_slow(false);
+        if let Some(lane) = self.lane.take() {
+            lane.lease_ended();
+            // Others may hold its socket.
+            lane.socket().finish();
+            if let Some(pool) = self.pool.upgrade() {
+                pool.lane_gone();
+            }
+        }
+    }
+
     /// What [`Lease::set_slow`] said last.
     pub fn is_slow(&self) -> bool {
         self.is_slow

@@ -81,6 +81,11 @@ impl Probe {
         let count = counts.of(&place.path)?;
         Some(count.sample(self.began.elapsed(), received, by_network, may_gain, round_trip))
     }
+
+    /// Whether lanes of the path of `place` carry less the older they are; see [`LaneCount::wears_out`].
+    pub(super) fn wears_out(&self, place: &Place) -> bool {
+        self.counts.counts().of(&place.path).is_some_and(|count| count.wears_out())
+    }
 }
 
 impl Drop for Probe {

@@ -16,6 +16,7 @@ use std::{
 use tokio::sync::Notify;
 
 use crate::{
+    exec::Instant,
     http::account::PathShare,
     lanes::{DialError, PathStatus},
 };
@@ -56,8 +57,15 @@ pub(in crate::mp) struct Place {
     pub(super) lanes: AtomicUsize,
     /// Of these, lanes that were cold when they were seated.
     cold: AtomicU64,
-    /// Of these, lanes that are to rest because a warm one takes their place. Their slots are not used again.
+    /// Of these, lanes that are to rest because a better one takes their place. Their slots are used again for such only.
     replaced: AtomicU64,
+    /// Of these, lanes that are to be closed.
+    leaving: AtomicU64,
+    /// Of the replaced, lanes that were relieved: they do not go back to the pool.
+    relieved: AtomicU64,
+    /// When each slot's lane was seated or relieved, or has brought something since that, milliseconds since `began`.
+    since: [AtomicU64; SLOTS_MAX],
+    began: Instant,
     /// What each slot's lane has brought.
     carried: [AtomicU64; SLOTS_MAX],
     /// Lanes that carry fresh frames; more are to rest.
@@ -84,6 +92,10 @@ impl Place {
             slots: AtomicU64::new(0),
             cold: AtomicU64::new(0),
             replaced: AtomicU64::new(0),
+            leaving: AtomicU64::new(0),
+            relieved: AtomicU64::new(0),
+            since: std::array::from_fn(|_| AtomicU64::new(0)),
+            began: Instant::now(),
             carried: std::array::from_fn(|_| AtomicU64::new(0)),
             lanes: AtomicUsize::new(0),
             wanted: AtomicUsize::new(wanted),
@@ -160,6 +172,38 @@ impl Place {
         candidates != 0
     }
 
+    /// The oldest lane that carries fresh frames, if it is as old as that.
+    fn oldest(&self, age: Duration) -> Option<usize> {
+        let seated = self.eager() & self.slots.load(Ordering::SeqCst);
+        let aged = numbers(seated).map(|number| (self.since[number].load(Ordering::Relaxed), number));
+        aged.min().filter(|&(since, _)| self.is_over(since, age)).map(|(_, number)| number)
+    }
+
+    /// Whether there is one.
+    pub(super) fn has_lane_of(&self, age: Duration) -> bool {
+        self.oldest(age).is_some()
+    }
+
+    /// Relieved lanes that have brought nothing for so long have nothing under way any more: they are to be closed.
+    pub(super) fn close_relieved(&self, age: Duration) {
+        let relieved = self.relieved.load(Ordering::SeqCst) & self.slots.load(Ordering::SeqCst);
+        let aged = numbers(relieved)
+            .filter(|&number| self.is_over(self.since[number].load(Ordering::Relaxed), age))
+            .fold(0, |aged, number| aged | 1 << number);
+        if aged != 0 {
+            self.leaving.fetch_or(aged, Ordering::SeqCst);
+            self.call();
+        }
+    }
+
+    fn is_over(&self, since: u64, age: Duration) -> bool {
+        self.began.elapsed().saturating_sub(Duration::from_millis(since)) >= age
+    }
+
+    fn mark(&self, number: usize) {
+        self.since[number].store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
     pub(super) fn learn(&self, outlook: Outlook) {
         self.outlook.store(outlook as u8, Ordering::SeqCst);
     }
@@ -197,6 +241,11 @@ impl Place {
     }
 }
 
+/// The numbers of the bits that are set.
+fn numbers(slots: u64) -> impl Iterator<Item = usize> {
+    (0..SLOTS_MAX).filter(move |number| slots & (1 << number) != 0)
+}
+
 pub(in crate::mp) type Places = Vec<Arc<Place>>;
 
 /// One lane's, or dial's, part of a [`Place`].
@@ -217,6 +266,29 @@ impl Slot {
         taken.ok().map(|_| Self { place: place.clone(), number })
     }
 
+    /// The lowest free one, for a lane that takes another's place; none if all are taken.
+    pub(super) fn take_beside(place: &Arc<Place>) -> Option<Self> {
+        let mut number = 0;
+        let lowest = |slots: u64| {
+            number = (slots | place.eager()).trailing_ones() as usize;
+            (number < SLOTS_MAX).then(|| slots | 1 << number)
+        };
+        let taken = place.slots.fetch_update(Ordering::SeqCst, Ordering::SeqCst, lowest);
+        taken.ok().map(|_| Self { place: place.clone(), number })
+    }
+
+    /// Relieves the path's oldest lane, if it is as old as that: it rests, and this one carries fresh frames in its place.
+    pub(super) fn relieve(&self, age: Duration) -> bool {
+        let Some(oldest) = self.place.oldest(age) else { return false };
+        self.place.mark(oldest);
+        self.place.relieved.fetch_or(1 << oldest, Ordering::SeqCst);
+        let swap = |replaced: u64| Some((replaced | 1 << oldest) & !(1 << self.number));
+        // It always swaps.
+        let _ = self.place.replaced.fetch_update(Ordering::SeqCst, Ordering::SeqCst, swap);
+        self.place.call();
+        true
+    }
+
     /// The path's part of the transfer.
     pub(in crate::mp) fn place(&self) -> &Arc<Place> {
         &self.place
@@ -235,17 +307,26 @@ impl Slot {
     /// It has a lane, which has carried nothing yet.
     pub(super) fn set_seated(&self) {
         self.place.carried[self.number].store(0, Ordering::Relaxed);
+        self.place.mark(self.number);
     }
 
     /// Its lane brings a frame of so many bytes.
     pub(in crate::mp) fn carries(&self, bytes: usize) {
         self.place.carried[self.number].fetch_add(bytes as u64, Ordering::Relaxed);
+        if self.place.relieved.load(Ordering::Relaxed) & (1 << self.number) != 0 {
+            self.place.mark(self.number);
+        }
     }
 
     /// Whether this lane is to be closed for somebody who has none; true for one lane of the path only.
     pub(in crate::mp) fn is_given_up(&self) -> bool {
         let less = |lanes: usize| lanes.checked_sub(1);
         self.place.give_up.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok()
+    }
+
+    /// Whether this lane is to be closed because a better one has long taken its place.
+    pub(in crate::mp) fn is_leaving(&self) -> bool {
+        self.place.leaving.load(Ordering::SeqCst) & (1 << self.number) != 0
     }
 
     /// Whether it is the only lane of a transfer whose client is slow.
@@ -258,7 +339,8 @@ impl Slot {
     pub(in crate::mp) async fn called(&self, is_known_slow: bool) {
         let mut called = pin!(self.place.called.notified());
         called.as_mut().enable();
-        if self.place.give_up.load(Ordering::SeqCst) == 0 && self.is_slow() == is_known_slow {
+        let is_wanted = self.place.give_up.load(Ordering::SeqCst) == 0 && !self.is_leaving();
+        if is_wanted && self.is_slow() == is_known_slow {
             called.await;
         }
     }
@@ -268,6 +350,8 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let others = !(1 << self.number);
         self.place.cold.fetch_and(others, Ordering::SeqCst);
+        self.place.relieved.fetch_and(others, Ordering::SeqCst);
+        self.place.leaving.fetch_and(others, Ordering::SeqCst);
         self.place.slots.fetch_and(others, Ordering::SeqCst);
     }
 }
@@ -332,6 +416,43 @@ mod tests {
         assert_eq!(place.cold_lanes(), 2);
         assert!(place.replace_cold() && place.replace_cold() && !place.replace_cold());
         assert!(!lanes[1].rests());
+    }
+
+    #[test]
+    fn new_lanes_relieve_the_oldest_ones_and_slots_are_used_again() {
+        let place = place(3);
+        let seat = |slot: Slot| {
+            slot.set_seated();
+            slot
+        };
+        let mut lanes: Vec<_> = (0..3).map(|_| seat(Slot::take(&place).unwrap())).collect();
+        let beside = Slot::take_beside(&place).unwrap();
+        assert!(!beside.relieve(Duration::from_secs(60)), "none is as old as that");
+        drop(beside);
+        for round in 0..SLOTS_MAX {
+            lanes.iter().enumerate().for_each(|(age, lane)| {
+                place.since[lane.number].store(age as u64, Ordering::Relaxed);
+            });
+            std::thread::sleep(Duration::from_millis(2));
+            let relief = Slot::take_beside(&place).unwrap();
+            assert!(relief.rests() && relief.relieve(Duration::ZERO), "{round}");
+            let relief = seat(relief);
+            let old = lanes.remove(0);
+            assert!(old.rests() && !relief.rests() && lanes.iter().all(|lane| !lane.rests()), "{round}");
+            assert_eq!(place.missing(), 0, "{round}");
+            assert!(!old.is_leaving(), "its last frames are on their way");
+            place.close_relieved(Duration::from_secs(60));
+            assert!(!old.is_leaving());
+            place.close_relieved(Duration::ZERO);
+            assert!(old.is_leaving() && !relief.is_leaving(), "{round}");
+            drop(old);
+            lanes.push(relief);
+        }
+        assert!(lanes.iter().all(|lane| lane.number <= 3), "one slot more than lanes is enough");
+        drop(lanes.remove(1));
+        assert_eq!(place.missing(), 1);
+        let other = Slot::take(&place).unwrap();
+        assert!(!other.rests(), "a lost one is replaced in its place");
     }
 
     #[test]

@@ -132,6 +132,12 @@ impl LaneCount {
         self.learned
     }
 
+    /// As many lanes as may be have proved themselves, and their congestion control takes each loss for a queue: what
+    /// they carry sinks to what losses allow, far below what slow start brought them to.
+    pub fn wears_out(&self) -> bool {
+        !self.is_paced && self.learned == self.most && self.wanted == self.most && self.least < self.most
+    }
+
     /// A transfer begins or ends: what is being tried is given up, what was learned stays.
     pub fn restart(&mut self) -> usize {
         self.give_up();

@@ -357,6 +357,11 @@ impl Striper {
         self.lanes.iter().find(|lane| lane.id == id)
     }
 
+    /// Whether the lane carries nothing fresh, and nothing that was sent on it is still on its way.
+    pub fn is_spent(&self, lane: LaneId) -> bool {
+        self.lane(lane).is_none_or(|lane| lane.reading == Reading::Resting && lane.sent.is_empty())
+    }
+
     /// These frames are to be sent again, unless a lane that is not silent has them.
     fn lose(&mut self, seqs: impl Iterator<Item = u64>) -> bool {
         let mut has_lost = false;
