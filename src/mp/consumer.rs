@@ -307,7 +307,8 @@ impl Consumer {
             return Ok(Next::Parcel(parcel));
         }
         self.starve();
-        poll_fn(|cx| {
+        self.transfer.crowding.set_waiting(true);
+        let next = poll_fn(|cx| {
             self.transfer.register(cx);
             let (changes, live) = (self.transfer.changes(), self.transfer.live());
             // Taken after `live` was read: what a lane published before it was done is seen here.
@@ -321,7 +322,9 @@ impl Consumer {
             self.seen = (changes, self.next);
             self.judge(live)
         })
-        .await
+        .await;
+        self.transfer.crowding.set_waiting(false);
+        next
     }
 
     /// No frame is there: is it the end, a failure, or still to come?
@@ -593,7 +596,9 @@ impl Consumer {
         self.progress.given.set(self.given() + moved as u64);
         self.turn_bytes += moved;
         self.transfer.add_taken(moved as u64);
-        let limit = self.window.taken(moved as u64, self.transfer.round_trip(), self.progress.moved_at());
+        let was_full = self.transfer.crowding.was_full();
+        let limit =
+            self.window.taken(moved as u64, was_full, self.transfer.round_trip(), self.progress.moved_at());
         // Once all of the body may come there is nothing to add, and the upstream may close the lanes behind it.
         if let Some(limit) = limit.filter(|_| self.announced.is_none_or(|len| self.transfer.credit() < len)) {
             self.transfer.grant(limit);

@@ -245,7 +245,7 @@ impl Producer {
                 Frame::Data { seq, offset, len, again, .. } => {
                     self.lane.path().frame(again);
                     self.slot.carries(len.as_usize());
-                    self.transfer.ahead(seq.0);
+                    self.transfer.ahead(seq.0, offset.0 + len.as_usize() as u64);
                     self.deliver(seq.0, offset.0, len.as_usize()).await?;
                     self.frames += 1;
                     self.batch.frame(len.as_usize(), self.lane.path().round_trip(), Instant::now());

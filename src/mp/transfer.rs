@@ -19,7 +19,7 @@ use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
 
-use super::{parked, upload::RequestBody};
+use super::{parked, upload::RequestBody, window::Crowding};
 use crate::{
     net::Conduit,
     wire::{
@@ -115,6 +115,7 @@ pub struct Transfer {
     /// The body's bytes below this may be sent; every lane tells the upstream.
     credit: AtomicU64,
     credited: Notify,
+    pub(super) crowding: Crowding,
     /// Longest round trip of its lanes.
     round_trip_us: AtomicU64,
     /// Whole second copies of frames whose first copy had not all come. There are at most as many as lanes and frames in
@@ -156,6 +157,7 @@ impl Transfer {
             depth: AtomicU64::new(0),
             credit: AtomicU64::new(FIRST_CREDIT_BYTES),
             credited: Notify::new(),
+            crowding: Crowding::default(),
             round_trip_us: AtomicU64::new(0),
             spares: Mutex::default(),
             spares_len: AtomicUsize::new(0),
@@ -331,8 +333,9 @@ impl Transfer {
         self.next.load(Ordering::Relaxed)
     }
 
-    /// Frame `seq` arrives.
-    pub(super) fn ahead(&self, seq: u64) {
+    /// Frame `seq` arrives, with the body's bytes below `end`.
+    pub(super) fn ahead(&self, seq: u64, end: u64) {
+        self.crowding.arrives(end, self.taken(), self.credit());
         let ahead = seq.saturating_sub(self.next());
         if ahead > self.depth.load(Ordering::Relaxed) {
             self.depth.fetch_max(ahead, Ordering::Relaxed);

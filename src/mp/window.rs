@@ -4,7 +4,7 @@
 //! clock; a limit never goes back; what is on its way and parked is below the window, whatever the client does.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
@@ -16,6 +16,8 @@ const WINDOW_ROUND_TRIPS: u32 = 3;
 /// and within this time even where round trips are shorter: a core that serves many clients comes back to each only so
 /// often.
 const WINDOW_TIME_MIN: Duration = Duration::from_millis(20);
+/// A window that is full but for this part is full: lanes cannot be filled with the rest.
+const FULL_PARTS: u64 = 4;
 /// The largest window: the same bound as for parked bytes, which it includes.
 const WINDOW_BYTES_MAX: u64 = 64 << 20;
 
@@ -54,11 +56,39 @@ impl Usual {
     }
 }
 
+/// Whether lanes have filled the window while the client waits for a frame that is missing: they would carry more if it were
+/// larger. Many lanes that are slow and lose packets do that at a rate that would never let the window grow.
+#[derive(Debug, Default)]
+pub struct Crowding {
+    waits: AtomicBool,
+    is_full: AtomicBool,
+}
+
+impl Crowding {
+    /// The client has taken all that was there, and waits; or waits no more.
+    pub fn set_waiting(&self, waits: bool) {
+        self.waits.store(waits, Relaxed);
+    }
+
+    /// A frame that ends at `end` of the body has come, of which the client has `taken` so much, with the credit given.
+    pub fn arrives(&self, end: u64, taken: u64, credit: u64) {
+        let window = credit.saturating_sub(taken);
+        if end > credit.saturating_sub(window / FULL_PARTS) && end > taken && self.waits.load(Relaxed) {
+            self.is_full.store(true, Relaxed);
+        }
+    }
+
+    /// Whether it was full since the last call.
+    pub fn was_full(&self) -> bool {
+        self.is_full.load(Relaxed) && self.is_full.swap(false, Relaxed)
+    }
+}
+
 /// How far the upstream may be ahead of the client, at the downstream: the credit of a transfer.
 ///
 /// The window begins small, so that a client that takes nothing costs next to nothing on every host of the chain, or as
 /// large as was [usual](Usual) lately, and doubles while half of it is taken within three round trips; it ends between six
-/// and twelve times what the paths hold.
+/// and twelve times what the paths hold. It also doubles, once each round trip, while [lanes wait](Crowding) and not the client.
 #[derive(Debug)]
 pub struct Window {
     size: u64,
@@ -66,16 +96,18 @@ pub struct Window {
     granted: u64,
     /// What had been taken at the beginning of the running measurement, and when that was.
     mark: (u64, Instant),
+    grown_at: Instant,
 }
 
 impl Window {
     /// The window of a transfer that begins, with so many bytes.
     pub fn new(size: u64, now: Instant) -> Self {
-        Self { size, taken: 0, granted: size, mark: (0, now) }
+        Self { size, taken: 0, granted: size, mark: (0, now), grown_at: now }
     }
 
-    /// The client took `bytes` more. Returns the new limit when it is worth a frame to the upstream.
-    pub fn taken(&mut self, bytes: u64, round_trip: Duration, now: Instant) -> Option<u64> {
+    /// The client took `bytes` more; `was_full`: lanes had filled the window while it waited. Returns the new limit when it is worth
+    /// a frame to the upstream.
+    pub fn taken(&mut self, bytes: u64, was_full: bool, round_trip: Duration, now: Instant) -> Option<u64> {
         if self.taken == 0 {
             // The wait for the first byte says nothing of the client.
             self.mark.1 = now;
@@ -84,9 +116,12 @@ impl Window {
         let (mark, since) = self.mark;
         if self.taken - mark >= self.size / 2 {
             if now.duration_since(since) < (WINDOW_ROUND_TRIPS * round_trip).max(WINDOW_TIME_MIN) {
-                self.size = (self.size * 2).min(WINDOW_BYTES_MAX);
+                self.grow(now);
             }
             self.mark = (self.taken, now);
+        }
+        if was_full && now.duration_since(self.grown_at) >= round_trip.max(WINDOW_TIME_MIN) {
+            self.grow(now);
         }
         let limit = self.taken + self.size;
         if limit < self.granted + self.size / 4 {
@@ -94,6 +129,11 @@ impl Window {
         }
         self.granted = limit;
         Some(limit)
+    }
+
+    fn grow(&mut self, now: Instant) {
+        self.size = (self.size * 2).min(WINDOW_BYTES_MAX);
+        self.grown_at = now;
     }
 }
 
@@ -110,7 +150,7 @@ mod tests {
         let mut limit = FIRST_CREDIT_BYTES;
         for ms in 1..=seconds * 1000 {
             let now = start + Duration::from_millis(ms);
-            if let Some(more) = window.taken(rate / 1000, Duration::from_millis(round_trip_ms), now) {
+            if let Some(more) = window.taken(rate / 1000, false, Duration::from_millis(round_trip_ms), now) {
                 assert!(more > limit, "a limit went back");
                 limit = more;
             }
@@ -142,6 +182,35 @@ mod tests {
         assert_eq!(usual.first(1), 15_000_000, "a slow one");
         usual.learn(u64::MAX, second, round_trip);
         assert_eq!(usual.first(1), FIRST_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_window_that_is_full_while_the_client_waits_grows_once_each_round_trip() {
+        let (start, round_trip, rate) = (Instant::now(), Duration::from_millis(150), 125);
+        let mut window = Window::new(FIRST_CREDIT_BYTES, start);
+        for ms in 1..=1000 {
+            window.taken(rate, true, round_trip, start + Duration::from_millis(ms));
+            assert_eq!(window.size, FIRST_CREDIT_BYTES << (ms / 150), "after {ms} ms");
+        }
+        for ms in 1001..=3000 {
+            let now = start + Duration::from_millis(ms);
+            if let Some(limit) = window.taken(rate, true, round_trip, now) {
+                assert!(limit - window.taken <= WINDOW_BYTES_MAX);
+            }
+        }
+    }
+
+    #[test]
+    fn lanes_wait_only_where_the_client_does_and_the_window_is_full() {
+        let crowding = Crowding::default();
+        let (taken, credit) = (5 * MIB, 9 * MIB);
+        crowding.arrives(credit, taken, credit);
+        assert!(!crowding.was_full(), "the client has not taken what is there");
+        crowding.set_waiting(true);
+        crowding.arrives(credit - 2 * MIB, taken, credit);
+        assert!(!crowding.was_full(), "half of it is free");
+        crowding.arrives(credit - MIB / 2, taken, credit);
+        assert!(crowding.was_full() && !crowding.was_full());
     }
 
     #[test]

@@ -5,7 +5,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crate::{exec::Instant, mp::window::Window};
+use crate::{
+    exec::Instant,
+    mp::window::{Crowding, Window},
+};
 
 /// What the client's socket holds.
 const CLIENT_BUFFER_BYTES: f64 = 1e6;
@@ -20,6 +23,7 @@ pub(super) struct Receiver {
     parked: BTreeMap<u64, u64>,
     parked_bytes: u64,
     window: Window,
+    crowding: Crowding,
     pub(super) limit: u64,
     /// Bytes in the client's socket, and when that was so.
     client: (f64, f64),
@@ -35,6 +39,7 @@ impl Receiver {
             parked: BTreeMap::new(),
             parked_bytes: 0,
             window: Window::new(window, now),
+            crowding: Crowding::default(),
             limit: window,
             client: (0.0, 0.0),
             client_rate,
@@ -47,6 +52,8 @@ impl Receiver {
         if seq < self.next || self.parked.contains_key(&seq) {
             return true;
         }
+        self.crowding.set_waiting(seq != self.next && !self.has_next() && !self.is_client_blocked);
+        self.crowding.arrives(self.next_offset + self.parked_bytes + len, self.next_offset, self.limit);
         let has_window = seq == self.next || self.parked_bytes + len <= PARKED_BYTES_MAX;
         if self.is_client_blocked || !has_window {
             return false;
@@ -79,7 +86,7 @@ impl Receiver {
             self.parked_bytes -= len;
             self.next += 1;
             self.next_offset += len;
-            if let Some(limit) = self.window.taken(len, round_trip, now) {
+            if let Some(limit) = self.window.taken(len, self.crowding.was_full(), round_trip, now) {
                 self.limit = limit;
             }
             if self.client_rate.is_finite() {
