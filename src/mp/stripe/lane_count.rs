@@ -51,7 +51,7 @@ const OUTAGE_MIN: Duration = Duration::from_secs(1);
 /// The wait after that: lanes that stand again have to come up to speed, which more of them would not shorten.
 const OUTAGE_REST: Duration = Duration::from_secs(10);
 /// The wait after a number was learned, and after the largest was: that fewer would do is less likely then, and to try it takes
-/// seconds of the lanes that are left out.
+/// seconds of the lanes that are left out. It doubles each time that fewer did not do.
 const LEARNED_REST: Duration = Duration::from_secs(15);
 const MOST_LEARNED_REST: Duration = Duration::from_secs(60);
 /// The wait after a try that brought nothing; doubles each time.
@@ -98,6 +98,8 @@ pub struct LaneCount {
     /// Time in transfers until the next try, and the one after that.
     rest_left: Duration,
     rest: Duration,
+    /// The wait after the next try of fewer that brings less.
+    fewer_rest: Duration,
     /// The running or the next try goes down.
     tries_fewer: bool,
     last: Duration,
@@ -120,6 +122,7 @@ impl LaneCount {
             rates: VecDeque::new(),
             rest_left: Duration::ZERO,
             rest: REST_MIN,
+            fewer_rest: LEARNED_REST,
             tries_fewer: false,
             last: Duration::ZERO,
             received: 0,
@@ -268,9 +271,11 @@ impl LaneCount {
             if !is_at_bound && self.begin(rate, now, round_trip) {
                 return;
             }
-            self.rest_left = self.learned_rest();
+            self.fewer_rest = self.learned_rest();
+            self.rest_left = self.fewer_rest;
         } else if self.tries_fewer {
-            self.rest_left = self.learned_rest().max(self.rest);
+            self.fewer_rest = (self.fewer_rest * 2).min(REST_MAX);
+            self.rest_left = self.fewer_rest.max(self.rest);
         } else {
             if self.is_first_leap() {
                 self.rest = self.rest.max(PACED_REST_MIN);

@@ -226,3 +226,24 @@ fn paced_lanes_that_are_policed_become_many() {
         assert!(learned >= 8.0, "{learned} after transfers of {seconds} s");
     }
 }
+
+#[test]
+fn fewer_lanes_that_bring_less_are_tried_more_and_more_seldom() {
+    let mut tries = Vec::new();
+    let (mut count, mut received, mut wanted) = (LaneCount::new(1, LANES_MAX, true), 0.0, 1);
+    for tenth in 1..=3000_u64 {
+        received += 12_500.0 * f64::min(wanted as f64 * POLICED.lane, POLICED.all);
+        let now = Duration::from_millis(100 * tenth);
+        let before = std::mem::replace(
+            &mut wanted,
+            count.sample(now, received as u64, true, true, Duration::from_millis(60)),
+        );
+        if wanted < before && wanted < count.learned() {
+            tries.push(now);
+        }
+    }
+    assert!(count.learned() >= 10, "{}", count.learned());
+    let pauses: Vec<_> = tries.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(!pauses.is_empty() && tries.len() <= 6, "{tries:?}");
+    assert!(pauses.windows(2).all(|pair| pair[1] > pair[0].mul_f64(1.5)), "{pauses:?}");
+}
