@@ -145,7 +145,8 @@ impl Course {
     /// Of a lane that has just been accepted.
     pub(super) fn of(socket: &Socket) -> Self {
         let spans_paths = matches!(socket.mptcp(), Some(MptcpState::Subflows(_)));
-        Self { model: LaneModel::new(spans_paths), ..Self::default() }
+        let peer = socket.peer().ok().map(|peer| peer.ip().to_canonical());
+        Self { model: LaneModel::new(spans_paths, peer), ..Self::default() }
     }
 }
 

@@ -4,6 +4,8 @@
 //! arrive, and how late an acknowledgement may be. Called by `lane`. Invariant: estimates are positive and finite; until
 //! the first acknowledgement of a lane's life there are none.
 
+use std::net::IpAddr;
+
 use super::growth::Growth;
 
 /// A lane may have so much more in flight than its round trips need: what the clocks and wakeups of the hosts on the way cost.
@@ -49,6 +51,8 @@ pub struct LaneModel {
     growth: Growth,
     /// The kernel spreads the lane over several paths (MPTCP).
     spans_paths: bool,
+    /// From where it comes, where that says over which path.
+    peer: Option<IpAddr>,
     /// Time since the halves of `quickest` were shifted, and since the last sample: clocks restart with transfers.
     quickest_age: f64,
 }
@@ -76,9 +80,23 @@ pub(super) struct RateSample {
 }
 
 impl LaneModel {
-    /// Nothing is known of the lane. `spans_paths`: the kernel spreads it over several paths.
-    pub fn new(spans_paths: bool) -> Self {
-        Self { spans_paths, ..Self::default() }
+    /// Nothing is known of the lane. `spans_paths`: the kernel spreads it over several paths. `peer`: where it comes from; the
+    /// lanes of one relay share its path.
+    pub fn new(spans_paths: bool, peer: Option<IpAddr>) -> Self {
+        Self { spans_paths, peer, ..Self::default() }
+    }
+
+    /// A lane of which nothing is known pauses as `others` of its path do: at three percent of losses each one does, sooner
+    /// than anything is learned of it, and would be called silent.
+    pub(super) fn inherits<'a>(&mut self, others: impl Iterator<Item = &'a Self>) {
+        if self.rate.is_some() || self.peer.is_none() {
+            return;
+        }
+        let known = others.filter(|other| other.peer == self.peer && other.rate.is_some());
+        let mut stalls: Vec<_> = known.map(|other| other.stall).collect();
+        stalls.sort_unstable_by(f64::total_cmp);
+        // The lower median: a fault of one is no habit of all.
+        self.stall = stalls.get(stalls.len().saturating_sub(1) / 2).copied().unwrap_or(0.0);
     }
 
     /// The round trip is that of the shortest of several paths, and says nothing of what fits on all of them.

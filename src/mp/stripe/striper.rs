@@ -158,7 +158,8 @@ impl Striper {
     }
 
     /// A lane takes part from now on.
-    pub fn join(&mut self, model: LaneModel, now: Duration) -> LaneId {
+    pub fn join(&mut self, mut model: LaneModel, now: Duration) -> LaneId {
+        model.inherits(self.lanes.iter().map(|lane| &lane.model));
         let id = LaneId(self.lanes_joined);
         self.lanes_joined += 1;
         self.lanes.push(Lane::new(id, model, now.as_secs_f64()));

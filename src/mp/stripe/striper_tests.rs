@@ -1,4 +1,5 @@
 use super::*;
+use crate::mp::stripe::model::RateSample;
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -100,7 +101,7 @@ fn a_lane_alone_is_given_more_but_not_all() {
 
 #[test]
 fn what_a_lane_over_several_paths_needs_is_left_to_the_kernel() {
-    let taken = taken_at_once(LaneModel::new(true), false);
+    let taken = taken_at_once(LaneModel::new(true, None), false);
     assert!(taken > 20_000_000, "{taken} bytes: the window is the bound");
 }
 
@@ -281,4 +282,26 @@ fn what_the_client_waits_for_goes_behind_no_later_frame_while_frames_may_not_be_
     // Where all is read it is as good as any.
     striper.received(a, 10, Reading::Eager, now).unwrap();
     assert_eq!(striper.turn(b, 2_000, now + ms(100)), Turn::Again { seq: next });
+}
+
+#[test]
+fn a_new_lane_is_given_the_patience_of_the_others_of_its_path() {
+    let relay = |last| LaneModel::new(false, Some([10, 0, 0, last].into()));
+    let mut lane = relay(1);
+    let pausing = |stall| {
+        let mut model = relay(1);
+        let sample = RateSample { bytes: 1e6, seconds: 1.0, since_last: 1.0, is_floor: false };
+        model.saw_rate(sample);
+        model.saw_stall(stall, 0.0);
+        model
+    };
+    let others = [pausing(0.2), pausing(0.4), pausing(1.1), relay(1)];
+    lane.inherits(others.iter());
+    assert_eq!(lane.stall(), 0.4);
+    let mut elsewhere = relay(2);
+    elsewhere.inherits(others.iter());
+    assert_eq!(elsewhere.stall(), 0.0);
+    let mut known = pausing(0.1);
+    known.inherits(others.iter());
+    assert_eq!(known.stall(), 0.1);
 }
