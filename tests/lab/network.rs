@@ -239,3 +239,28 @@ fn bbr_begins_anew_instead_of_pausing() {
     let (begun, released) = (done("BeginAnew"), done("Release"));
     assert!(begun >= 1 && released >= 1, "{begun} times anew, {released} times released:\n{log}");
 }
+
+/// Cubic takes each loss for a queue: its lanes carry less and less, and new ones take their places.
+#[test]
+fn worn_lanes_are_relieved() {
+    if !possible() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let scenario = dir.path().join("worn.toml");
+    let (one, _) = SMALL.rsplit_once("[[path]]").unwrap();
+    let lossy = one.replace("rate-mbit = 20\nrtt-ms = 20", "rate-mbit = 100\nrtt-ms = 40\nloss = 0.03");
+    std::fs::write(&scenario, lossy).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plait"));
+    command.args(["lab", "run", "--runs", "1", "--size", "60M", "--lane-cc", "cubic", "--log", "debug"]);
+    let output = command.arg("--logs").arg(dir.path()).arg(&scenario).output().unwrap();
+    // The lab compares the file.
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let log = |role: &str| std::fs::read_to_string(dir.path().join(format!("{role}.log"))).unwrap();
+    let lines = |role: &str, words: &str| log(role).lines().filter(|line| line.contains(words)).count();
+    let relieved = lines("downstream", "a new lane relieves a worn one");
+    assert!(relieved >= 3, "{relieved} lanes relieved:\n{}", log("downstream"));
+    // They were closed in order.
+    let lost = lines("upstream", "the lane was lost") + lines("upstream", "in the middle of a transfer");
+    assert!(lost * 5 <= relieved, "{lost} lost, {relieved} relieved:\n{}", log("upstream"));
+}
