@@ -268,6 +268,11 @@ impl Pool {
         receive.await.unwrap_or_else(|_| Err(busy()))
     }
 
+    /// Whether a lane is idle that leads elsewhere than to `instance`, if that is named.
+    pub fn has_idle_beside(&self, instance: Option<u64>) -> bool {
+        self.idle.borrow().iter().any(|lane| Some(lane.instance()) != instance)
+    }
+
     /// Lanes that are being dialled.
     pub fn dialling(&self) -> usize {
         self.dialling.get()

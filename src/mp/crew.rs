@@ -7,6 +7,7 @@
 
 use std::{
     cell::RefCell,
+    convert::Infallible,
     pin::pin,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
@@ -42,6 +43,8 @@ const CREW_PAUSE: Duration = Duration::from_millis(100);
 const CREW_PAUSES_MAX: u32 = 4;
 /// How long a transfer without lanes is kept: as long as the upstream keeps it.
 pub const DESERTED_MAX: Duration = Duration::from_secs(30);
+/// Between two looks of a request that waits for its first lane: a path may have come back that was down when it came.
+const LATECOMER_PAUSE: Duration = Duration::from_millis(500);
 /// An upstream that is dead for certain is back within this time if a service manager restarts it.
 const RESTART_MAX: Duration = Duration::from_secs(5);
 
@@ -92,6 +95,22 @@ impl Crew {
     fn leads_there(&self, place: &Place) -> bool {
         let upstream = self.transfer.instance().or(self.preferred);
         upstream.is_none_or(|instance| !place.path.leads_elsewhere(instance))
+    }
+
+    /// While the transfer has no lane, and waits for those of some paths that are busy, takes one of another path that has come
+    /// back, unless that leads to `lost`.
+    pub(super) async fn seat_any(&self, lost: Option<u64>) -> Infallible {
+        loop {
+            exec::sleep(LATECOMER_PAUSE).await;
+            if self.transfer.instance().is_some() {
+                continue;
+            }
+            for (index, place) in self.places.iter().enumerate().filter(|(_, place)| place.is_empty()) {
+                if self.manager.pool(&place.path).is_some_and(|pool| pool.has_idle_beside(lost)) {
+                    self.seat(index, place, Fit::Any { suspect_before: None });
+                }
+            }
+        }
     }
 
     /// Runs until nobody waits for the transfer, or until it has had no lane for too long. While it runs, that no lane is

@@ -310,7 +310,7 @@ impl Manager {
         let (mut tries, mut suspect_before) = (1, None);
         loop {
             let preferred = self.choose_upstream(lost);
-            let unopened = match self.open(request.clone(), suspect_before, preferred).await {
+            let unopened = match self.open(request.clone(), suspect_before, preferred, lost).await {
                 Ok(incoming) => return Ok(incoming),
                 Err(unopened) => unopened,
             };
@@ -407,12 +407,13 @@ impl Manager {
     }
 
     /// Opens it on paths that lead to the `preferred` upstream process, if there is one. Idle lanes that were not used
-    /// since `suspect_before` are not trusted, if that is given.
+    /// since `suspect_before` are not trusted, if that is given. While it has no lane it takes any that does not lead to `lost`.
     async fn open(
         self: &Rc<Self>,
         request: Bytes,
         suspect_before: Option<Instant>,
         preferred: Option<u64>,
+        lost: Option<u64>,
     ) -> Result<Incoming, Unopened> {
         let busy = self.load.enter(exec::core());
         let place = |pool: &Rc<Pool>| Place::new(pool.path().clone(), self.counts.wanted(pool.path()));
@@ -422,9 +423,13 @@ impl Manager {
         crew.board(suspect_before);
         let outcome = {
             let (head, silence) = (pin!(consumer.head(&places)), pin!(crew.silence()));
-            match exec::timeout(HEAD_DEADLINE, select(head, silence)).await {
+            let others = pin!(crew.seat_any(lost));
+            match exec::timeout(HEAD_DEADLINE, select(head, select(silence, others))).await {
                 Ok(Either::Left((head, _))) => head,
-                Ok(Either::Right((reason, _))) => Err(FetchError::LanesLost { reason: reason.into() }),
+                Ok(Either::Right((Either::Right((never, _)), _))) => match never {},
+                Ok(Either::Right((Either::Left((reason, _)), _))) => {
+                    Err(FetchError::LanesLost { reason: reason.into() })
+                }
                 Err(exec::Elapsed) => Err(FetchError::Deadline),
             }
         };

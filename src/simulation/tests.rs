@@ -173,6 +173,12 @@ fn has_failed_53521() {
     run_all(53521..53522);
 }
 
+/// A transfer whose upstream had died waited ten seconds for a busy lane, although the path that was down had a new upstream soon.
+#[test]
+fn has_failed_9002463() {
+    run_all(9002463..9002464);
+}
+
 /// No more could be parked, and the frame that the client waited for was sent behind later ones again and again.
 #[test]
 fn has_failed_203135() {

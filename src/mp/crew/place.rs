@@ -140,6 +140,11 @@ impl Place {
         usable.take(wanted).fold(0, |eager, bit| eager | bit)
     }
 
+    /// Whether it has no lane, and waits for none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.load(Ordering::SeqCst) == 0
+    }
+
     /// Lanes that it should have and has not. Those that rest do not count: they carry nothing fresh.
     pub(super) fn missing(&self) -> usize {
         (self.eager() & !self.slots.load(Ordering::SeqCst)).count_ones() as usize
