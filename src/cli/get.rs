@@ -32,9 +32,10 @@ use crate::{
     },
     lanes::PathStatus,
     mp::{
-        consumer::{Consumer, Progress, Sink, TransferError},
+        consumer::{Consumer, Sink, TransferError},
         fetch_error::FetchError,
         manager::{Incoming, Manager},
+        progress::Progress,
     },
 };
 

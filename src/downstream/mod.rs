@@ -33,9 +33,10 @@ use crate::{
         server::HttpConnection,
     },
     mp::{
-        consumer::{Progress, Sink, TransferError},
+        consumer::{Sink, TransferError},
         fetch_error::FetchError,
         manager::{Incoming, Manager},
+        progress::Progress,
     },
     net::{Legs, Limit, Listener},
 };

@@ -6,7 +6,7 @@
 //! that END announced has been given to the sink.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     future::{Future, poll_fn},
     io,
     num::NonZeroU64,
@@ -15,11 +15,11 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::Poll,
-    time::Duration,
 };
 
 use super::{
     duplicate::Duplicate,
+    progress::Progress,
     queue,
     tap::{Front, Tap},
     transfer::{End, HandedFrame, Parcel, Transfer},
@@ -116,49 +116,6 @@ pub enum Sink<'a> {
     },
 }
 
-/// What the consumer is waiting for, and since when; watched by a deadline outside.
-#[derive(Debug)]
-pub struct Progress {
-    moved_at: Cell<Instant>,
-    on_client: Cell<bool>,
-    longest_stall: Cell<Duration>,
-    given: Cell<u64>,
-}
-
-impl Progress {
-    fn begins(&self) {
-        self.moved_at.set(Instant::now());
-    }
-
-    fn moved(&self) {
-        let now = Instant::now();
-        let pause = now.saturating_duration_since(self.moved_at.replace(now));
-        if !self.on_client.get() && pause > self.longest_stall.get() {
-            self.longest_stall.set(pause);
-        }
-    }
-
-    /// Longest time in which the lanes were waited for and brought nothing.
-    pub fn longest_stall(&self) -> Duration {
-        self.longest_stall.get()
-    }
-
-    /// Body bytes given to the sink, those of the frame that is next included.
-    pub fn given(&self) -> u64 {
-        self.given.get()
-    }
-
-    /// When the last byte moved.
-    pub fn moved_at(&self) -> Instant {
-        self.moved_at.get()
-    }
-
-    /// True while the client is waited for, false while the lanes are.
-    pub fn on_client(&self) -> bool {
-        self.on_client.get()
-    }
-}
-
 /// See the module's description. Dropping it gives the transfer up.
 pub struct Consumer {
     transfer: Arc<Transfer>,
@@ -217,12 +174,7 @@ impl Consumer {
         let now = Instant::now();
         let first_window = usual.first(running);
         transfer.grant(first_window);
-        let progress = Rc::new(Progress {
-            moved_at: Cell::new(now),
-            on_client: Cell::new(false),
-            longest_stall: Cell::default(),
-            given: Cell::default(),
-        });
+        let progress = Rc::new(Progress::new(now));
         Self {
             transfer,
             ring,

@@ -22,9 +22,10 @@ use futures_util::future::{Either, select};
 use tokio::sync::{Barrier, watch};
 
 use super::{
-    consumer::{Consumer, Progress},
+    consumer::Consumer,
     crew::{Crew, LaneCounts, Place, Places},
     fetch_error::{FetchError, NoLaneCause},
+    progress::Progress,
     queue::MpQueue,
     transfer::{Transfer, WINDOW_FRAMES},
     upload::RequestBody,

@@ -4,7 +4,7 @@
 //! and publishes them in the [`queue`]; the [`consumer`] takes them in order and moves them to the client. [`transfer`]
 //! is what they share, `share` when one gives a lane up for another, `jam` when it gives one up for its own sake, `window`
 //! how far the upstream may be ahead of the client, `batch` how often a producer wakes, `tap` how a producer and the
-//! consumer of the same core share a lane's socket; `upstreams` says which upstream a transfer begins with, [`fetch_error`]
+//! consumer of the same core share a lane's socket; [`progress`] is what others see of the consumer; `upstreams` says which upstream a transfer begins with, [`fetch_error`]
 //! why there is no response.
 
 mod batch;
@@ -16,6 +16,7 @@ mod jam;
 pub mod manager;
 pub mod parked;
 mod producer;
+pub mod progress;
 pub mod queue;
 mod share;
 pub mod stripe;

@@ -244,6 +244,26 @@ fn copies_for_a_late_lane_are_rationed_once_they_were_in_vain() {
 }
 
 #[test]
+fn copies_for_late_lanes_end_where_they_have_cost_enough() {
+    for (frames, last_ones) in [(1, 1 << 20), (10, 2_000_000)] {
+        let (mut striper, a, b, now) = two_known_lanes();
+        for _ in 0..frames {
+            striper.cut(b, FrameLen(10_000_000), now).unwrap();
+        }
+        let first = striper.cut(a, FrameLen(2_000), now).unwrap().seq;
+        let late = (due(&striper) + ms(60)).as_secs_f64();
+        // However little there is to be said for rationing.
+        let copy = |striper: &mut Striper, spent| {
+            striper.resent.late_bytes = spent;
+            striper.late_for(1, late + 10.0)
+        };
+        striper.lanes[1].sent.clear();
+        assert_eq!(copy(&mut striper, last_ones - 10_000), Some(first.0), "{frames}0 MB");
+        assert_eq!(copy(&mut striper, last_ones + 10_000), None, "{frames}0 MB");
+    }
+}
+
+#[test]
 fn a_pause_that_cannot_be_is_not_believed_for_ever() {
     for is_next in [true, false] {
         let (mut striper, a, b, now) = two_known_lanes();
