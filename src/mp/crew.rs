@@ -413,7 +413,10 @@ impl Seat {
             let waiting = self.transfer.clone();
             let (dial, over) = (pin!(pool.lease_fresh()), pin!(waiting.over()));
             match select(dial, over).await {
-                Either::Left((Some(lane), _)) if self.slot.relieve(age) => {
+                // One that leads to the upstream's successor would take the old lane's place in vain.
+                Either::Left((Some(lane), _))
+                    if waiting.instance() == Some(lane.instance()) && self.slot.relieve(age) =>
+                {
                     let path = lane.path().name();
                     tracing::debug!(path, transfer = %self.transfer.id(), "a new lane relieves a worn one");
                     self.fill(lane);
