@@ -234,9 +234,11 @@ fn fewer_lanes_that_bring_less_are_tried_more_and_more_seldom() {
     for tenth in 1..=3000_u64 {
         received += 12_500.0 * f64::min(wanted as f64 * POLICED.lane, POLICED.all);
         let now = Duration::from_millis(100 * tenth);
+        // Once they fill the path nothing speaks for more.
+        let may_gain = count.learned() < 10;
         let before = std::mem::replace(
             &mut wanted,
-            count.sample(now, received as u64, true, true, Duration::from_millis(60)),
+            count.sample(now, received as u64, true, may_gain, Duration::from_millis(60)),
         );
         if wanted < before && wanted < count.learned() {
             tries.push(now);
