@@ -197,7 +197,7 @@ impl Crew {
         }
     }
 
-    /// Seats a new lane in the place of one that has been worn out by losses, one path and look at a time.
+    /// Seats a new lane in the place of one that losses have worn out: one for each path and look.
     fn relieve(&self, index: usize, place: &Arc<Place>) {
         let round_trip = place.path.round_trip();
         place.close_relieved(LAST_FRAMES_MIN.max(LAST_FRAMES_ROUND_TRIPS * round_trip));
