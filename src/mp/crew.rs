@@ -1,4 +1,4 @@
-//! The crew of a transfer: seats lanes on each path, replaces lost ones, and finds out how many are worth having.
+//! The crew of a transfer: seats lanes on each path, replaces lost and worn ones, and finds out how many are worth having.
 //!
 //! In: seats to fill, from the manager at the start and from the crew itself afterwards. Out: producers that run on the
 //! cores of their lanes; the word that the upstream is lost, as soon as that is known. Runs beside the consumer, on its
@@ -177,8 +177,11 @@ impl Crew {
                     // Whoever finds no warm lane any more changes nothing.
                     (0..place.cold_lanes()).for_each(|_| self.seat(index, place, Fit::Warm));
                 }
+                let round_trip = place.path.round_trip();
+                place.close_relieved(LAST_FRAMES_MIN.max(LAST_FRAMES_ROUND_TRIPS * round_trip));
                 if by_network
                     && place.is_starved()
+                    && share.may_seat(is_short)
                     && probe.as_ref().is_some_and(|probe| probe.wears_out(place))
                 {
                     self.relieve(index, place);
@@ -199,9 +202,7 @@ impl Crew {
 
     /// Seats a new lane in the place of one that losses have worn out: one for each path and look.
     fn relieve(&self, index: usize, place: &Arc<Place>) {
-        let round_trip = place.path.round_trip();
-        place.close_relieved(LAST_FRAMES_MIN.max(LAST_FRAMES_ROUND_TRIPS * round_trip));
-        let age = WORN_OUT_MIN.max(WORN_OUT_ROUND_TRIPS * round_trip);
+        let age = WORN_OUT_MIN.max(WORN_OUT_ROUND_TRIPS * place.path.round_trip());
         let may_dial = self.manager.pool(&place.path).is_some_and(|pool| pool.dialling() < RELIEF_DIALS_MAX);
         if may_dial && place.has_lane_of(age) {
             self.seat(index, place, Fit::Fresh { age });

@@ -1,6 +1,6 @@
 //! How far the upstream may be ahead of the client.
 //!
-//! In: what the client took, and when. Out: limits for CREDIT frames. Called by the consumer. Invariants: no I/O and no
+//! In: what the client took, and when, and whether lanes had to wait for it. Out: limits for CREDIT frames. Called by the consumer. Invariants: no I/O and no
 //! clock; a limit never goes back; what is on its way and parked is below the window, whatever the client does.
 
 use std::{

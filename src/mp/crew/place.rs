@@ -61,7 +61,7 @@ pub(in crate::mp) struct Place {
     replaced: AtomicU64,
     /// Of these, lanes that are to be closed.
     leaving: AtomicU64,
-    /// Of the replaced, lanes that were relieved: they do not go back to the pool.
+    /// Of the replaced, lanes that were relieved: they are closed once nothing is on its way on them, if the transfer lasts that long.
     relieved: AtomicU64,
     /// When each slot's lane was seated or relieved, or has brought something since that, milliseconds since `began`.
     since: [AtomicU64; SLOTS_MAX],
@@ -438,7 +438,6 @@ mod tests {
             lanes.iter().enumerate().for_each(|(age, lane)| {
                 place.since[lane.number].store(age as u64, Ordering::Relaxed);
             });
-            std::thread::sleep(Duration::from_millis(2));
             let relief = Slot::take_beside(&place).unwrap();
             assert!(relief.rests() && relief.relieve(Duration::ZERO), "{round}");
             let relief = seat(relief);
