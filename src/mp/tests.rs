@@ -2,6 +2,7 @@
 //! on both executors, with all lanes on the client's core and spread over two.
 
 mod cancel;
+mod crowding;
 mod hostile;
 mod order;
 mod parking;

@@ -324,7 +324,7 @@ impl Socket {
             renewal.looks(now, &tcp, BbrInfo::of(self.fd.as_fd()))
         };
         if let Some(order) = self.with_renewal(look).flatten() {
-            self.renew(order);
+            self.renew(order, "instead of a pause of BBR");
         }
     }
 
@@ -345,7 +345,7 @@ impl Socket {
         let bbr = BbrInfo::of(self.fd.as_fd());
         let look = |renewal: &mut Renewal| renewal.looks_for_silence(Instant::now(), &tcp, bbr);
         if let Some(order) = self.with_renewal(look).flatten() {
-            self.renew(order);
+            self.renew(order, "the path is silent");
         }
     }
 
@@ -359,7 +359,7 @@ impl Socket {
     }
 
     /// What fails here is that of a connection that has failed, which shows elsewhere.
-    fn renew(&self, order: Order) {
+    fn renew(&self, order: Order, why: &'static str) {
         let socket = self.fd.as_fd();
         let outcome = match order {
             Order::BeginAnew { bandwidth } => {
@@ -367,7 +367,7 @@ impl Socket {
             }
             Order::Release => bbr::bound_pacing(socket, u64::MAX),
         };
-        tracing::trace!(?order, ?outcome, "instead of a pause of BBR");
+        tracing::trace!(?order, ?outcome, why, "BBR of a lane");
     }
 
     /// Sends all of `bytes`.

@@ -215,29 +215,49 @@ fn a_file_comes_whole_over_the_chain() {
     assert!(!output.status.success() && said.contains("--no-such"), "{said}");
 }
 
-/// What the relay of a long path does with a lane that fills it for so long that BBR would pause.
-#[test]
-fn bbr_begins_anew_instead_of_pausing() {
+/// Sends a file over a path of 20 Mbit/s and 100 ms, with BBR. Returns what the relay did about it, or `None` where the
+/// kernel cannot.
+fn relay_s_renewals(size: &str, events: &str) -> Option<Vec<String>> {
     let available = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control");
     if !available.is_ok_and(|names| names.split_whitespace().any(|name| name == "bbr")) {
-        return skipped("BBR of the kernel");
+        skipped("BBR of the kernel");
+        return None;
     }
     if !possible() {
-        return;
+        return None;
     }
     let dir = tempfile::tempdir().unwrap();
     let scenario = dir.path().join("one.toml");
     let (one, _) = SMALL.rsplit_once("[[path]]").unwrap();
-    std::fs::write(&scenario, one.replace("rtt-ms = 20", "rtt-ms = 100")).unwrap();
+    std::fs::write(&scenario, one.replace("rtt-ms = 20", "rtt-ms = 100") + events).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_plait"));
-    command.args(["lab", "run", "--runs", "1", "--size", "35M", "--lane-cc", "bbr"]);
+    command.args(["lab", "run", "--runs", "1", "--size", size, "--lane-cc", "bbr"]);
     command.args(["--log", "info,plait::net=trace"]);
     let output = command.arg("--logs").arg(dir.path()).arg(&scenario).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let log = std::fs::read_to_string(dir.path().join("relay-1.log")).unwrap();
-    let done = |order: &str| log.lines().filter(|line| line.contains(order) && line.contains("Ok")).count();
-    let (begun, released) = (done("BeginAnew"), done("Release"));
-    assert!(begun >= 1 && released >= 1, "{begun} times anew, {released} times released:\n{log}");
+    Some(log.lines().filter(|line| line.contains("BBR of a lane")).map(str::to_owned).collect())
+}
+
+/// How many of `lines` contain all of `words`.
+fn having(lines: &[String], words: &[&str]) -> usize {
+    lines.iter().filter(|line| words.iter().all(|word| line.contains(word))).count()
+}
+
+/// What the relay of a long path does with a lane that fills it for so long that BBR would pause.
+#[test]
+fn bbr_begins_anew_instead_of_pausing() {
+    let Some(lines) = relay_s_renewals("35M", "") else { return };
+    let (begun, released) = (having(&lines, &["BeginAnew", "Ok"]), having(&lines, &["Release", "Ok"]));
+    assert!(begun >= 1 && released >= 1, "{begun} times anew, {released} times released:\n{lines:#?}");
+}
+
+/// A pause would come as the path does, six seconds after the lane's first bytes or later.
+#[test]
+fn bbr_begins_anew_while_a_path_is_silent() {
+    let events = "[[event]]\nat = 6.5\npath = 1\ndown = true\n[[event]]\nat = 7.5\npath = 1\ndown = false\n";
+    let Some(lines) = relay_s_renewals("20M", events) else { return };
+    assert!(having(&lines, &["BeginAnew", "Ok", "the path is silent"]) >= 1, "{lines:#?}");
 }
 
 /// Cubic takes each loss for a queue: its lanes carry less and less, and new ones take their places.
