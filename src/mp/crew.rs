@@ -161,7 +161,7 @@ impl Crew {
                 }
                 let by_network = !self.transfer.is_client_blocked();
                 if let Some(wanted) = probe.as_ref().and_then(|probe| probe.sample(place, by_network)) {
-                    let before = place.wanted.swap(wanted, Ordering::Relaxed);
+                    let before = place.want(wanted);
                     if wanted != before {
                         let (path, starved) = (place.path.spec(), place.is_starved());
                         tracing::debug!(%path, before, wanted, starved, "another number of lanes");

@@ -83,6 +83,8 @@ pub(super) struct Producer {
     frames: u64,
     /// Frames, limit, whether it rests and whether it is left unread, as this lane has told the upstream.
     told: (u64, u64, bool, bool),
+    /// Whether it rests, as it would have told the upstream if there was room to.
+    rests: bool,
     /// Payload of the current frame that is still in the socket, unless it is a tap's, which counts for itself.
     unread: usize,
     /// The lane's part in its path's share of the transfer.
@@ -141,6 +143,7 @@ impl Producer {
             uploads: Rc::default(),
             frames: 0,
             told,
+            rests: false,
             unread: 0,
             slot,
             batch: Batch::new(Instant::now()),
@@ -309,7 +312,7 @@ impl Producer {
     async fn frame_or_word(&self) -> Result<Option<Frame>, Stop> {
         let credited = pin!(self.transfer.credited_beyond(self.told.1));
         let over = pin!(self.transfer.over());
-        let called = pin!(self.slot.called(self.lane.is_slow()));
+        let called = pin!(self.slot.called(self.lane.is_slow(), self.rests));
         match select(pin!(self.lane.next_frame()), select(over, select(credited, called))).await {
             Either::Left((frame, _)) => Ok(Some(frame?)),
             Either::Right((Either::Left(_), _)) => Err(Stop::Over),
@@ -329,6 +332,7 @@ impl Producer {
     fn tell(&mut self, paused: bool) {
         let news @ (frames, limit, rests, _) =
             (self.frames, self.transfer.credit(), self.slot.rests(), paused);
+        self.rests = rests;
         if self.uploads.get() || (!paused && news == self.told) {
             return;
         }

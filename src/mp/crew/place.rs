@@ -133,6 +133,15 @@ impl Place {
         self.called.notify_waiters();
     }
 
+    /// So many lanes are wanted from now on: those that rest, or go on, hear of it. Returns how many were before.
+    pub(super) fn want(&self, lanes: usize) -> usize {
+        let before = self.wanted.swap(lanes, Ordering::Relaxed);
+        if lanes != before {
+            self.call();
+        }
+        before
+    }
+
     /// The slots whose lanes carry fresh frames.
     fn eager(&self) -> u64 {
         let (unused, wanted) = (self.replaced.load(Ordering::SeqCst), self.wanted.load(Ordering::Relaxed));
@@ -339,13 +348,13 @@ impl Slot {
         self.place.is_slow.load(Ordering::Relaxed)
     }
 
-    /// Resolves when the crew has something to say: that [`Slot::is_given_up`], perhaps, or that [`Slot::is_slow`] is no
-    /// longer what the lane knows it to be.
-    pub(in crate::mp) async fn called(&self, is_known_slow: bool) {
+    /// Resolves when the crew has something to say: that [`Slot::is_given_up`], perhaps, or that [`Slot::is_slow`] or
+    /// [`Slot::rests`] is no longer what the lane knows it to be.
+    pub(in crate::mp) async fn called(&self, is_known_slow: bool, is_known_to_rest: bool) {
         let mut called = pin!(self.place.called.notified());
         called.as_mut().enable();
         let is_wanted = self.place.give_up.load(Ordering::SeqCst) == 0 && !self.is_leaving();
-        if is_wanted && self.is_slow() == is_known_slow {
+        if is_wanted && self.is_slow() == is_known_slow && self.rests() == is_known_to_rest {
             called.await;
         }
     }
@@ -378,6 +387,22 @@ mod tests {
         let mut slots = slots;
         drop(slots.remove(1));
         assert_eq!(Slot::take(&place).unwrap().number, 1);
+    }
+
+    #[test]
+    fn lanes_that_wait_hear_that_they_are_to_go_on_or_to_rest() {
+        use futures_util::FutureExt;
+        let place = place(1);
+        let slots = [(); 2].map(|()| Slot::take(&place).unwrap());
+        for (wanted, rests) in [(2, true), (1, false)] {
+            let mut called = pin!(slots[1].called(false, rests));
+            assert!(called.as_mut().now_or_never().is_none(), "it is known to rest: {rests}");
+            assert_eq!(place.want(wanted), 3 - wanted);
+            assert!(called.now_or_never().is_some());
+            // Also one that begins to wait just then.
+            assert!(slots[1].called(false, rests).now_or_never().is_some());
+        }
+        assert_eq!(place.want(1), 1);
     }
 
     #[test]
