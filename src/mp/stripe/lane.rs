@@ -273,6 +273,11 @@ impl Lane {
         !self.is_silent() && self.silent_at(spares_habits).is_none_or(|at| now + self.overdue(now) < at)
     }
 
+    /// Seconds since the frame with this number on the lane was sent; `None` if it has arrived.
+    pub(super) fn age(&self, number: u64, now: f64) -> Option<f64> {
+        Some(now - self.sent.get(number.checked_sub(self.frames_acknowledged)? as usize)?.at)
+    }
+
     /// Seconds until the frame with this number on the lane has arrived; `None` if that is not known. What is overdue
     /// is expected to take as long again.
     pub(super) fn remaining(&self, number: u64, now: f64) -> Option<f64> {

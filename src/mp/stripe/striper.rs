@@ -85,6 +85,8 @@ pub struct Resent {
     pub tail_bytes: u64,
     /// Copies of frames that held up the window.
     pub held_up_bytes: u64,
+    /// Copies of those that would have come a second later or more, beyond what may be spent on the others.
+    pub stuck_bytes: u64,
     /// Copies of frames whose lanes were late.
     pub late_bytes: u64,
     /// Frames of lanes that were lost or fell silent.
@@ -218,6 +220,9 @@ impl Striper {
         let index = self.index(lane)?;
         let is_held_up = !self.is_at_end() && self.fresh_left() == 0;
         let place = seq.0.checked_sub(self.base)?;
+        let is_stuck = is_held_up
+            && place > 0
+            && self.copy_bytes_left() < u64::from(self.outstanding.get(place as usize)?.len);
         let is_late = self.are_late(&self.outstanding.get(place as usize)?.carriers, now.as_secs_f64());
         let frame = self.outstanding.get_mut(place as usize)?;
         if frame.is_acknowledged || frame.carriers.iter().any(|(carrier, _)| *carrier == lane) {
@@ -227,6 +232,7 @@ impl Striper {
         let lives = |id| self.lanes.iter().any(|lane| lane.id == id && !lane.is_silent());
         let spent = match frame.carriers.iter().any(|(carrier, _)| lives(*carrier)) {
             true if is_late => &mut self.resent.late_bytes,
+            true if is_stuck => &mut self.resent.stuck_bytes,
             true if is_held_up => &mut self.resent.held_up_bytes,
             true => &mut self.resent.tail_bytes,
             false => &mut self.resent.recovered_bytes,

@@ -165,6 +165,54 @@ fn what_holds_up_the_window_is_copied_by_a_lane_without_work() {
     assert_eq!(striper.resent().held_up_bytes, 9_000);
 }
 
+/// Two lanes, of which the first was given seconds of work when it was thought to be quick; it closes the window. Copies have
+/// cost enough.
+fn a_collapsed_lane() -> (Striper, LaneId, [Seq; 30], Duration) {
+    let (mut striper, a, b, now) = two_known_lanes();
+    striper.resent.held_up_bytes = u64::MAX / 2;
+    let stuck = [(); 30].map(|()| striper.cut(a, FrameLen(10_000), now).unwrap().seq);
+    striper.limit = striper.next_offset;
+    (striper, b, stuck, now)
+}
+
+#[test]
+fn what_stands_on_a_collapsed_lane_is_copied_although_copies_have_cost_enough() {
+    let (mut striper, b, stuck, mut now) = a_collapsed_lane();
+    let mut copied = Vec::new();
+    for frames in 11..13 {
+        let Turn::Again { seq } = striper.turn(b, 9_000, now) else { panic!("after {copied:?}") };
+        copied.push(striper.again(b, seq, now).unwrap().seq);
+        now += ms(100);
+        striper.received(b, frames, Reading::Eager, now).unwrap();
+    }
+    // Those that `b` brings a second sooner.
+    let first = stuck.iter().position(|seq| *seq == copied[0]).unwrap();
+    assert!((5..25).contains(&first), "{copied:?} of {stuck:?}");
+    assert_eq!(copied, stuck[first..first + copied.len()]);
+    let resent = striper.resent();
+    assert_eq!(resent.stuck_bytes, 10_000 * copied.len() as u64, "{resent:?}");
+}
+
+#[test]
+fn what_is_not_there_for_long_is_copied_again_whatever_the_estimates_are() {
+    let (mut striper, b, stuck, mut now) = a_collapsed_lane();
+    // As if the lane were quick.
+    let quick = RateSample { bytes: 1e9, seconds: 1.0, since_last: 10.0, is_floor: true };
+    (0..20).for_each(|_| striper.lanes[0].model.saw_rate(quick));
+    assert!(!matches!(striper.turn(b, 9_000, now), Turn::Again { .. }));
+    now += ms(510);
+    let (quick, [_, first, second, ..]) = (striper.lanes[0].id, stuck);
+    striper.received(quick, 11, Reading::Eager, now).unwrap();
+    assert_eq!(striper.turn(b, 9_000, now), Turn::Again { seq: first });
+    striper.again(b, first, now).unwrap();
+    // By yet another lane once that copy is as old; before, the next one.
+    let c = striper.join(striper.lanes[1].model.clone(), now);
+    assert_eq!(striper.turn(c, 9_000, now), Turn::Again { seq: second });
+    now += ms(510);
+    striper.received(quick, 11, Reading::Eager, now).unwrap();
+    assert_eq!(striper.turn(c, 9_000, now), Turn::Again { seq: first });
+}
+
 #[test]
 fn a_pause_is_taken_for_a_fault_again_only_where_that_costs_little() {
     let (mut striper, a, b, mut now) = two_known_lanes();

@@ -18,8 +18,15 @@ const TAIL_SHARE: f64 = 0.03;
 /// or this many bytes, which is one frame of a lane that is not known yet.
 const TAIL_BYTES_MIN: u64 = 64 << 10;
 /// Frames that hold up the window while their copier has nothing else to do may cost this share more: a path that stands
-/// still costs more than bytes. Beyond it only the one frame that the client waits for is copied.
+/// still costs more than bytes. Beyond it only the one frame that the client waits for is copied,
 const HELD_UP_SHARE: f64 = 0.1;
+/// and what is stuck: on lanes that have collapsed stand many frames, and to copy one after the other would take a round trip for
+/// each. A frame is if by a copy, its first one, it would come so much earlier,
+const STUCK_SECONDS: f64 = 1.0;
+/// or if so long after it was last sent it is not there, whatever the estimates are: that is worth another copy,
+const STUCK_AGE_SECONDS: f64 = 0.5;
+/// unless its round trips are long.
+const STUCK_AGE_ROUND_TRIPS: f64 = 3.0;
 /// A copy is worth its bytes only if it comes this much earlier: estimates are not exact to the millisecond.
 pub(super) const COPY_GAIN_SECONDS: f64 = 0.02;
 /// and in this proportion.
@@ -172,7 +179,7 @@ impl Striper {
     }
 
     /// Bytes that copies may cost from now on.
-    fn copy_bytes_left(&self) -> u64 {
+    pub(super) fn copy_bytes_left(&self) -> u64 {
         if self.is_at_end() {
             return self.tail_budget().saturating_sub(self.resent.tail_bytes);
         }
@@ -271,30 +278,44 @@ impl Striper {
         let lane = &self.lanes[index];
         let bytes_left = self.copy_bytes_left();
         let mut retry = None;
-        for (place, frame) in self.outstanding.iter().enumerate().take(COPY_CANDIDATES_MAX) {
-            let is_here = frame.carriers.iter().any(|(carrier, _)| *carrier == lane.id);
-            if frame.is_acknowledged || is_here {
+        let frames = self.outstanding.iter().enumerate().filter(|(_, frame)| !frame.is_acknowledged);
+        for (place, frame) in frames.take(COPY_CANDIDATES_MAX) {
+            if frame.carriers.iter().any(|(carrier, _)| *carrier == lane.id) {
                 continue;
             }
             let len = u64::from(frame.len);
-            if len > bytes_left && (place > 0 || self.is_at_end()) {
+            let is_in_budget = len <= bytes_left || (place == 0 && !self.is_at_end());
+            if !is_in_budget && self.is_at_end() {
                 return retry.map_or(Copy::Never, Copy::At);
             }
             let Some(arrival) = lane.arrival(len, now) else {
                 // A lane without work may as well find out.
                 let is_small = lane.in_flight() + len <= COLD_BYTES_MAX;
-                return if is_small { Copy::Now(self.base + place as u64) } else { Copy::Never };
+                return if is_small && is_in_budget {
+                    Copy::Now(self.base + place as u64)
+                } else {
+                    Copy::Never
+                };
             };
-            let remaining = frame
-                .carriers
-                .iter()
-                .filter_map(|(id, number)| self.lane(*id)?.remaining(*number, now))
-                .reduce(f64::min);
-            let Some(remaining) = remaining else { continue };
-            if remaining > arrival * COPY_GAIN + COPY_GAIN_SECONDS {
+            let carriers =
+                || frame.carriers.iter().filter_map(|(id, number)| Some((self.lane(*id)?, *number)));
+            let remaining = carriers().filter_map(|(lane, number)| lane.remaining(number, now));
+            let Some(remaining) = remaining.reduce(f64::min) else { continue };
+            let age =
+                carriers().filter_map(|(lane, number)| lane.age(number, now)).fold(f64::INFINITY, f64::min);
+            let round_trip = lane.model.round_trip().unwrap_or(0.0);
+            let stuck_after = match self.is_at_end() {
+                true => f64::INFINITY,
+                false => STUCK_AGE_SECONDS.max(STUCK_AGE_ROUND_TRIPS * round_trip),
+            };
+            let stuck_in = stuck_after - age;
+            let sooner = arrival * COPY_GAIN + if is_in_budget { COPY_GAIN_SECONDS } else { STUCK_SECONDS };
+            let is_worth_it = remaining > sooner && (is_in_budget || frame.carriers.len() == 1);
+            if is_worth_it || stuck_in <= 0.0 {
                 return Copy::Now(self.base + place as u64);
             }
-            retry.get_or_insert(now + (arrival * COPY_GAIN + COPY_GAIN_SECONDS).max(RETRY_SECONDS_MIN));
+            let again = (arrival * COPY_GAIN + COPY_GAIN_SECONDS).min(stuck_in).max(RETRY_SECONDS_MIN);
+            retry = Some(retry.unwrap_or(f64::INFINITY).min(now + again));
         }
         retry.map_or(Copy::Never, Copy::At)
     }
