@@ -284,14 +284,15 @@ impl Striper {
                 continue;
             }
             let len = u64::from(frame.len);
-            let is_in_budget = len <= bytes_left || (place == 0 && !self.is_at_end());
+            let is_in_budget = len <= bytes_left && place < COPY_CANDIDATES_MAX;
+            let is_next = place == 0 && !self.is_at_end();
             if !is_in_budget && self.is_at_end() {
                 return retry.map_or(Copy::Never, Copy::At);
             }
             let Some(arrival) = lane.arrival(len, now) else {
                 // A lane without work may as well find out.
                 let is_small = lane.in_flight() + len <= COLD_BYTES_MAX;
-                return if is_small && is_in_budget {
+                return if is_small && (is_in_budget || is_next) {
                     Copy::Now(self.base + place as u64)
                 } else {
                     Copy::Never
@@ -301,21 +302,21 @@ impl Striper {
                 || frame.carriers.iter().filter_map(|(id, number)| Some((self.lane(*id)?, *number)));
             let remaining = carriers().filter_map(|(lane, number)| lane.remaining(number, now));
             let Some(remaining) = remaining.reduce(f64::min) else { continue };
-            let age =
-                carriers().filter_map(|(lane, number)| lane.age(number, now)).fold(f64::INFINITY, f64::min);
-            let round_trip = lane.model.round_trip().unwrap_or(0.0);
-            let stuck_after = match self.is_at_end() {
-                true => f64::INFINITY,
-                false => STUCK_AGE_SECONDS.max(STUCK_AGE_ROUND_TRIPS * round_trip),
-            };
-            let stuck_in = stuck_after - age;
-            let sooner = arrival * COPY_GAIN + if is_in_budget { COPY_GAIN_SECONDS } else { STUCK_SECONDS };
-            let is_worth_it = remaining > sooner && (is_in_budget || frame.carriers.len() == 1);
-            if is_worth_it || stuck_in <= 0.0 {
+            let mut again = (arrival * COPY_GAIN + COPY_GAIN_SECONDS).max(RETRY_SECONDS_MIN);
+            let is_sooner_by = |gain| remaining > arrival * COPY_GAIN + gain;
+            let mut is_worth_it = (is_in_budget || is_next) && is_sooner_by(COPY_GAIN_SECONDS);
+            if !is_in_budget {
+                let ages = carriers().filter_map(|(lane, number)| lane.age(number, now));
+                let round_trip = lane.model.round_trip().unwrap_or(0.0);
+                let stuck_after = STUCK_AGE_SECONDS.max(STUCK_AGE_ROUND_TRIPS * round_trip);
+                let stuck_in = stuck_after - ages.fold(f64::INFINITY, f64::min);
+                again = again.min(stuck_in.max(RETRY_SECONDS_MIN));
+                is_worth_it |= stuck_in <= 0.0 || (frame.carriers.len() == 1 && is_sooner_by(STUCK_SECONDS));
+            }
+            if is_worth_it {
                 return Copy::Now(self.base + place as u64);
             }
-            let again = (arrival * COPY_GAIN + COPY_GAIN_SECONDS).min(stuck_in).max(RETRY_SECONDS_MIN);
-            retry = Some(retry.unwrap_or(f64::INFINITY).min(now + again));
+            retry.get_or_insert(now + again);
         }
         retry.map_or(Copy::Never, Copy::At)
     }
