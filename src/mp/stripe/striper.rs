@@ -85,7 +85,7 @@ pub struct Resent {
     pub tail_bytes: u64,
     /// Copies of frames that held up the window.
     pub held_up_bytes: u64,
-    /// Copies of those that would have come a second later or more, beyond what may be spent on the others.
+    /// Copies of those that were stuck, beyond what may be spent on the others.
     pub stuck_bytes: u64,
     /// Copies of frames whose lanes were late.
     pub late_bytes: u64,

@@ -1,8 +1,8 @@
 //! What a lane with room is to do.
 //!
 //! In: the striper's state, which lane asks, and when. Out: a [`Turn`]. Invariants: a lane that would bring the frame sooner
-//! than any other never waits for another one, so that they cannot all wait for each other; copies cost [`TAIL_SHARE`] at
-//! most.
+//! than any other never waits for another one, so that they cannot all wait for each other; copies cost their
+//! shares at most, but for what is stuck: a copy of each such frame every [`STUCK_AGE_SECONDS`], and never two on one lane.
 
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ const TAIL_SHARE: f64 = 0.03;
 /// or this many bytes, which is one frame of a lane that is not known yet.
 const TAIL_BYTES_MIN: u64 = 64 << 10;
 /// Frames that hold up the window while their copier has nothing else to do may cost this share more: a path that stands
-/// still costs more than bytes. Beyond it only the one frame that the client waits for is copied,
+/// still costs more than bytes. Beyond it, and behind the first [`COPY_CANDIDATES_MAX`], only the one frame that the client waits for is
+/// copied,
 const HELD_UP_SHARE: f64 = 0.1;
 /// and what is stuck: on lanes that have collapsed stand many frames, and to copy one after the other would take a round trip for
 /// each. A frame is if by a copy, its first one, it would come so much earlier,
@@ -31,7 +32,7 @@ const STUCK_AGE_ROUND_TRIPS: f64 = 3.0;
 pub(super) const COPY_GAIN_SECONDS: f64 = 0.02;
 /// and in this proportion.
 const COPY_GAIN: f64 = 1.25;
-/// Frames looked at for a copy, from the one the client waits for on.
+/// Frames looked at for a copy, from the one the client waits for on: where they are [stuck](STUCK_SECONDS), of those that are missing.
 pub(super) const COPY_CANDIDATES_MAX: usize = 64;
 /// In flight on a lane of which nothing is known: a copy of it is in budget.
 const COLD_BYTES_MAX: u64 = 48 << 10;
