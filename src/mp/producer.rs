@@ -25,6 +25,7 @@ use super::{
     batch::Batch,
     crew::Slot,
     jam::Jam,
+    looks::Looks,
     queue::{Producer as Ring, Publish},
     tap::Tap,
     transfer::{End, HandedFrame, Parcel, Transfer},
@@ -50,10 +51,6 @@ const FRAMES_UNTOLD_MAX: u64 = 16;
 /// A lane that is left unread for the client's sake for so long tells the upstream, which would take it for silent after
 /// 200 ms.
 const HELD_BACK_MAX: Duration = Duration::from_millis(50);
-/// Slow start ends with losses of its own making, some of which show only when the queue has gone.
-const FIRST_LOOK_AFTER: Duration = Duration::from_millis(1500);
-/// Between two looks at TCP_INFO of a lane: a few round trips of most paths.
-const LOOK_PAUSE: Duration = Duration::from_millis(200);
 /// On a short path a frame that is not next stays in the socket this long before it is parked: the frame before it is
 /// about to come, and merging from the sockets costs a third less.
 const PARK_PATIENCE: Duration = Duration::from_millis(1);
@@ -91,8 +88,7 @@ pub(super) struct Producer {
     slot: Slot,
     batch: Batch,
     budget: Budget,
-    /// When the lane was last looked at, and its count of segments out of order then.
-    looked: (Instant, Option<u32>),
+    looks: Looks,
 }
 
 /// What ended the normal course.
@@ -132,7 +128,6 @@ impl Producer {
     ) -> Self {
         let check = FrameCheck::new(transfer.id());
         let told = (0, FIRST_CREDIT_BYTES, false, false);
-        let looked = (Instant::now() + FIRST_LOOK_AFTER, None);
         Self {
             lane,
             transfer,
@@ -148,7 +143,7 @@ impl Producer {
             slot,
             batch: Batch::new(Instant::now()),
             budget: Budget::default(),
-            looked,
+            looks: Looks::new(Instant::now()),
         }
     }
 
@@ -350,14 +345,14 @@ impl Producer {
 
     /// Tells the crew, now and then, what limits the lane.
     fn look(&mut self) {
-        if self.looked.0.elapsed() < LOOK_PAUSE {
+        let now = Instant::now();
+        if !self.looks.is_due(now) {
             return;
         }
-        if let Ok(info) = self.lane.socket().tcp_info() {
-            if let Some(before) = self.looked.1 {
-                self.slot.place().looked(info.out_of_order != before, info.rtt, info.rtt_min);
-            }
-            self.looked = (Instant::now(), Some(info.out_of_order));
+        if let Ok(info) = self.lane.socket().tcp_info()
+            && let Some(verdict) = self.looks.saw(now, &info)
+        {
+            self.slot.place().looked(verdict);
         }
     }
 

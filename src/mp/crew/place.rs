@@ -19,6 +19,7 @@ use crate::{
     exec::Instant,
     http::account::PathShare,
     lanes::{DialError, PathStatus},
+    mp::looks::Verdict,
 };
 
 /// One bit each in [`Place::slots`]; as many as `--lanes` allows.
@@ -27,10 +28,6 @@ const SLOTS_MAX: usize = 64;
 const REPLACED_MAX: u32 = SLOTS_MAX as u32 / 2;
 /// A lane that has brought so much in a transfer is warm: as the pool has it.
 const WARM_BYTES: u64 = 1 << 20;
-/// A round trip this much longer than the shortest shows a queue: jitter is less.
-const QUEUED_RATIO: f64 = 1.2;
-/// And by this much on short paths.
-const QUEUED_MIN: Duration = Duration::from_millis(5);
 
 /// What the last try to get a lane said of a path: a number of [`Place::outlook`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,7 +74,7 @@ pub(in crate::mp) struct Place {
     pub(super) called: Notify,
     /// Payload that has come.
     pub(super) bytes: AtomicU64,
-    /// Looks at its lanes that found segments lost although none stood in a queue, less the others; see [`Place::looked`].
+    /// Looks at its lanes that found it starved, less those that found a queue.
     pub(super) starved: AtomicI32,
 }
 
@@ -107,16 +104,13 @@ impl Place {
         })
     }
 
-    /// A lane was looked at. One that loses segments while the round trip is what the empty path takes is limited by random
-    /// loss or a policer: more lanes would carry more. Losses of one that fills a queue are its own doing.
-    pub(in crate::mp) fn looked(&self, has_lost: bool, round_trip: Duration, round_trip_min: Duration) {
-        let is_queued = round_trip > round_trip_min.mul_f64(QUEUED_RATIO) + QUEUED_MIN;
-        let step = |score: i32| match (is_queued, has_lost) {
-            (true, _) => Some((score - 1).max(-STARVED_MAX)),
-            (false, true) => Some((score + 1).min(STARVED_MAX)),
-            (false, false) => None,
+    /// A lane was looked at.
+    pub(in crate::mp) fn looked(&self, verdict: Verdict) {
+        let step = |score: i32| match verdict {
+            Verdict::Queued => Some((score - 1).max(-STARVED_MAX)),
+            Verdict::Starved => Some((score + 1).min(STARVED_MAX)),
         };
-        // No step: nothing was learned.
+        // It always steps.
         let _ = self.starved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
     }
 
@@ -486,12 +480,11 @@ mod tests {
 
     #[test]
     fn losses_without_a_queue_starve_a_path() {
-        let (place, rtt) = (place(1), Duration::from_millis(100));
+        let place = place(1);
         assert!(!place.is_starved());
-        (0..3).for_each(|_| place.looked(true, rtt, rtt));
-        (0..9).for_each(|_| place.looked(false, rtt, rtt));
+        (0..3).for_each(|_| place.looked(Verdict::Starved));
         assert!(place.is_starved());
-        (0..3).for_each(|_| place.looked(true, 2 * rtt, rtt));
+        (0..3).for_each(|_| place.looked(Verdict::Queued));
         assert!(!place.is_starved());
     }
 }

@@ -50,6 +50,9 @@ const PACED_REST_MIN: Duration = Duration::from_secs(30);
 const OUTAGE_MIN: Duration = Duration::from_secs(1);
 /// The wait after that: lanes that stand again have to come up to speed, which more of them would not shorten.
 const OUTAGE_REST: Duration = Duration::from_secs(10);
+/// One that was out for less time than this, while a few lanes lost segments, may have had retransmissions lost: two or three timeouts
+/// in a row.
+const TIMEOUTS_MAX: Duration = Duration::from_secs(3);
 /// The wait after a number was learned, and after the largest was: that fewer would do is less likely then, and to try it takes
 /// seconds of the lanes that are left out. It doubles each time that fewer did not do.
 const LEARNED_REST: Duration = Duration::from_secs(15);
@@ -100,6 +103,8 @@ pub struct LaneCount {
     rest: Duration,
     /// The wait after the next try of fewer that brings less.
     fewer_rest: Duration,
+    /// What the last try of more, which brought nothing, was compared with.
+    basis: Option<f64>,
     /// The running or the next try goes down.
     tries_fewer: bool,
     last: Duration,
@@ -123,6 +128,7 @@ impl LaneCount {
             rest_left: Duration::ZERO,
             rest: REST_MIN,
             fewer_rest: LEARNED_REST,
+            basis: None,
             tries_fewer: false,
             last: Duration::ZERO,
             received: 0,
@@ -172,16 +178,21 @@ impl LaneCount {
             self.give_up();
             return self.wanted;
         }
-        if now - self.received_at >= OUTAGE_MIN.max(round_trip * MEASURE_ROUND_TRIPS) {
-            self.rest_left = self.rest_left.max(OUTAGE_REST);
+        let silent = now - self.received_at;
+        if silent >= OUTAGE_MIN.max(round_trip * MEASURE_ROUND_TRIPS) {
+            let may_be_losses = may_gain && !self.is_paced && self.learned < LEAP && silent < TIMEOUTS_MAX;
+            self.rest_left = self.rest_left.max(if may_be_losses { REST_MIN } else { OUTAGE_REST });
             self.rates.clear();
             self.give_up();
             return self.wanted;
         }
         let measure = MEASURE_MIN.max(round_trip * MEASURE_ROUND_TRIPS);
+        // Nobody wants to wait for the first try of more. What BBR does in slow start on a lossy path would be taken for a stand.
+        let is_first = !self.is_paced && self.learned == self.least && self.rates.len() < 2;
+        let steady_measure = if is_first { measure / 2 } else { measure };
         match self.state {
             State::Steady(None) => self.state = State::Steady(Some(here)),
-            State::Steady(Some(begin)) if now - begin.since >= measure => {
+            State::Steady(Some(begin)) if now - begin.since >= steady_measure => {
                 let rate = begin.rate(now, self.received);
                 self.rates.truncate(MEASUREMENTS - 1);
                 self.rates.push_front(rate);
@@ -189,6 +200,9 @@ impl LaneCount {
                 let still_grows = self.rates.get(1).is_none_or(|before| rate >= before * GAIN_MIN);
                 if still_grows {
                     self.rates.truncate(1);
+                }
+                if may_gain && self.is_disproved(rate) {
+                    self.rest_left = Duration::ZERO;
                 }
                 let tries_fewer = self.tries_fewer;
                 self.tries_fewer |= !may_gain;
@@ -247,6 +261,7 @@ impl LaneCount {
             false => self.usual_rate().map_or(before, |usual| usual.min(before)),
         };
         self.wanted = other;
+        self.basis = None;
         let until = now + SETTLE_MIN.max(round_trip * SETTLE_ROUND_TRIPS);
         self.state = State::Settling { until, before };
         true
@@ -282,10 +297,18 @@ impl LaneCount {
             }
             self.rest_left = self.rest;
             self.rest = (self.rest * 2).min(REST_MAX);
+            self.basis = Some(before);
         }
         self.wanted = self.learned;
         self.tries_fewer = !self.tries_fewer && self.rest > FEWER_AFTER && self.learned > self.least;
         self.state = State::Steady(None);
+    }
+
+    /// Whether the last try of more was compared with what slow start had brought and losses have taken since; not later, when others
+    /// are more likely to have taken it.
+    fn is_disproved(&self, rate: f64) -> bool {
+        let is_young = !self.is_paced && self.rest <= FEWER_AFTER;
+        is_young && self.basis.is_some_and(|basis| rate < basis * LOSS_CLEAR)
     }
 
     /// Whether more lanes that lose packets have not brought enough for all of them to be kept, and may yet.

@@ -108,7 +108,7 @@ fn percentile(stories: &[Story], percent: usize, value: impl Fn(&Story) -> f64) 
 
 #[test]
 fn a_policed_path_has_eight_lanes_within_seconds() {
-    for (paths, seconds) in [(1, 4.5), (2, 11.0)] {
+    for (paths, seconds) in [(1, 2.5), (2, 2.5)] {
         let stories = stories(&vec![POLICED; paths], 40.0, 40.0);
         let eight_at = percentile(&stories, 95, |story| story.eight_at);
         println!("{paths} paths: 8 lanes after {eight_at:.1} s");
@@ -216,6 +216,56 @@ fn an_outage_is_no_reason_for_more_lanes() {
         // That it is out is known after a second.
         assert!(wanted == 1 || (51..62).contains(&tenth), "{wanted} lanes at {now:?}");
     }
+}
+
+/// When, in tenths of a second, how many lanes are wanted of a path over which so many Mbit/s come, by that time and the lanes that
+/// there are.
+fn changes(is_paced: bool, rate: impl Fn(u64, usize) -> f64, may_gain_after: u64) -> Vec<(u64, usize)> {
+    let (mut count, mut received, mut changes) = (LaneCount::new(1, LANES_MAX, is_paced), 0.0, vec![(0, 1)]);
+    for tenth in 1..=150_u64 {
+        let (_, wanted) = changes[changes.len() - 1];
+        received += 12_500.0 * rate(tenth, wanted);
+        let (now, may_gain) = (Duration::from_millis(100 * tenth), tenth > may_gain_after);
+        let next = count.sample(now, received as u64, true, may_gain, Duration::from_millis(150));
+        if next != wanted {
+            changes.push((tenth, next));
+        }
+    }
+    changes
+}
+
+#[test]
+fn losses_alone_are_reason_for_more_sooner_than_what_may_be_slow_start() {
+    let first = |is_paced| changes(is_paced, |_, lanes| 2.0 * lanes as f64, 0)[1];
+    let (unpaced, paced) = (first(false), first(true));
+    assert!(unpaced.0 <= 11 && paced.0 >= 20, "{unpaced:?} {paced:?}");
+}
+
+#[test]
+fn a_lone_lane_that_waits_for_timeouts_is_no_outage() {
+    // After 3 s it is silent; paced ones and longer silence are an outage.
+    let tried = |is_paced, silent: u64| {
+        let rate = |tenth, lanes| if (30..30 + silent).contains(&tenth) { 0.0 } else { 2.0 * lanes as f64 };
+        changes(is_paced, rate, 38).get(1).map_or(150, |&(tenth, _)| tenth) - silent
+    };
+    assert!(tried(false, 15) <= 60);
+    assert!(tried(true, 15) >= 100 && tried(false, 35) >= 100);
+}
+
+#[test]
+fn what_was_compared_with_slow_start_is_tried_again_as_soon_as_that_has_worn_out() {
+    // More bring next to nothing; a second later one brings far less, or as much.
+    let pause = |later| {
+        let rate = |tenth, lanes| match lanes {
+            1 if tenth < 15 => 12.0,
+            1 => later,
+            _ => 10.0,
+        };
+        let changes = changes(false, rate, 0);
+        assert_eq!((changes[1].1, changes[2].1, changes[3].1), (4, 1, 4), "{changes:?}");
+        changes[3].0 - changes[2].0
+    };
+    assert!(pause(2.0) < 12 && pause(11.0) >= 20, "{} {}", pause(2.0), pause(11.0));
 }
 
 #[test]
