@@ -1,7 +1,7 @@
 //! What looks at a lane's socket say of its path: whether more lanes would carry more.
 //!
 //! In: what TCP_INFO shows, now and then. Out: a verdict on the path, or none. Called by the producer, one [`Looks`] per lane
-//! and transfer, without I/O. Invariant: losses that come from a queue of the lane's own making are never taken for the path's.
+//! and transfer, without I/O. Invariant: losses of slow start that has filled a queue are not taken for the path's.
 
 use std::time::Duration;
 
@@ -9,15 +9,14 @@ use crate::{exec::Instant, net::TcpInfo};
 
 /// Between two looks, a few round trips of most paths.
 const PAUSE: Duration = Duration::from_millis(200);
-/// A lane that starts is looked at more often, for so long: slow start fills a queue and empties it within two round trips.
-const EARLY: Duration = Duration::from_millis(1500);
+/// A lane that starts is looked at more often, for so long: slow start fills a queue and empties it within two round trips. Losses of
+/// one that has filled one are its own doing, and some of them show only when the queue has gone.
+const EARLY: Duration = Duration::from_millis(2000);
 const EARLY_PAUSE: Duration = Duration::from_millis(50);
 /// A round trip this much longer than the shortest shows a queue: jitter is less.
 const QUEUED_RATIO: f64 = 1.2;
 /// And by this much on short paths.
 const QUEUED_MIN: Duration = Duration::from_millis(5);
-/// Losses of one that fills a queue are its own doing, and some of them show only when the queue has gone: so long after it was seen.
-const OWN_LOSSES: Duration = Duration::from_millis(1500);
 
 /// What one look says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,17 +35,17 @@ pub(super) struct Looks {
     last: Instant,
     /// Segments out of order, as the last look had them.
     out_of_order: Option<u32>,
-    queued: Option<Instant>,
+    has_queued: bool,
 }
 
 impl Looks {
     pub(super) fn new(now: Instant) -> Self {
-        Self { began: now, last: now, out_of_order: None, queued: None }
+        Self { began: now, last: now, out_of_order: None, has_queued: false }
     }
 
     /// Whether it is time for another one.
     pub(super) fn is_due(&self, now: Instant) -> bool {
-        let pause = if now - self.began < EARLY { EARLY_PAUSE } else { PAUSE };
+        let pause = if self.is_early(now) { EARLY_PAUSE } else { PAUSE };
         now - self.last >= pause
     }
 
@@ -55,12 +54,16 @@ impl Looks {
         self.last = now;
         let before = self.out_of_order.replace(info.out_of_order);
         if info.rtt > info.rtt_min.mul_f64(QUEUED_RATIO) + QUEUED_MIN {
-            self.queued = Some(now);
+            self.has_queued = true;
             return Some(Verdict::Queued);
         }
-        let is_own = self.queued.is_some_and(|queued| now - queued < OWN_LOSSES);
+        let is_own = self.has_queued && self.is_early(now);
         let has_lost = before.is_some_and(|before| before != info.out_of_order);
         (has_lost && !is_own).then_some(Verdict::Starved)
+    }
+
+    fn is_early(&self, now: Instant) -> bool {
+        now - self.began < EARLY
     }
 }
 
@@ -90,7 +93,7 @@ mod tests {
     #[test]
     fn losses_that_show_when_the_queue_has_gone_are_the_lanes_own() {
         let (short, long) = (ROUND_TRIP, ROUND_TRIP.mul_f64(1.5));
-        let seen = [(50, short, 0), (100, long, 0), (300, short, 20), (1500, short, 30), (1700, short, 31)];
+        let seen = [(50, short, 0), (100, long, 0), (300, short, 20), (1900, short, 30), (2100, short, 31)];
         let queued = Some(Verdict::Queued);
         assert_eq!(verdicts(&seen), [None, queued, None, None, Some(Verdict::Starved)]);
     }
@@ -102,6 +105,6 @@ mod tests {
         let is_due = |looks: &Looks, millis| looks.is_due(began + Duration::from_millis(millis));
         assert!(!is_due(&looks, 49) && is_due(&looks, 50));
         looks.saw(began + EARLY, &TcpInfo::default());
-        assert!(!is_due(&looks, 1699) && is_due(&looks, 1700));
+        assert!(!is_due(&looks, 2199) && is_due(&looks, 2200));
     }
 }

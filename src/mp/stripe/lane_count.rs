@@ -261,7 +261,6 @@ impl LaneCount {
             false => self.usual_rate().map_or(before, |usual| usual.min(before)),
         };
         self.wanted = other;
-        self.basis = None;
         let until = now + SETTLE_MIN.max(round_trip * SETTLE_ROUND_TRIPS);
         self.state = State::Settling { until, before };
         true
@@ -281,6 +280,7 @@ impl LaneCount {
             self.learned = if is_too_far { self.wanted / 2 } else { self.wanted };
             self.rest = REST_MIN;
             self.rates.clear();
+            self.basis = None;
             let is_at_bound = self.learned == if self.tries_fewer { self.least } else { self.most };
             // On in the same direction at once.
             if !is_at_bound && self.begin(rate, now, round_trip) {

@@ -269,6 +269,29 @@ fn what_was_compared_with_slow_start_is_tried_again_as_soon_as_that_has_worn_out
 }
 
 #[test]
+fn sixteen_lanes_that_slow_start_made_look_like_enough_become_more_when_it_has_worn_out() {
+    // Mbit/s over a path of 50 with 1 % loss. The queue that slow start fills hides the losses, so that fewer are tried meanwhile.
+    let rate = |tenth, lanes| match lanes {
+        1 => 4.0,
+        2..=4 => 20.0,
+        5..=8 => 13.0,
+        9..=16 if tenth > 65 => 27.0,
+        _ => 47.0,
+    };
+    let (mut count, mut received, mut wanted, mut seen) =
+        (LaneCount::new(1, LANES_MAX, false), 0.0, 1, vec![1]);
+    for tenth in 1..=150_u64 {
+        received += 12_500.0 * rate(tenth, wanted);
+        let (now, may_gain) = (Duration::from_millis(100 * tenth), !(30..70).contains(&tenth));
+        wanted = count.sample(now, received as u64, true, may_gain, Duration::from_millis(100));
+        if seen.last() != Some(&wanted) {
+            seen.push(wanted);
+        }
+    }
+    assert_eq!(seen, [1, 4, 16, 32, 16, 8, 16, 32]);
+}
+
+#[test]
 fn paced_lanes_that_are_policed_become_many() {
     for seconds in [2.0, 40.0] {
         let stories = stories(&[Path { is_paced: true, ..POLICED }; 2], 40.0, seconds);
