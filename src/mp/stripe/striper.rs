@@ -113,6 +113,8 @@ pub struct Striper {
     base: u64,
     outstanding: VecDeque<Outstanding>,
     next_offset: u64,
+    /// When the first lane with room could have begun the body.
+    first_asked_at: Option<f64>,
     /// Frames to be sent again.
     lost: BTreeSet<u64>,
     /// Until when the downstream's word is awaited on which of them have arrived.
@@ -140,6 +142,7 @@ impl Striper {
             base: 0,
             outstanding: VecDeque::new(),
             next_offset: 0,
+            first_asked_at: None,
             lost: BTreeSet::new(),
             word_by: 0.0,
             lanes: Vec::new(),

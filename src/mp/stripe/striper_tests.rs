@@ -99,6 +99,36 @@ fn a_lane_alone_is_given_more_but_not_all() {
     assert!(alone < 10_000_000, "{alone} bytes: a second of what the lane carries");
 }
 
+/// A model of 50 ms whose acknowledgements have paused for so many seconds.
+fn paused(seconds: f64) -> LaneModel {
+    let mut model = LaneModel::default();
+    model.saw_rate(RateSample { bytes: 1e6, seconds: 1.0, since_last: 1.0, is_floor: false });
+    model.saw_round_trip(0.05, 1000.0, 1.0);
+    model.saw_stall(seconds, 1.0);
+    model
+}
+
+#[test]
+fn a_lane_that_pauses_leaves_the_first_frame_to_one_that_does_not() {
+    let mut striper = Striper::new();
+    let lanes = [0.3, 0.0].map(|seconds| striper.join(paused(seconds), ms(0)));
+    assert_eq!(striper.turn(lanes[0], 16_000, ms(1)), Turn::Wait { until: Some(ms(3)) });
+    fresh(&mut striper, lanes[1], 16_000, ms(2));
+    fresh(&mut striper, lanes[0], 16_000, ms(3));
+}
+
+#[test]
+fn the_first_frame_is_not_left_to_a_lane_that_does_not_ask_or_is_no_better() {
+    let mut striper = Striper::new();
+    let lanes = [0.3, 0.0].map(|seconds| striper.join(paused(seconds), ms(0)));
+    assert!(matches!(striper.turn(lanes[0], 16_000, ms(1)), Turn::Wait { .. }));
+    fresh(&mut striper, lanes[0], 16_000, ms(22));
+
+    let mut striper = Striper::new();
+    let lanes = [0.31, 0.3].map(|seconds| striper.join(paused(seconds), ms(0)));
+    fresh(&mut striper, lanes[0], 16_000, ms(1));
+}
+
 #[test]
 fn what_a_lane_over_several_paths_needs_is_left_to_the_kernel() {
     let taken = taken_at_once(LaneModel::new(true, None), false);

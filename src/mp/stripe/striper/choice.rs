@@ -57,6 +57,11 @@ const ALONE_SECONDS: f64 = 0.5;
 const WINDOW_SHARE: f64 = 0.5;
 /// How much of a lane's longest pause counts, as far as it is longer than that of the steadiest lane.
 const STALL_SHARE: f64 = 0.5;
+/// The first frame is the one that the client waits for from the start: for so long the lanes that pause leave it to one that does
+/// not,
+const FIRST_FRAME_SECONDS: f64 = 0.02;
+/// and look again so soon.
+const FIRST_FRAME_RETRY_SECONDS: f64 = 0.002;
 /// How soon a lane that waits for nothing but a better estimate is looked at again.
 const RETRY_SECONDS_MIN: f64 = 0.01;
 
@@ -82,6 +87,9 @@ impl Striper {
             return Turn::Again { seq: Seq(seq) };
         }
         let fresh_left = self.fresh_left();
+        if fresh_left > 0 && self.leaves_first_frame(index, now) {
+            return Turn::Wait { until: Some(Duration::from_secs_f64(now + FIRST_FRAME_RETRY_SECONDS)) };
+        }
         if fresh_left > 0 {
             if let Some(want) = self.fresh_for(index, size.max(1) as u64, fresh_left, now) {
                 self.lanes[index].asked_at = now;
@@ -227,6 +235,17 @@ impl Striper {
             .find(|&want| lane.arrival(want, now).is_some_and(|arrival| arrival <= deadline));
         // Whatever the estimates say, the lane that brings a frame first waits for nobody: or all could wait for each other.
         in_time.or_else(|| self.is_first(index, smallest, now).then_some(smallest))
+    }
+
+    /// Whether another lane would bring the body's first frame sooner, this one's usual pauses included. It may be about to ask.
+    fn leaves_first_frame(&mut self, index: usize, now: f64) -> bool {
+        if self.next_offset > 0 || now - *self.first_asked_at.get_or_insert(now) > FIRST_FRAME_SECONDS {
+            return false;
+        }
+        let by = |lane: &Lane| Some(lane.model.arrival(0.0, 0.0)? + lane.model.stall());
+        let Some(own) = by(&self.lanes[index]) else { return false };
+        let usable = self.lanes.iter().filter(|lane| !lane.is_silent() && lane.reading == Reading::Eager);
+        usable.filter_map(by).any(|other| other + COPY_GAIN_SECONDS < own)
     }
 
     /// Whether other lanes are far faster than this one, or may be.
