@@ -3,10 +3,9 @@
 //! A byte's walk: [`manager`] opens a transfer, whose [`crew`] leases lanes; a `producer` per lane takes frames off it
 //! and publishes them in the [`queue`]; the [`consumer`] takes them in order and moves them to the client. [`transfer`]
 //! is what they share, `share` when one gives a lane up for another, `jam` when it gives one up for its own sake, `window`
-//! how far the upstream may be ahead of the client, `batch` how often a producer wakes, `looks` what it
-//! sees of its path, `tap` how a producer and the
-//! consumer of the same core share a lane's socket; [`progress`] is what others see of the consumer; `upstreams` says which upstream a transfer begins with, [`fetch_error`]
-//! why there is no response.
+//! how far the upstream may be ahead of the client, `batch` how often a producer wakes, `looks` what it sees of its path,
+//! `tap` how a producer and the consumer of the same core share a lane's socket; [`progress`] is what others see of the
+//! consumer; `upstreams` says which upstream a transfer begins with, [`fetch_error`] why there is no response.
 
 mod batch;
 pub mod consumer;

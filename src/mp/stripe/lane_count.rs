@@ -44,6 +44,9 @@ const PACED_LEAP_GAIN_MIN: f64 = 2.5;
 /// It is given up early if it has brought less than this after [`CLEAR_MIN`], before the new lanes have come up to speed and take
 /// the path from the one that has it.
 const PACED_EARLY_GAIN_MIN: f64 = 1.4;
+/// And only where its rate differs by this at most from the one before: on a lossy path BBR grows by fits and starts, and more lanes take
+/// from it what it has just found; a policer lets through the same every second.
+const PACED_STILL: f64 = 0.05;
 /// The wait after that; it doubles each time.
 const PACED_REST_MIN: Duration = Duration::from_secs(30);
 /// A path that brings nothing for so long is out.
@@ -207,7 +210,7 @@ impl LaneCount {
                 let tries_fewer = self.tries_fewer;
                 self.tries_fewer |= !may_gain;
                 let may_begin = self.rest_left.is_zero() && (may_gain || self.learned > self.least);
-                if still_grows || !may_begin || !self.begin(rate, now, round_trip) {
+                if still_grows || !may_begin || !self.stands_still() || !self.begin(rate, now, round_trip) {
                     self.tries_fewer = tries_fewer;
                     self.state = State::Steady(Some(here));
                 }
@@ -302,6 +305,13 @@ impl LaneCount {
         self.wanted = self.learned;
         self.tries_fewer = !self.tries_fewer && self.rest > FEWER_AFTER && self.learned > self.least;
         self.state = State::Steady(None);
+    }
+
+    /// Whether the rate is so steady that a first leap may be tried.
+    fn stands_still(&self) -> bool {
+        let [rate, before] = [0, 1].map(|index| self.rates.get(index).copied());
+        let is_still = |rate: f64, before: f64| (rate - before).abs() <= PACED_STILL * before;
+        !self.is_first_leap() || rate.zip(before).is_some_and(|(rate, before)| is_still(rate, before))
     }
 
     /// Whether the last try of more was compared with what slow start had brought and losses have taken since; not later, when others
