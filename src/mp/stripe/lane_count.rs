@@ -12,8 +12,9 @@ pub const LANES_MAX: usize = 32;
 /// A step up multiplies by this: 32 lanes are found in three steps, and single lanes, which random loss makes go up and
 /// down by half, cannot hide the gain.
 const LEAP: usize = 4;
-/// What a step up has to bring for all its lanes to be kept; half of them are if it brought less.
-const LEAP_GAIN_MIN: f64 = 2.0;
+/// What a step up has to bring for all its lanes to be kept; half of them are if it brought less. What is measured while they come up to
+/// speed is less than what they bring.
+const LEAP_GAIN_MIN: f64 = 1.75;
 /// What twice the lanes have to bring at least, and what more do: less is the noise of a busy path.
 const GAIN_MIN: f64 = 1.2;
 const LEAP_LEAST: f64 = GAIN_MIN * GAIN_MIN;
