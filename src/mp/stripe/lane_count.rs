@@ -42,12 +42,12 @@ const FEWER_AFTER: Duration = Duration::from_secs(8);
 /// One paced lane (BBR) fills a path that loses packets at random: more are tried only to find out whether single connections are
 /// policed, and kept if the first step brings this much.
 const PACED_LEAP_GAIN_MIN: f64 = 2.5;
-/// It is given up early if it has brought less than this after [`CLEAR_MIN`], before the new lanes have come up to speed and take
+/// That is tried only where the rate differs by this at most from the one before: on a lossy path BBR grows by fits and starts, and more
+/// lanes take from it what it has just found; a policer lets through the same every second.
+const PACED_STILL: f64 = 0.05;
+/// The step is given up early if it has brought less than this after [`CLEAR_MIN`], before the new lanes have come up to speed and take
 /// the path from the one that has it.
 const PACED_EARLY_GAIN_MIN: f64 = 1.4;
-/// And only where its rate differs by this at most from the one before: on a lossy path BBR grows by fits and starts, and more lanes take
-/// from it what it has just found; a policer lets through the same every second.
-const PACED_STILL: f64 = 0.05;
 /// The wait after that; it doubles each time.
 const PACED_REST_MIN: Duration = Duration::from_secs(30);
 /// A path that brings nothing for so long is out.

@@ -279,6 +279,22 @@ fn what_was_compared_with_slow_start_is_tried_again_as_soon_as_that_has_worn_out
 }
 
 #[test]
+fn a_leap_that_brings_nearly_twice_as_much_is_kept_whole_and_one_that_brings_less_by_half() {
+    // Mbit/s; sixteen lanes bring so many times what four do, and more than sixteen no more.
+    let learned = |gain: f64| {
+        let rate = |_, lanes| match lanes {
+            1..=4 => 10.0 * lanes as f64,
+            _ => 40.0 * gain,
+        };
+        let wanted: Vec<_> = changes(false, rate, 0).into_iter().map(|(_, lanes)| lanes).collect();
+        // What is wanted after the try of 32 in which it ends.
+        let after = wanted.iter().position(|&lanes| lanes == LANES_MAX).unwrap() + 1;
+        wanted[after]
+    };
+    assert_eq!((learned(1.8), learned(1.6)), (16, 8));
+}
+
+#[test]
 fn sixteen_lanes_that_slow_start_made_look_like_enough_become_more_when_it_has_worn_out() {
     // Mbit/s over a path of 50 with 1 % loss. The queue that slow start fills hides the losses, so that fewer are tried meanwhile.
     let rate = |tenth, lanes| match lanes {

@@ -99,11 +99,15 @@ fn a_lane_alone_is_given_more_but_not_all() {
     assert!(alone < 10_000_000, "{alone} bytes: a second of what the lane carries");
 }
 
-/// A model of 50 ms whose acknowledgements have paused for so many seconds.
+/// A model whose acknowledgements have paused for so many seconds.
 fn paused(seconds: f64) -> LaneModel {
+    far_and_paused(0.05, seconds)
+}
+
+fn far_and_paused(round_trip: f64, seconds: f64) -> LaneModel {
     let mut model = LaneModel::default();
     model.saw_rate(RateSample { bytes: 1e6, seconds: 1.0, since_last: 1.0, is_floor: false });
-    model.saw_round_trip(0.05, 1000.0, 1.0);
+    model.saw_round_trip(round_trip, 1000.0, 1.0);
     model.saw_stall(seconds, 1.0);
     model
 }
@@ -115,6 +119,14 @@ fn a_lane_that_pauses_leaves_the_first_frame_to_one_that_does_not() {
     assert_eq!(striper.turn(lanes[0], 16_000, ms(1)), Turn::Wait { until: Some(ms(3)) });
     fresh(&mut striper, lanes[1], 16_000, ms(2));
     fresh(&mut striper, lanes[0], 16_000, ms(3));
+}
+
+#[test]
+fn a_lane_that_is_far_away_leaves_the_first_frame_to_a_near_one_that_pauses() {
+    let mut striper = Striper::new();
+    let lanes = [(1.0, 0.0), (0.1, 1.0)].map(|(far, pause)| striper.join(far_and_paused(far, pause), ms(0)));
+    assert!(matches!(striper.turn(lanes[0], 16_000, ms(1)), Turn::Wait { .. }));
+    fresh(&mut striper, lanes[1], 16_000, ms(2));
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! What a lane with room is to do.
 //!
 //! In: the striper's state, which lane asks, and when. Out: a [`Turn`]. Invariants: a lane that would bring the frame sooner
-//! than any other never waits for another one, so that they cannot all wait for each other; copies cost their
-//! shares at most, but for what is stuck: a copy of each such frame every [`STUCK_AGE_SECONDS`], and never two on one lane.
+//! than any other never waits for another one, so that they cannot all wait for each other, but for
+//! [`FIRST_FRAME_SECONDS`] at the start; copies cost their shares at most, but for what is stuck: a copy of each such frame
+//! every [`STUCK_AGE_SECONDS`], and never two on one lane.
 
 use std::time::Duration;
 
@@ -57,8 +58,8 @@ const ALONE_SECONDS: f64 = 0.5;
 const WINDOW_SHARE: f64 = 0.5;
 /// How much of a lane's longest pause counts, as far as it is longer than that of the steadiest lane.
 const STALL_SHARE: f64 = 0.5;
-/// The first frame is the one that the client waits for from the start: for so long the lanes that pause leave it to one that does
-/// not,
+/// The first frame is the one that the client waits for from the start: for so long lanes that are farther away, or pause, leave it to
+/// one that is not and does not,
 const FIRST_FRAME_SECONDS: f64 = 0.02;
 /// and look again so soon.
 const FIRST_FRAME_RETRY_SECONDS: f64 = 0.002;
@@ -237,15 +238,20 @@ impl Striper {
         in_time.or_else(|| self.is_first(index, smallest, now).then_some(smallest))
     }
 
-    /// Whether another lane would bring the body's first frame sooner, this one's usual pauses included. It may be about to ask.
+    /// Whether another lane would bring the body's first frame sooner, or as soon without the pauses that this one has. It may be
+    /// about to ask.
     fn leaves_first_frame(&mut self, index: usize, now: f64) -> bool {
         if self.next_offset > 0 || now - *self.first_asked_at.get_or_insert(now) > FIRST_FRAME_SECONDS {
             return false;
         }
-        let by = |lane: &Lane| Some(lane.model.arrival(0.0, 0.0)? + lane.model.stall());
-        let Some(own) = by(&self.lanes[index]) else { return false };
+        let known = |lane: &Lane| Some((lane.model.arrival(0.0, 0.0)?, lane.model.stall()));
+        let Some((own, own_pause)) = known(&self.lanes[index]) else { return false };
+        let is_better = |(arrival, pause): (f64, f64)| {
+            let is_as_soon = arrival <= own + COPY_GAIN_SECONDS;
+            arrival + COPY_GAIN_SECONDS < own || (is_as_soon && pause + COPY_GAIN_SECONDS < own_pause)
+        };
         let usable = self.lanes.iter().filter(|lane| !lane.is_silent() && lane.reading == Reading::Eager);
-        usable.filter_map(by).any(|other| other + COPY_GAIN_SECONDS < own)
+        usable.filter_map(known).any(is_better)
     }
 
     /// Whether other lanes are far faster than this one, or may be.
