@@ -104,6 +104,8 @@ fn lanes_beyond_the_bounds_are_refused() {
 #[test]
 fn half_open_hellos_are_cheap() {
     const BYTES_EACH_MAX: u64 = 4 << 10;
+    // Memory comes to the process in pieces of this size, and what it had may have been all but used up.
+    const HUGE_PAGE_BYTES: u64 = 2 << 20;
     let strangers = crate::load::clients_possible(2 * 4000 + 200) / 2 - 100;
     let ground = crate::chain::Ground::new();
     let bytes = content(3_000_000);
@@ -122,8 +124,8 @@ fn half_open_hellos_are_cheap() {
         let before = process.peak_resident_bytes();
         crowd.extend((first..strangers).map(connect));
         assert!(ask(address, "GET", "/f", "").body == bytes);
-        let (grown, more) =
-            (process.peak_resident_bytes().saturating_sub(before), (strangers - first) as u64);
+        let grown = process.peak_resident_bytes().saturating_sub(before).saturating_sub(HUGE_PAGE_BYTES);
+        let more = (strangers - first) as u64;
         eprintln!("{more} strangers more: {} bytes each", grown / more);
         assert!(grown / more < BYTES_EACH_MAX, "{grown} bytes for {more}");
         // All are gone by themselves after their two seconds, and there is a line for them now and then.

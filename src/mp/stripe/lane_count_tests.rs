@@ -245,7 +245,8 @@ fn losses_alone_are_reason_for_more_sooner_than_what_may_be_slow_start() {
 fn a_paced_lane_that_goes_up_and_down_is_left_alone() {
     // It has other rates every second, or the same.
     let tries = |by: f64| {
-        let rate = |tenth: u64, lanes| (20.0 + if tenth / 10 % 2 == 0 { by } else { 0.0 }) * lanes as f64;
+        let rate =
+            |tenth: u64, lanes| (20.0 + if (tenth / 10).is_multiple_of(2) { by } else { 0.0 }) * lanes as f64;
         changes(true, rate, 0).len() - 1
     };
     assert!(tries(3.0) == 0 && tries(0.5) > 0);
