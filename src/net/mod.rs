@@ -31,6 +31,7 @@ mod shared;
 pub(crate) mod simulated;
 mod socket;
 mod splice_probe;
+mod startup;
 mod tally;
 mod tcp_info;
 

@@ -11,13 +11,19 @@
 //! acknowledgement it is too late, and after a retransmission timeout the window is gone; so it begins anew as soon as
 //! acknowledgements fail to come.
 //!
+//! A connection that has just been made is `startup`'s until BBR has settled.
+//!
 //! In: when bytes are sent, or wait to be, and what the kernel says of the connection. Out: what is to be done with it. Called by
 //! `socket`. No I/O, no clock. Invariants: a connection with a queue in front of it, or without enough to send, is left
 //! alone; what holds it back is lifted once BBR has settled.
 
 use std::time::Duration;
 
-use super::{TcpInfo, bbr::BbrInfo};
+use super::{
+    TcpInfo,
+    bbr::BbrInfo,
+    startup::{Look, Startup},
+};
 use crate::exec::Instant;
 
 /// BBR pauses if it has seen no shorter round trip for so long: bbr_min_rtt_win_sec of net/ipv4/tcp_bbr.c.
@@ -49,13 +55,17 @@ const SILENCE_MATTERS: Duration = Duration::from_secs(4);
 pub(super) enum Order {
     /// BBR is to begin anew, and to send no more than so many bytes a second meanwhile.
     BeginAnew { bandwidth: u64 },
+    /// It is to send no more than so many bytes a second.
+    Hold { bandwidth: u64 },
     /// It may send what it finds.
     Release,
 }
 
 /// See the module's description. The default is that of a connection that has just been made.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Renewal {
+    /// None once BBR has settled for the first time.
+    startup: Option<Startup>,
     /// When BBR began to wait for a shorter round trip, as far as can be known.
     measured: Option<Instant>,
     sent: Option<Instant>,
@@ -64,6 +74,20 @@ pub(super) struct Renewal {
     /// Nothing was under way, or it is too late: silence means nothing until more is sent.
     is_quiet: bool,
     is_over: bool,
+}
+
+impl Default for Renewal {
+    fn default() -> Self {
+        Self {
+            startup: Some(Startup::default()),
+            measured: None,
+            sent: None,
+            looked: None,
+            is_held: false,
+            is_quiet: false,
+            is_over: false,
+        }
+    }
 }
 
 impl Renewal {
@@ -82,6 +106,9 @@ impl Renewal {
         if age > EVERY {
             // It was busy, and has paused; or it does so no more soon.
             self.measured = Some(if was_idle || age > 2 * EVERY { now } else { measured + EVERY + PAUSE });
+        }
+        if let Some(startup) = &mut self.startup {
+            return startup.sends(now);
         }
         let may_look = self.looked.is_none_or(|looked| now.saturating_duration_since(looked) >= LOOK);
         let looks = may_look && (self.is_held || (EVERY - LEAD..=EVERY).contains(&age));
@@ -121,6 +148,15 @@ impl Renewal {
             self.is_over = true;
             return std::mem::take(&mut self.is_held).then_some(Order::Release);
         };
+        if let Some(startup) = &mut self.startup {
+            return match startup.looks(now, tcp, bbr) {
+                Look::Starting(bound) => bound.map(|bandwidth| Order::Hold { bandwidth }),
+                Look::Settled(was_bounded) => {
+                    self.startup = None;
+                    was_bounded.then_some(Order::Release)
+                }
+            };
+        }
         if self.is_held {
             self.is_held = bbr.is_starting;
             return (!self.is_held).then_some(Order::Release);
@@ -128,7 +164,10 @@ impl Renewal {
         let holds = bbr.bandwidth as f64 * bbr.round_trip.as_secs_f64();
         let window = u64::from(tcp.congestion_window) * u64::from(tcp.segment_bytes);
         let is_queued = tcp.rtt > tcp.rtt_min.mul_f64(QUEUED_RATIO) + QUEUED_MIN;
+        // What begins anew in the middle of a recovery goes on with what is under way as its window.
+        let under_way = f64::from(tcp.unacknowledged) * f64::from(tcp.segment_bytes);
         let may_begin = bbr.bandwidth > 0
+            && under_way >= WINDOW_SHARE_MIN * holds
             && !bbr.is_starting
             && !tcp.is_app_limited
             && !is_queued
@@ -167,6 +206,7 @@ mod tests {
                 rtt_min: ROUND_TRIP,
                 congestion_window: 900,
                 segment_bytes: 1448,
+                unacknowledged: 600,
                 ..TcpInfo::default()
             };
             let bbr = BbrInfo { bandwidth: BANDWIDTH, round_trip: ROUND_TRIP, is_starting: false };
@@ -215,12 +255,13 @@ mod tests {
 
     #[test]
     fn it_is_left_alone_with_a_queue_without_work_while_it_starts_and_as_it_pauses() {
-        let changes: [fn(&mut Connection); 5] = [
+        let changes: [fn(&mut Connection); 6] = [
             |connection| connection.tcp.rtt = 2 * ROUND_TRIP,
             |connection| connection.tcp.is_app_limited = true,
             |connection| connection.bbr.is_starting = true,
             |connection| connection.bbr.bandwidth = 0,
             |connection| connection.tcp.congestion_window = 4,
+            |connection| connection.tcp.unacknowledged = 200,
         ];
         for (number, change) in changes.into_iter().enumerate() {
             let mut connection = Connection::new();
@@ -280,8 +321,6 @@ mod tests {
     #[test]
     fn without_bbr_nothing_is_asked_again() {
         let mut connection = Connection::new();
-        assert!(!connection.renewal.sends(connection.now));
-        connection.now += Duration::from_millis(9500);
         assert!(connection.renewal.sends(connection.now));
         assert_eq!(connection.renewal.looks(connection.now, &connection.tcp, None), None);
         assert!(connection.renewal.is_over());

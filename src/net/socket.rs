@@ -365,6 +365,7 @@ impl Socket {
             Order::BeginAnew { bandwidth } => {
                 bbr::bound_pacing(socket, bandwidth).and_then(|()| bbr::begin_anew(socket))
             }
+            Order::Hold { bandwidth } => bbr::bound_pacing(socket, bandwidth),
             Order::Release => bbr::bound_pacing(socket, u64::MAX),
         };
         tracing::trace!(?order, ?outcome, why, "BBR of a lane");
