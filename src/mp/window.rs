@@ -16,6 +16,10 @@ const WINDOW_ROUND_TRIPS: u32 = 3;
 /// and within this time even where round trips are shorter: a core that serves many clients comes back to each only so
 /// often.
 const WINDOW_TIME_MIN: Duration = Duration::from_millis(20);
+/// As long as the rate may still grow, a window grows as soon as the same share is taken within so many round trips: slow start
+/// doubles the rate each round trip, and by the time at which half of the window is taken it would be in the way. Less than
+/// two are one burst.
+const RAMP_ROUND_TRIPS: u32 = 2;
 /// A window that is full but for this part is full: lanes cannot be filled with the rest.
 const FULL_PARTS: u64 = 4;
 /// The largest window: the same bound as for parked bytes, which it includes.
@@ -97,12 +101,14 @@ pub struct Window {
     /// What had been taken at the beginning of the running measurement, and when that was.
     mark: (u64, Instant),
     grown_at: Instant,
+    /// The same for [`RAMP_ROUND_TRIPS`], until half a window has taken too long, the first one aside.
+    ramp: Option<(u64, Instant)>,
 }
 
 impl Window {
     /// The window of a transfer that begins, with so many bytes.
     pub fn new(size: u64, now: Instant) -> Self {
-        Self { size, taken: 0, granted: size, mark: (0, now), grown_at: now }
+        Self { size, taken: 0, granted: size, mark: (0, now), grown_at: now, ramp: Some((0, now)) }
     }
 
     /// The client took `bytes` more; `was_full`: lanes had filled the window while it waited. Returns the new limit when it is worth
@@ -117,8 +123,21 @@ impl Window {
         if self.taken - mark >= self.size / 2 {
             if now.duration_since(since) < (WINDOW_ROUND_TRIPS * round_trip).max(WINDOW_TIME_MIN) {
                 self.grow(now);
+            } else if mark > 0 {
+                // The first half says nothing: slow start began with next to nothing.
+                self.ramp = None;
             }
             self.mark = (self.taken, now);
+        }
+        if let Some((mark, since)) = &mut self.ramp {
+            let part = self.size * u64::from(RAMP_ROUND_TRIPS) / u64::from(2 * WINDOW_ROUND_TRIPS);
+            if now.duration_since(*since) > RAMP_ROUND_TRIPS * round_trip {
+                (*mark, *since) = (self.taken, now);
+            } else if self.taken - *mark >= part {
+                (*mark, *since) = (self.taken, now);
+                self.grow(now);
+                self.mark = (self.taken, now);
+            }
         }
         if was_full && now.duration_since(self.grown_at) >= round_trip.max(WINDOW_TIME_MIN) {
             self.grow(now);
@@ -165,6 +184,40 @@ mod tests {
         assert_eq!(after(12_500_000, 100, 10), 8 * MIB);
         assert_eq!(after(62_500_000, 300, 10), WINDOW_BYTES_MAX);
         assert_eq!(after(1_250_000_000, 0, 2), 64 * MIB);
+    }
+
+    #[test]
+    fn a_window_grows_ahead_of_slow_start() {
+        let (start, round_trip) = (Instant::now(), Duration::from_millis(150));
+        let mut window = Window::new(FIRST_CREDIT_BYTES, start);
+        // From ten segments on; a credit is a round trip old when what it allows is sent.
+        let mut flight = 14_480;
+        for round in 0..9 {
+            let allowed = window.size;
+            let parts = flight / 10;
+            (1..=10).for_each(|part| {
+                let now = start + round_trip * round + round_trip * part / 10;
+                window.taken(parts, false, round_trip, now);
+            });
+            flight *= 2;
+            assert!(allowed > flight, "{allowed} bytes ahead where {flight} are sent, in round {round}");
+        }
+    }
+
+    #[test]
+    fn a_client_that_was_slow_gets_no_larger_one_for_a_burst() {
+        let (start, round_trip) = (Instant::now(), Duration::from_millis(150));
+        let sizes = [false, true].map(|was_slow| {
+            let mut window = Window::new(FIRST_CREDIT_BYTES, start);
+            let mut now = start;
+            for _ in 0..if was_slow { 20 } else { 0 } {
+                now += Duration::from_millis(200);
+                window.taken(FIRST_CREDIT_BYTES / 16, false, round_trip, now);
+            }
+            window.taken(3 * FIRST_CREDIT_BYTES / 8, false, round_trip, now + Duration::from_millis(1));
+            window.size
+        });
+        assert_eq!(sizes, [2 * FIRST_CREDIT_BYTES, FIRST_CREDIT_BYTES]);
     }
 
     #[test]
