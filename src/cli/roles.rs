@@ -226,18 +226,14 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
                 clients_at: Some(front),
                 ..Sources::default()
             };
-            serve(&global, port, reload, sources, move |core, listener, stopped| {
+            serve_once_ready(&global, port, reload, sources, move |core, listener, stopped| {
                 if let (Core(0), Some(attachment)) = (core, &attachment) {
                     exec::spawn(attachment.clone().complete(front, stopped.clone()));
                 }
-                downstream::serve(
-                    fabric.manager(),
-                    slot.clone(),
-                    listener,
-                    legs.clone(),
-                    limits.clone(),
-                    stopped,
-                )
+                let manager = fabric.manager();
+                let (slot, legs, limits) = (slot.clone(), legs.clone(), limits.clone());
+                let serving = downstream::serve(manager.clone(), slot, listener, legs, limits, stopped);
+                (serving, async move { manager.first_lanes().await })
             })
         }
         Command::Cache(command) => Ok(cache::run(&command)?),
@@ -525,10 +521,10 @@ fn nothing_to_reload() -> Reload {
     Box::new(|| tracing::info!("SIGHUP: there are no settings to read again"))
 }
 
-/// Says where it listens, and runs `role` on every core until SIGTERM.
+/// Runs `role` on every core until SIGTERM, and says where it listens.
 fn serve<F, Fut>(
     global: &Global,
-    (listeners, address): (Listeners, SocketAddr),
+    port: (Listeners, SocketAddr),
     reload: Reload,
     sources: Sources,
     role: F,
@@ -537,23 +533,46 @@ where
     F: Fn(Core, Listener, watch::Receiver<bool>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = ()> + 'static,
 {
+    serve_once_ready(global, port, reload, sources, move |core, listener, stopped| {
+        (role(core, listener, stopped), std::future::ready(()))
+    })
+}
+
+/// The same for a role that serves at once, but says so once the second of its futures is over on every core.
+fn serve_once_ready<F, Fut, Ready>(
+    global: &Global,
+    (listeners, address): (Listeners, SocketAddr),
+    reload: Reload,
+    sources: Sources,
+    role: F,
+) -> Result<(), RunError>
+where
+    F: Fn(Core, Listener, watch::Receiver<bool>) -> (Fut, Ready) + Send + Sync + 'static,
+    Fut: Future<Output = ()> + 'static,
+    Ready: Future<Output = ()> + 'static,
+{
     let config = exec_config(global);
     raise_descriptor_limit();
     net::payload_move();
     let admin = Admin::open(global, sources)?;
     let stopped = stop_signal(Some(reload))?;
-    println!("listening on {address}");
-    admin.iter().for_each(Admin::announce);
     tracing::info!(executor = %config.backend, cpus = ?config.cpus, "started");
     let service = Service::new(config.cpus.len());
+    let admin = Arc::new(admin);
     exec::run(&config, move |core| {
-        service.started(core);
         admin.iter().for_each(|admin| admin.start(core, &stopped));
-        let serving = listeners.take(core).map(|listener| role(core, listener, stopped.clone()));
+        let begun = listeners.take(core).map(|listener| role(core, listener, stopped.clone()));
+        let (service, admin) = (service.clone(), admin.clone());
         async move {
-            if let Some(serving) = serving {
-                serving.await;
-            }
+            let Some((serving, ready)) = begun else { return };
+            exec::spawn(async move {
+                ready.await;
+                service.started(core, || {
+                    println!("listening on {address}");
+                    admin.iter().for_each(Admin::announce);
+                });
+            });
+            serving.await;
         }
     })?;
     Ok(())

@@ -33,9 +33,10 @@ impl Service {
         }
     }
 
-    /// To be called once on every core, when it is ready to serve.
-    pub(super) fn started(&self, core: Core) {
+    /// To be called once on every core, when it is ready to serve. `announce` is called on the last one.
+    pub(super) fn started(&self, core: Core, announce: impl FnOnce()) {
         if self.starting.fetch_sub(1, Ordering::AcqRel) == 1 {
+            announce();
             tell(NotifyState::Ready);
         }
         if let Some(interval) = self.interval {

@@ -384,11 +384,11 @@ impl Lane {
         has_room && matches!(self.socket.try_send(&frame.encode(), false), Ok(HEADER_BYTES))
     }
 
-    /// Sends PING and waits for its PONG; the path learns the round-trip time.
+    /// Sends PING and waits for its PONG; returns the round-trip time, which the path learns, too.
     ///
     /// # Errors
     /// [`LaneError`]: the lane must not be used any more.
-    pub(super) async fn ping(&self, deadline: Duration) -> Result<(), LaneError> {
+    pub(super) async fn ping(&self, deadline: Duration) -> Result<Duration, LaneError> {
         let start = Instant::now();
         let token = u64::from(start.elapsed().subsec_nanos()) ^ self.instance;
         let answer = async {
@@ -407,9 +407,10 @@ impl Lane {
                 return Err(LaneError::Deadline { path: self.path.name().to_owned(), deadline });
             }
         }
-        self.path.measured(start.elapsed());
+        let round_trip = start.elapsed();
+        self.path.measured(round_trip);
         self.touch();
-        Ok(())
+        Ok(round_trip)
     }
 }
 

@@ -17,6 +17,7 @@ use std::{
 mod dial;
 mod dial_error;
 mod hang_up;
+mod keep;
 mod lease;
 mod moving;
 
@@ -25,27 +26,15 @@ use futures_util::future::{Either, select};
 pub use lease::Lease;
 use tokio::sync::{Notify, oneshot};
 
-use super::{Lane, LaneError, PathReport, PathStatus};
+use super::{Lane, PathStatus};
 use crate::{
     exec::{self, Instant},
     net::{Congestion, Limit, Names},
-    wire::{key_ring::KeyRing, route::Transport},
+    wire::key_ring::KeyRing,
 };
 
-/// A lane is pinged after it was quiet this long: below the 30 s after which mobile networks' NATs forget a connection.
-const PING_AFTER: Duration = Duration::from_secs(15);
-/// A PONG later than this means a dead path: three times the longest round trip of a geostationary satellite.
-const PONG_DEADLINE: Duration = Duration::from_secs(3);
-/// Pings of a new lane: a process that has just started answers the first one late.
-const FIRST_PINGS: usize = 3;
-/// Lanes beyond the warm ones are closed after being idle this long.
-const IDLE_MAX: Duration = Duration::from_secs(60);
 /// A path that does not bring a lane within this time is silent: one lost SYN (1 s) and a few long round trips.
 const PROBE_DEADLINE: Duration = Duration::from_secs(2);
-/// First pause after a failed dial; doubles up to [`BACKOFF_MAX`], with up to half of it added at random.
-const BACKOFF_MIN: Duration = Duration::from_millis(250);
-/// A path that comes back is used again at most this much later.
-const BACKOFF_MAX: Duration = Duration::from_secs(15);
 /// Once nobody waits for a transfer any more, its END must come within this time or the lane is closed: a round trip of
 /// the longest path and the time that what is in flight needs on a slow one.
 const END_DEADLINE: Duration = Duration::from_secs(5);
@@ -90,7 +79,30 @@ pub struct Pool {
     disturbed: Notify,
     /// A lane is on the shelf that is not watched yet.
     shelved: Notify,
+    /// The first warm lanes stand, or could not be had.
+    tried: Tried,
     closing: Cell<bool>,
+}
+
+/// Whether something was done for the first time.
+#[derive(Default)]
+struct Tried {
+    is_over: Cell<bool>,
+    told: Notify,
+}
+
+impl Tried {
+    fn set(&self) {
+        self.is_over.set(true);
+        self.told.notify_waiters();
+    }
+
+    async fn wait(&self) {
+        while !self.is_over.get() {
+            // Nothing runs in between on this core.
+            self.told.notified().await;
+        }
+    }
 }
 
 /// Who waits for a lane.
@@ -98,15 +110,6 @@ struct Waiter {
     lease: oneshot::Sender<Result<Lease, DialError>>,
     /// Whether it has no other lane meanwhile.
     is_urgent: Box<dyn Fn() -> bool>,
-}
-
-/// Why a lane was not added to the warm ones.
-#[derive(Debug, thiserror::Error)]
-enum WarmUpError {
-    #[error(transparent)]
-    Dial(#[from] DialError),
-    #[error(transparent)]
-    Lane(#[from] LaneError),
 }
 
 /// A lane that is being drained, and what tells the task that does it to let go. Each time has its own: the task of an
@@ -155,6 +158,7 @@ impl Pool {
             this: this.clone(),
             disturbed: Notify::new(),
             shelved: Notify::new(),
+            tried: Tried::default(),
             closing: Cell::new(false),
         })
     }
@@ -448,116 +452,6 @@ impl Pool {
         is_there
     }
 
-    /// Keeps the pool warm for as long as the process runs: a task of the core.
-    pub async fn keep(self: Rc<Self>) {
-        let mut backoff = BACKOFF_MIN;
-        while !self.closing.get() {
-            self.check_idle().await;
-            let mut pause = PING_AFTER;
-            if self.open.get() < self.config.lanes_warm {
-                match self.warm_up().await {
-                    Ok(()) => {
-                        backoff = BACKOFF_MIN;
-                        continue;
-                    }
-                    Err(error) => {
-                        tracing::debug!("{error}");
-                        self.dial_if_awaited();
-                        pause = jittered(backoff);
-                        backoff = (backoff * 2).min(BACKOFF_MAX);
-                    }
-                }
-            }
-            // A lane that is lost is replaced at once, unless dialling fails anyway.
-            let disturbed = async {
-                self.disturbed.notified().await;
-                if backoff > BACKOFF_MIN {
-                    std::future::pending::<()>().await;
-                }
-            };
-            let hung_up = async {
-                // With one lane more on the shelf it begins anew, and watches that, too.
-                while let Either::Left(_) = select(pin!(self.shelved.notified()), pin!(self.hung_up())).await
-                {
-                }
-            };
-            let waited = exec::timeout(pause, select(pin!(disturbed), pin!(hung_up)))
-                .await
-                .map(|first| matches!(first, Either::Right(_)));
-            if waited == Ok(true) {
-                // Whoever closes all lanes as soon as they stand must not be dialled without a pause.
-                exec::sleep(jittered(BACKOFF_MIN)).await;
-            }
-        }
-    }
-
-    /// Dials one lane, measures its round trip and shelves it. A lane that answers no ping counts as a failed dial, or
-    /// it would be dialled again without a pause.
-    async fn warm_up(self: &Rc<Self>) -> Result<(), WarmUpError> {
-        let lane = self.dial(Place::take(self)).await?;
-        let mut pings = Ok(());
-        for _ in 0..FIRST_PINGS {
-            if pings.is_ok() {
-                pings = lane.ping(PONG_DEADLINE).await;
-            }
-        }
-        match pings {
-            Ok(()) => {
-                // By now the path manager has had a few round trips for its subflows.
-                if self.path.spec().transport() == Transport::Mptcp {
-                    let PathReport { name, subflows, fell_back, .. } = self.path.report();
-                    tracing::info!(path = name, subflows, fallback = fell_back, "an MPTCP lane stands");
-                }
-                self.shelve(Rc::new(lane));
-                Ok(())
-            }
-            Err(error) => {
-                tracing::warn!("{error}");
-                drop(lane);
-                self.lane_gone();
-                Err(error.into())
-            }
-        }
-    }
-
-    /// Closes lanes that are dead or not needed and pings those that were quiet for long.
-    async fn check_idle(&self) {
-        let now = Instant::now();
-        let mut due = Vec::new();
-        {
-            let mut idle = self.idle.borrow_mut();
-            for lane in std::mem::take(&mut *idle) {
-                let quiet = now.duration_since(lane.quiet_since());
-                let unused = now.duration_since(lane.unused_since());
-                let surplus = unused > IDLE_MAX && self.open.get() > self.config.lanes_warm;
-                if surplus || !lane.is_quiet() {
-                    drop(lane);
-                    self.open.set(self.open.get() - 1);
-                } else if quiet >= PING_AFTER / 2 {
-                    due.push(lane);
-                } else {
-                    idle.push(lane);
-                }
-            }
-        }
-        self.note_warmth();
-        let pings = due.into_iter().map(|lane| async move {
-            match lane.ping(PONG_DEADLINE).await {
-                Ok(()) => self.shelve(lane),
-                Err(error) => {
-                    self.report(&error);
-                    drop(lane);
-                    self.lane_gone();
-                }
-            }
-        });
-        futures_util::future::join_all(pings).await;
-    }
-
-    fn report(&self, error: &LaneError) {
-        tracing::info!("{error}; it is dialled again");
-    }
-
     /// Closes the idle lanes; those on loan are closed when they come back.
     pub fn close(&self) {
         self.closing.set(true);
@@ -569,12 +463,4 @@ impl Pool {
         self.waiting.borrow_mut().clear();
         self.disturbed.notify_one();
     }
-}
-
-/// `pause` and up to half of it more, so that many edges do not dial a relay that restarts in the same instant.
-fn jittered(pause: Duration) -> Duration {
-    let mut random = [0; 2];
-    // Without randomness there is no jitter, which is harmless.
-    let _ = exec::fill_random(&mut random);
-    pause + pause.mul_f64(f64::from(u16::from_be_bytes(random)) / f64::from(u16::MAX) / 2.0)
 }

@@ -87,6 +87,33 @@ fn the_lane_used_last_is_leased_first() {
 }
 
 #[test]
+fn a_path_is_tried_once_its_first_lanes_are_idle_or_cannot_be_had() {
+    on_each(|| async {
+        let upstream = idle_upstream();
+        let two = pool(&upstream.address.to_string(), 2, 4);
+        exec::spawn(two.clone().keep());
+        two.tried().await;
+        let lanes = [two.lease_idle(None), two.lease_idle(None)];
+        assert!(lanes.iter().all(Option::is_some));
+        assert!(!two.path().round_trip().is_zero());
+        two.close();
+        // Nobody listens there any more.
+        let nowhere = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
+        let none = pool(&nowhere.to_string(), 1, 4);
+        exec::spawn(none.clone().keep());
+        none.tried().await;
+        assert!(none.lease_idle(None).is_none());
+        assert!(none.path().report().down);
+        none.close();
+        // Who wants none waits for none.
+        let idle = pool(&nowhere.to_string(), 0, 4);
+        exec::spawn(idle.clone().keep());
+        idle.tried().await;
+        idle.close();
+    });
+}
+
+#[test]
 fn a_warm_lane_that_only_waits_for_an_end_comes_before_a_cold_one() {
     on_each(|| async {
         for complete in [true, false] {

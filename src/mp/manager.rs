@@ -18,7 +18,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, join_all, select};
 use tokio::sync::{Barrier, watch};
 
 use super::{
@@ -45,6 +45,9 @@ use crate::{
 /// How long a request waits for its first lane: longer than a dial over a relay that lost two SYNs. Paths that do not answer
 /// are dialled again until then, and the last of these dials is waited for as long again at most.
 pub(crate) const LANE_DEADLINE: Duration = Duration::from_secs(10);
+/// Who starts a downstream does not wait for longer until it says that it is ready: five round trips of 400 ms, which the first
+/// lanes and their ping take. A path that does not answer comes in when it does.
+const FIRST_LANES_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a response head may take: more than the 30 s that the upstream gives the root, so that its answer, which
 /// names the root, comes first.
 pub(super) const HEAD_DEADLINE: Duration = Duration::from_secs(45);
@@ -244,6 +247,16 @@ impl Manager {
                 exec::spawn(pool.clone().keep());
                 pools.push(pool);
             }
+        }
+    }
+
+    /// Resolves once each path has its first lanes on this core or has failed to bring them, or after
+    /// [`FIRST_LANES_DEADLINE`].
+    pub async fn first_lanes(&self) {
+        let pools = self.pools.borrow().clone();
+        let tried = join_all(pools.iter().map(|pool| pool.tried()));
+        if exec::timeout(FIRST_LANES_DEADLINE, tried).await.is_err() {
+            tracing::debug!("not all paths have brought a lane yet");
         }
     }
 

@@ -128,14 +128,27 @@ fn metrics_move_during_a_transfer_and_agree_with_what_was_sent() {
     }
 }
 
+/// Whoever starts it in the place of another one stops that one then, and no client waits for a lane.
+#[test]
+fn a_downstream_that_says_it_listens_has_lanes_on_every_path_that_answers() {
+    // Connections to it stand in its backlog.
+    let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+    let settings = Settings { admin: true, ..Settings::default() };
+    let more_paths = vec![mute.local_addr().unwrap()];
+    let plan = Plan { settings, more_paths, ..Plan::default() };
+    let chain = plan.start(|ground| ground.store("f.mp4", &content(LENGTH)));
+    let paths = state(chain.downstream.admin()).paths;
+    let stand: Vec<_> = paths.iter().map(|path| path.lanes > 0 && path.rtt_s > 0.0).collect();
+    assert_eq!(stand, [true, true, false], "{paths:?}");
+    assert_eq!(ask(chain.address, "GET", "/f.mp4", "").body.len(), LENGTH);
+}
+
 #[test]
 fn a_killed_relay_shows_without_a_transfer() {
     let mut chain = watched_chain();
     let admin = chain.downstream.admin();
     let paths_down = |snapshot: &Snapshot| snapshot.paths.iter().map(|path| path.down).collect::<Vec<_>>();
-    eventually("both paths up", || {
-        state(admin).paths.iter().all(|path| path.lanes > 0 && path.rtt_s > 0.0).then_some(())
-    });
+    assert_eq!(paths_down(&state(admin)), [false, false]);
     chain.relays[0][0].kill();
     eventually("the first path down", || (paths_down(&state(admin)) == [true, false]).then_some(()));
     assert!(Scrape::of(admin).sum("plait_path_up", &chain.paths[0]) == 0.0);
