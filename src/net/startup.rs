@@ -17,7 +17,7 @@ use crate::exec::Instant;
 
 /// The kernel is asked so often: each round trip of short paths, at the cost of some microseconds.
 const LOOK: Duration = Duration::from_millis(10);
-/// On shorter paths STARTUP is over before it is noticed, and a late acknowledgement looks like a queue.
+/// Shorter paths are left alone: STARTUP is over before it is noticed, and a late acknowledgement looks like a queue.
 const LONG_ROUND_TRIP: Duration = Duration::from_millis(5);
 /// What brings less than so much more in a round trip has found the path's rate: bbr_full_bw_thresh of net/ipv4/tcp_bbr.c.
 const GROWTH_MIN: f64 = 1.25;
@@ -47,7 +47,7 @@ pub(super) struct Startup {
 pub(super) enum Look {
     /// BBR still starts; the pace is to be bounded by so many bytes a second, if that is new.
     Starting(Option<u64>),
-    /// BBR has settled; true if there is a bound, which is to be lifted.
+    /// BBR has settled, or the path is short; true if there is a bound, which is to be lifted.
     Settled(bool),
 }
 
@@ -63,15 +63,12 @@ impl Startup {
 
     /// How the connection stands.
     pub(super) fn looks(&mut self, now: Instant, tcp: &TcpInfo, bbr: BbrInfo) -> Look {
-        if !bbr.is_starting {
+        if !bbr.is_starting || (bbr.bandwidth > 0 && bbr.round_trip < LONG_ROUND_TRIP) {
             return Look::Settled(self.bound.take().is_some());
         }
         let rate = bbr.bandwidth as f64;
         if rate >= GROWTH_MIN * self.best as f64 {
             (self.best, self.grew) = (bbr.bandwidth, Some(now));
-        }
-        if bbr.round_trip < LONG_ROUND_TRIP {
-            return Look::Starting(None);
         }
         let patience = tcp.rtt.min(bbr.round_trip.mul_f64(PATIENCE));
         let grows = self.grew.is_none_or(|grew| now.saturating_duration_since(grew) < patience);
@@ -187,7 +184,6 @@ mod tests {
         assert_eq!(idles.bound, None);
         assert_eq!(idles.look(RATE, false), Look::Settled(false));
         let mut near = Path::new(1);
-        near.send(Duration::from_secs(1), 2.89);
-        assert_eq!(near.bound, None);
+        assert_eq!(near.look(RATE, true), Look::Settled(false));
     }
 }
