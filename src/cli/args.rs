@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand, value_parser};
 
-pub use super::size::{ByteCount, DiskSize};
+pub use super::size::{ByteCount, DiskSize, FillerSize};
 use crate::{
     exec::Backend,
     mp::manager::Placement,
@@ -456,6 +456,11 @@ pub struct Downstream {
     /// it runs short, transfers go on at the pace of their slowest lane
     #[arg(long, value_name = "SIZE", default_value = "1G")]
     pub max_parked: ByteCount,
+    /// Bytes of filler that may be fetched at the start, so that lanes on long paths are past slow start when the first client
+    /// comes: a number such as 16M, 64M at most; 0 for none. It ends when the rate stands still, after eight seconds, or when a
+    /// client comes. With --take-over there is none
+    #[arg(long, value_name = "SIZE", default_value = "64M")]
+    pub warm_up: FillerSize,
     /// Directory of a cache: answers of the root are kept there as RFC 9111 allows [default: no cache]
     #[arg(long, value_name = "DIR", env = "PLAIT_CACHE")]
     pub cache: Option<PathBuf>,

@@ -217,6 +217,8 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
             let slot = attachment.as_ref().map_or_else(Slot::default, Attachment::slot);
             let port = Listeners::open(&args.listen, &global, Transport::Tcp)?;
             let front = port.1;
+            // The viewers of the one that it takes over from use the same paths.
+            let filler = if args.listen.take_over { 0 } else { args.warm_up.0 };
             attachment.as_ref().map_or(Ok(()), |attachment| attachment.announce(front))?;
             let sources = Sources {
                 role: "downstream",
@@ -233,7 +235,14 @@ pub(super) fn run(arguments: Arguments) -> Result<(), RunError> {
                 let manager = fabric.manager();
                 let (slot, legs, limits) = (slot.clone(), legs.clone(), limits.clone());
                 let serving = downstream::serve(manager.clone(), slot, listener, legs, limits, stopped);
-                (serving, async move { manager.first_lanes().await })
+                let ready = async move {
+                    manager.first_lanes().await;
+                    // One core's lanes are enough: they go where they are needed.
+                    if core == Core(0) {
+                        manager.warm_up(filler).await;
+                    }
+                };
+                (serving, ready)
             })
         }
         Command::Cache(command) => Ok(cache::run(&command)?),

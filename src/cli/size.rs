@@ -4,6 +4,8 @@
 
 use std::str::FromStr;
 
+use crate::wire::filler::FILLER_BYTES_MAX;
+
 /// Bytes in memory: of a generated file, or kept for downstreams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ByteCount(pub u64);
@@ -14,6 +16,10 @@ const BYTE_COUNT_MAX: u64 = 16_000_000_000;
 /// Room on a disk, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskSize(pub u64);
+
+/// Bytes of filler, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FillerSize(pub u64);
 
 /// Smaller caches would hold no film and little else.
 const DISK_SIZE_MIN: u64 = 1 << 20;
@@ -61,6 +67,17 @@ impl FromStr for DiskSize {
     }
 }
 
+impl FromStr for FillerSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match bytes(text) {
+            Some(bytes @ 0..=FILLER_BYTES_MAX) => Ok(Self(bytes)),
+            _ => Err("write a number such as 16M or 64MiB, at most that, or 0 for none".to_owned()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,6 +99,12 @@ mod tests {
             ["", "M", "0", "1T", "-1", "17G", "99999999999999999999G", "1é", "1 M", "1MM", "1iB", "1BB"]
         {
             assert!(wrong.parse::<ByteCount>().is_err(), "{wrong}");
+        }
+        for (text, wanted) in [("0", 0), ("64M", 64_000_000), ("64MiB", 64 << 20)] {
+            assert_eq!(text.parse(), Ok(FillerSize(wanted)), "{text}");
+        }
+        for wrong in ["", "65MiB", "none", "-1"] {
+            assert!(wrong.parse::<FillerSize>().is_err(), "{wrong}");
         }
         assert_eq!("1T".parse(), Ok(DiskSize(1_000_000_000_000)));
         assert_eq!("20GiB".parse(), Ok(DiskSize(20 << 30)));

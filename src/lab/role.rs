@@ -19,8 +19,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{lasting, topology::LabError, usage};
 
-/// Every role is ready within milliseconds; ten seconds mean that it never will be.
-const READY_LIMIT: Duration = Duration::from_secs(10);
+/// A downstream may take ten seconds until its lanes are warm; three times that mean that it never will be ready.
+const READY_LIMIT: Duration = Duration::from_secs(30);
 /// Lines of a role's log that are kept for the case that it fails.
 const LOG_LINES_MAX: usize = 50;
 

@@ -114,6 +114,8 @@ pub enum Sink<'a> {
         /// Where the next byte goes.
         offset: u64,
     },
+    /// Nobody wants it.
+    Nowhere,
 }
 
 /// See the module's description. Dropping it gives the transfer up.
@@ -531,6 +533,11 @@ impl Consumer {
                     }
                 }
             },
+            Sink::Nowhere => {
+                let len = conduit.len();
+                conduit.skip(len);
+                len
+            }
             Sink::Plain(client) | Sink::Chunked(client) => {
                 let max = self.duplicate.as_ref().map_or(usize::MAX, |copy| copy.copy_front(conduit));
                 loop {

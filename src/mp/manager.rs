@@ -91,7 +91,7 @@ impl Incoming {
 /// What is measured of a transfer; it may go on meanwhile.
 pub struct Figures {
     transfer: Arc<Transfer>,
-    places: Places,
+    pub(super) places: Places,
     progress: Rc<Progress>,
 }
 
@@ -113,6 +113,8 @@ pub struct Load {
     running: Arc<[AtomicUsize]>,
     /// Counts transfers, so that equal upstreams take turns.
     turn: Arc<AtomicUsize>,
+    /// Counts attempts at them.
+    begun: Arc<AtomicUsize>,
     usual_window: Arc<Usual>,
     ending: Arc<Barrier>,
 }
@@ -123,6 +125,7 @@ impl Load {
         Self {
             running: (0..cores).map(|_| AtomicUsize::new(0)).collect(),
             turn: Arc::default(),
+            begun: Arc::default(),
             usual_window: Arc::default(),
             ending: Arc::new(Barrier::new(cores)),
         }
@@ -130,13 +133,17 @@ impl Load {
 
     fn enter(&self, core: Core) -> Busy {
         self.running[core.0].fetch_add(1, Ordering::Relaxed);
+        self.begun.fetch_add(1, Ordering::Relaxed);
         Busy { load: self.clone(), core, effort: Effort::begin() }
     }
 
     /// What windows came to, and how many transfers run.
     fn windows(&self) -> (Arc<Usual>, usize) {
-        let running = self.running.iter().map(|core| core.load(Ordering::Relaxed)).sum();
-        (self.usual_window.clone(), running)
+        (self.usual_window.clone(), self.running())
+    }
+
+    fn running(&self) -> usize {
+        self.running.iter().map(|core| core.load(Ordering::Relaxed)).sum()
     }
 
     /// The cores for the lanes of a transfer whose client is on `here`; the first is `here`. `saturated` says that the
@@ -258,6 +265,18 @@ impl Manager {
         if exec::timeout(FIRST_LANES_DEADLINE, tried).await.is_err() {
             tracing::debug!("not all paths have brought a lane yet");
         }
+    }
+
+    /// The longest round trip of the paths that have lanes; zero if none is known.
+    pub(super) fn longest_round_trip(&self) -> Duration {
+        let pools = self.pools.borrow();
+        let live = pools.iter().map(|pool| pool.path()).filter(|path| path.live_instance().is_some());
+        live.map(|path| path.round_trip()).max().unwrap_or_default()
+    }
+
+    /// Transfers that were begun so far, on all cores, and those of them that run.
+    pub(super) fn traffic(&self) -> (usize, usize) {
+        (self.load.begun.load(Ordering::Relaxed), self.load.running())
     }
 
     /// The one of this core, while it runs.

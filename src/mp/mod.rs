@@ -5,7 +5,7 @@
 //! is what they share, `share` when one gives a lane up for another, `jam` when it gives one up for its own sake, `window`
 //! how far the upstream may be ahead of the client, `batch` how often a producer wakes, `looks` what it sees of its path,
 //! `tap` how a producer and the consumer of the same core share a lane's socket; [`progress`] is what others see of the
-//! consumer; `upstreams` says which upstream a transfer begins with, [`fetch_error`] why there is no response.
+//! consumer; `warm_up` is the transfer that goes before the first client's; `upstreams` says which upstream a transfer begins with, [`fetch_error`] why there is no response.
 
 mod batch;
 pub mod consumer;
@@ -25,6 +25,7 @@ mod tap;
 pub mod transfer;
 pub mod upload;
 mod upstreams;
+mod warm_up;
 mod window;
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod crowding;
 mod hostile;
 mod order;
 mod parking;
+mod warm_up;
 
 use std::{
     fmt,

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt, pin_mut, select_biased};
 
 use super::{
-    RootOrigin, Upstream, directory,
+    RootOrigin, Upstream, directory, filler,
     source::{Chunks, ROOT_SILENT_MAX, Remaining, RootBody, Source},
     transfer::{FileBody, Transfer},
     upload::{Cut, Upload},
@@ -33,7 +33,7 @@ use crate::{
         response::{Framing, ResponseError, ResponseHead, parse_final_response},
     },
     net::{ConnectError, ResolveError, Socket, resolve},
-    wire::{frame::MAX_HEAD_BYTES, route::Transport},
+    wire::{self, frame::MAX_HEAD_BYTES, route::Transport},
 };
 
 /// Connecting the root, which is near: a SYN and its first two repetitions, after 1 s and 3 s.
@@ -111,6 +111,9 @@ pub(super) async fn fetch(upstream: Arc<Upstream>, transfer: Arc<Transfer>, open
 }
 
 async fn answer(upstream: &Upstream, open: &[u8], body: Upload) -> Answer {
+    if let Some(bytes) = wire::filler::asked(open) {
+        return filler::answer(bytes);
+    }
     let request = match read_request(open) {
         Ok(request) => request,
         Err(problem) => {

@@ -8,6 +8,7 @@
 
 mod directory;
 mod fetch;
+mod filler;
 mod home;
 mod keep;
 mod lane;

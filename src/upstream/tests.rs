@@ -20,6 +20,7 @@ use self::harness::{
 };
 use super::*;
 use crate::wire::{
+    filler,
     frame::{FIRST_CREDIT_BYTES, Frame, HEADER_BYTES, Outcome},
     handshake::HandshakeError,
     route::Route,
@@ -54,6 +55,22 @@ fn a_body_of_known_length_comes_whole_and_the_connection_is_used_again() {
                 connections.load(Ordering::Relaxed),
                 connections_before.fetch_add(1, Ordering::Relaxed) + 1
             );
+        });
+    }
+}
+
+#[test]
+fn filler_comes_without_the_root() {
+    let root = root(|_, _, head| panic!("the root is asked: {head}"));
+    for of_root in [format!("http://{root}"), "/".into()] {
+        with_upstream_of(&of_root, |address| {
+            let mut lane = TestLane::new(address);
+            for (transfer, len) in [(1, 3_000_000), (2, 1), (3, 0)] {
+                let answer = lane.ask(transfer, std::str::from_utf8(&filler::request(len)).unwrap());
+                assert_eq!(answer.head(), (200, Some(len)));
+                assert!(answer.body() == vec![0; len as usize], "{len} bytes differ");
+                assert_eq!(answer.outcome, Outcome::Complete);
+            }
         });
     }
 }

@@ -5,8 +5,9 @@
 //! randomness of its own, and no length or count from the network is used before it was checked against a bound.
 //!
 //! A lane's life: a [`handshake`], proved by a [`key`] (of a [`key_ring`]) and carrying a [`route`]; then [`frame`]s, whose order
-//! [`frame_check`] judges while a transfer owns the lane.
+//! [`frame_check`] judges while a transfer owns the lane. The first of them may ask for [`filler`].
 
+pub mod filler;
 pub mod frame;
 pub mod frame_check;
 pub mod handshake;

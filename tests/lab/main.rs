@@ -11,6 +11,7 @@ mod network;
 mod player;
 mod shaken;
 mod unprivileged;
+mod warm_up;
 
 use missing::skipped;
 use plait::lab::Lab;

@@ -60,6 +60,11 @@ impl LaneCounts {
         counts.paths.retain(|(known, _)| !Arc::ptr_eq(known, path));
     }
 
+    /// Whether another number is being tried on the path of `place`, or soon will be.
+    pub(in crate::mp) fn is_trying(&self, place: &Place) -> bool {
+        self.counts().of(&place.path).is_some_and(|count| count.is_trying(place.is_starved()))
+    }
+
     pub(super) fn probe(self: &Arc<Self>) -> Option<Probe> {
         let is_taken = std::mem::replace(&mut self.counts().is_probing, true);
         (!is_taken).then(|| Probe { counts: self.clone(), began: Instant::now() })

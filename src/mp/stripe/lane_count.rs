@@ -151,6 +151,12 @@ impl LaneCount {
         !self.is_paced && self.learned == self.most && self.wanted == self.most && self.least < self.most
     }
 
+    /// Another number is being tried, or will be as soon as the rate stands still. `may_gain` as in [`LaneCount::sample`].
+    pub fn is_trying(&self, may_gain: bool) -> bool {
+        let may_try_more = may_gain && self.rest_left.is_zero() && self.learned < self.most;
+        may_try_more || !matches!(self.state, State::Steady(_))
+    }
+
     /// A transfer begins or ends: what is being tried is given up, what was learned stays.
     pub fn restart(&mut self) -> usize {
         self.give_up();

@@ -349,3 +349,26 @@ fn fewer_lanes_that_bring_less_are_tried_more_and_more_seldom() {
     assert!(!pauses.is_empty() && tries.len() <= 6, "{tries:?}");
     assert!(pauses.windows(2).all(|pair| pair[1] > pair[0].mul_f64(1.5)), "{pauses:?}");
 }
+
+#[test]
+fn tries_are_told_of_until_they_have_come_to_something() {
+    const STEP: Duration = Duration::from_millis(100);
+    const TICKS: u32 = 300;
+    let trying = |path: Path, may_gain: bool| -> Vec<bool> {
+        let mut count = LaneCount::new(1, LANES_MAX, false);
+        let mut received = 0.0;
+        (1..=TICKS)
+            .map(|tick| {
+                let lanes = count.wanted as f64;
+                received += (lanes * path.lane).min(path.all) * 1e6 / 8.0 * STEP.as_secs_f64();
+                count.sample(STEP * tick, received as u64, true, may_gain, Duration::from_millis(50));
+                count.is_trying(may_gain)
+            })
+            .collect()
+    };
+    assert!(!trying(CLEAN, false).contains(&true), "nothing says that more lanes would carry more");
+    let policed = trying(POLICED, true);
+    assert!(policed[..20].iter().all(|&is_trying| is_trying), "from the first look on");
+    let last = policed.iter().take_while(|&&is_trying| is_trying).count();
+    assert!(last < 100, "it comes to something within ten seconds, not {last} looks");
+}
