@@ -27,11 +27,18 @@ pub enum Column {
     ParallelOne,
     /// Plait, lanes per path chosen by itself (the default)
     ParallelAuto,
+    /// The same without the filler that warms the lanes while the downstream starts; its first transfer only
+    ParallelUnwarmed,
 }
 
 impl Column {
     /// Plait's own.
     pub fn is_plait(self) -> bool {
+        self.has_warm() || self == Self::ParallelUnwarmed
+    }
+
+    /// A second transfer is measured behind the first.
+    pub fn has_warm(self) -> bool {
         matches!(self, Self::OnePath | Self::ParallelOne | Self::ParallelAuto | Self::MptcpLane)
     }
 
@@ -42,6 +49,7 @@ impl Column {
             Self::OnePath => "Plait, best path alone".into(),
             Self::ParallelOne => format!("Plait, parallel {paths}"),
             Self::ParallelAuto => "Plait, parallel auto".into(),
+            Self::ParallelUnwarmed => "Plait, parallel auto, no filler".into(),
             Self::MptcpLane => "Plait, MPTCP lane".into(),
             Self::Curl => "curl".into(),
             Self::AriaOne => format!("aria2c, {}", vec!["1"; paths].join("+")),

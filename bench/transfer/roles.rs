@@ -94,6 +94,7 @@ fn options(column: Column, ground: &Ground<'_>) -> ChainOptions {
     let mut options = ChainOptions::new(ground.lab, PathBuf::from(env!("CARGO_BIN_EXE_plait")));
     options.content = Content::Directory(ground.dir.to_owned());
     options.lane_cc = ground.row.cc.clone();
+    options.lanes = None;
     match column {
         Column::OnePath => {
             options.lanes = Some(1);
@@ -106,7 +107,8 @@ fn options(column: Column, ground: &Ground<'_>) -> ChainOptions {
             options.lanes = Some(1);
             options.paths = vec![ground.row.best_path()];
         }
-        _ => options.lanes = None,
+        Column::ParallelUnwarmed => options.flags = vec![("downstream".into(), "--warm-up=0".into())],
+        _ => {}
     }
     options
 }

@@ -50,7 +50,7 @@ impl Plan {
         /// Starting processes, waiting for empty links.
         const OVERHEAD_S: f64 = 1.5;
         let seconds = |column: &Column| {
-            let transfers = if column.is_plait() { 2.0 } else { 1.0 };
+            let transfers = if column.has_warm() { 2.0 } else { 1.0 };
             let taken_s = self.bytes as f64 * 8e-6 / row.expected_mbit(*column);
             transfers * (taken_s.min(self.deadline.as_secs_f64()) + OVERHEAD_S)
         };
@@ -69,7 +69,7 @@ pub fn run(plan: &Plan, lab: &Lab, mut row: Row, dir: &Path) -> Outcome<Row> {
     let mut cells: Vec<Cell> = Vec::new();
     for &column in &columns {
         cells.push(Cell::new(column, Warmth::Cold));
-        if column.is_plait() {
+        if column.has_warm() {
             cells.push(Cell::new(column, Warmth::Warm));
         }
     }

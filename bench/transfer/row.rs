@@ -130,7 +130,9 @@ impl Row {
         match column {
             Column::Direct | Column::Curl | Column::Haproxy | Column::OnePath => best,
             Column::AriaOne | Column::KernelMptcp | Column::MptcpLane | Column::ParallelOne => sum,
-            Column::AriaEight | Column::ParallelAuto => (8.0 * sum).min(self.capacity_mbit),
+            Column::AriaEight | Column::ParallelAuto | Column::ParallelUnwarmed => {
+                (8.0 * sum).min(self.capacity_mbit)
+            }
         }
     }
 

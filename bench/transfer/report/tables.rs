@@ -73,13 +73,14 @@ fn write_overview(run: &Run, out: &mut String) -> std::fmt::Result {
         out,
         "### Mbit/s, median (share of 0.965 × the sum of link rates)\n\nWarm: one transfer has gone before through the \
          same processes. The others are \
-         always cold. \"1 each\": one lane on each path; \"auto\": as Plait comes.\n"
+         always cold: the first transfer of fresh processes. Plait's downstream has fetched filler while it started (`--warm-up`, \
+         64 MB and 8 s at most), but in the last column. \"1 each\": one lane on each path; \"auto\": as Plait comes.\n"
     )?;
     writeln!(
         out,
-        "| scenario, congestion control | direct | best program | kernel MPTCP | Plait MPTCP lane, warm | Plait 1 each, warm | Plait auto, warm | Plait auto, cold |"
+        "| scenario, congestion control | direct | best program | kernel MPTCP | Plait MPTCP lane, warm | Plait 1 each, warm | Plait auto, warm | Plait auto, cold | Plait auto, cold, no filler |"
     )?;
-    writeln!(out, "| --- | --- | --- | --- | --- | --- | --- | --- |")?;
+    writeln!(out, "| --- | --- | --- | --- | --- | --- | --- | --- | --- |")?;
     for row in &run.rows {
         let peer = row.best_peer().map_or("–".to_owned(), |(cell, mbit)| {
             format!("{}: {}{}", row.label(cell), rate_and_share(row, mbit), row.doubts(cell))
@@ -92,7 +93,7 @@ fn write_overview(run: &Run, out: &mut String) -> std::fmt::Result {
         };
         writeln!(
             out,
-            "| {} | {} | {peer} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {peer} | {} | {} | {} | {} | {} | {} |",
             row.name(),
             rate(Column::Direct, Cold, ""),
             rate(Column::KernelMptcp, Cold, ""),
@@ -100,6 +101,7 @@ fn write_overview(run: &Run, out: &mut String) -> std::fmt::Result {
             rate(Column::ParallelOne, Warm, ""),
             rate(Column::ParallelAuto, Warm, "**"),
             rate(Column::ParallelAuto, Cold, ""),
+            rate(Column::ParallelUnwarmed, Cold, ""),
         )?;
     }
     writeln!(out)
