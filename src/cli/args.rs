@@ -457,7 +457,8 @@ pub struct Downstream {
     #[arg(long, value_name = "SIZE", default_value = "1G")]
     pub max_parked: ByteCount,
     /// Bytes of filler that may be fetched at the start, so that lanes on long paths are past slow start when the first client
-    /// comes: a number such as 16M, 64M at most; 0 for none. It ends when the rate stands still, after eight seconds, or when a
+    /// comes: a number such as 16M, 64M at most; 0 for none. It ends when the rate stands still, after eight seconds (sixteen on the
+    /// longest paths), or when a
     /// client comes. With --take-over there is none
     #[arg(long, value_name = "SIZE", default_value = "64M")]
     pub warm_up: FillerSize,

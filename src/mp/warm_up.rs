@@ -17,8 +17,12 @@ use crate::{
     wire::filler,
 };
 
-/// Longer is not waited for: the numbers of lanes of policed paths are found in seven seconds.
-const TIME_MAX: Duration = Duration::from_secs(8);
+/// Longer is not waited for, unless slow start may not be over: the numbers of lanes of policed paths are found in seven seconds.
+const TIME_USUAL: Duration = Duration::from_secs(8);
+/// Slow start to 500 Mbit/s, with a round trip for the first request.
+const TIME_ROUND_TRIPS: u32 = 14;
+/// And never longer, so that who starts a downstream is not kept waiting for one path.
+const TIME_MAX: Duration = Duration::from_secs(16);
 /// What is under way when it ends has come by then, from most paths.
 const SETTLE_MAX: Duration = Duration::from_secs(1);
 const SETTLE_ROUND_TRIPS: u32 = 2;
@@ -47,11 +51,20 @@ impl Manager {
     /// The same on paths of any length.
     pub(super) async fn fill(self: &Rc<Self>, bytes: u64) {
         let began = Instant::now();
-        let outcome = exec::timeout(TIME_MAX, self.fetch_filler(bytes)).await;
-        let outcome = outcome.unwrap_or_else(|exec::Elapsed| "it takes too long".into());
+        let outcome = match select(pin!(self.fetch_filler(bytes)), pin!(self.time_is_up())).await {
+            Either::Left((outcome, _)) => outcome,
+            Either::Right(((), _)) => "it takes too long".into(),
+        };
         tracing::debug!(outcome, ms = began.elapsed().as_millis(), "the lanes were warmed up");
         let settled = exec::sleep(SETTLE_MAX.min(SETTLE_ROUND_TRIPS * self.longest_round_trip()));
         select(pin!(settled), pin!(self.others_come(0))).await;
+    }
+
+    async fn time_is_up(&self) {
+        exec::sleep(TIME_USUAL).await;
+        // A long path's first lane may have come late.
+        let wanted = TIME_MAX.min(TIME_ROUND_TRIPS * self.longest_round_trip());
+        exec::sleep(wanted.saturating_sub(TIME_USUAL)).await;
     }
 
     /// Returns what has become of it.
