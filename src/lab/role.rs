@@ -19,7 +19,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{lasting, topology::LabError, usage};
 
-/// A downstream may take nineteen seconds until its lanes are warm; who takes longer will never be ready.
+/// A downstream may take twenty-one seconds until its lanes are warm; who takes longer will never be ready.
 const READY_LIMIT: Duration = Duration::from_secs(30);
 /// Lines of a role's log that are kept for the case that it fails.
 const LOG_LINES_MAX: usize = 50;

@@ -277,6 +277,11 @@ impl Pool {
         self.idle.borrow().iter().any(|lane| Some(lane.instance()) != instance)
     }
 
+    /// Whether all lanes that stand are idle, with nothing on its way to them.
+    pub fn is_at_rest(&self) -> bool {
+        self.idle.borrow().len() + self.dialling.get() == self.open.get()
+    }
+
     /// Lanes that are being dialled.
     pub fn dialling(&self) -> usize {
         self.dialling.get()

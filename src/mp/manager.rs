@@ -274,6 +274,11 @@ impl Manager {
         live.map(|path| path.round_trip()).max().unwrap_or_default()
     }
 
+    /// Whether all lanes of this core are idle.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.pools.borrow().iter().all(|pool| pool.is_at_rest())
+    }
+
     /// Transfers that were begun so far, on all cores, and those of them that run.
     pub(super) fn traffic(&self) -> (usize, usize) {
         (self.load.begun.load(Ordering::Relaxed), self.load.running())

@@ -23,9 +23,9 @@ const TIME_USUAL: Duration = Duration::from_secs(8);
 const TIME_ROUND_TRIPS: u32 = 14;
 /// And never longer, so that who starts a downstream is not kept waiting for one path.
 const TIME_MAX: Duration = Duration::from_secs(16);
-/// What is under way when it ends has come by then, from most paths.
-const SETTLE_MAX: Duration = Duration::from_secs(1);
-const SETTLE_ROUND_TRIPS: u32 = 2;
+/// What is under way when it ends is waited for, or the first client would have to wait for it: a round trip of the longest path, and
+/// a queue in front of it.
+const SETTLE_MAX: Duration = Duration::from_secs(3);
 /// Between two looks whether a client has come: what it costs is a tenth of what a viewer notices.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// On paths that are all as short as this slow start takes less time than anybody notices.
@@ -55,9 +55,9 @@ impl Manager {
             Either::Left((outcome, _)) => outcome,
             Either::Right(((), _)) => "it takes too long".into(),
         };
-        tracing::debug!(outcome, ms = began.elapsed().as_millis(), "the lanes were warmed up");
-        let settled = exec::sleep(SETTLE_MAX.min(SETTLE_ROUND_TRIPS * self.longest_round_trip()));
-        select(pin!(settled), pin!(self.others_come(0))).await;
+        tracing::info!(outcome, ms = began.elapsed().as_millis(), "the lanes have carried filler");
+        let at_rest = exec::timeout(SETTLE_MAX, self.lanes_rest());
+        select(pin!(at_rest), pin!(self.others_come(0))).await;
     }
 
     async fn time_is_up(&self) {
@@ -100,6 +100,13 @@ impl Manager {
             let tries = figures.places.iter().any(|place| self.counts().is_trying(place));
             (before, best) = (now, best.max(rate));
             still = if grows || tries { 0 } else { still + 1 };
+        }
+    }
+
+    /// Resolves when all lanes are back, with nothing on its way to them.
+    async fn lanes_rest(&self) {
+        while !self.is_at_rest() {
+            exec::sleep(LOOK_PAUSE).await;
         }
     }
 
