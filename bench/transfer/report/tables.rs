@@ -74,7 +74,7 @@ fn write_overview(run: &Run, out: &mut String) -> std::fmt::Result {
         "### Mbit/s, median (share of 0.965 × the sum of link rates)\n\nWarm: one transfer has gone before through the \
          same processes. The others are \
          always cold: the first transfer of fresh processes. Plait's downstream has fetched filler while it started (`--warm-up`, \
-         64 MB and 8 s at most), but in the last column. \"1 each\": one lane on each path; \"auto\": as Plait comes.\n"
+         64 MB at most), but in the last column. \"1 each\": one lane on each path; \"auto\": as Plait comes.\n"
     )?;
     writeln!(
         out,
