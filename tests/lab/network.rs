@@ -232,7 +232,8 @@ fn relay_s_renewals(size: &str, events: &str) -> Option<Vec<String>> {
     std::fs::write(&scenario, one.replace("rtt-ms = 20", "rtt-ms = 100") + events).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_plait"));
     command.args(["lab", "run", "--runs", "1", "--size", size, "--lane-cc", "bbr"]);
-    command.args(["--log", "info,plait::net=trace"]);
+    // Events are timed by the download, BBR by the lane's first bytes.
+    command.args(["--log", "info,plait::net=trace", "--role-flag", "downstream=--warm-up=0"]);
     let output = command.arg("--logs").arg(dir.path()).arg(&scenario).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let log = std::fs::read_to_string(dir.path().join("relay-1.log")).unwrap();
