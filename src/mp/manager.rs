@@ -258,7 +258,7 @@ impl Manager {
     }
 
     /// Resolves once each path has its first lanes on this core or has failed to bring them, or after
-    /// [`FIRST_LANES_DEADLINE`].
+    /// `FIRST_LANES_DEADLINE`.
     pub async fn first_lanes(&self) {
         let pools = self.pools.borrow().clone();
         let tried = join_all(pools.iter().map(|pool| pool.tried()));
