@@ -49,10 +49,13 @@ impl Plan {
     pub fn estimate(&self, row: &Row) -> Duration {
         /// Starting processes, waiting for empty links.
         const OVERHEAD_S: f64 = 1.5;
+        /// A downstream fetches filler for about so long.
+        const FILLER_S: f64 = 5.0;
         let seconds = |column: &Column| {
+            let filler_s = if column.has_warm() { FILLER_S } else { 0.0 };
             let transfers = if column.has_warm() { 2.0 } else { 1.0 };
             let taken_s = self.bytes as f64 * 8e-6 / row.expected_mbit(*column);
-            transfers * (taken_s.min(self.deadline.as_secs_f64()) + OVERHEAD_S)
+            filler_s + transfers * (taken_s.min(self.deadline.as_secs_f64()) + OVERHEAD_S)
         };
         let round_s: f64 = self.columns_of(row).iter().map(seconds).sum();
         Duration::from_secs_f64(round_s * f64::from(self.runs))

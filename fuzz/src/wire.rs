@@ -1,6 +1,7 @@
 //! What a peer on a lane says: frames, and the handshake before them.
 
 use plait::wire::{
+    filler::{self, FILLER_BYTES_MAX},
     frame::{Frame, HEADER_BYTES, MAX_FRAME_BYTES},
     frame_check::{FrameCheck, MAX_SEQ_AHEAD},
     handshake::{ClientHandshake, MAX_HELLO_BYTES, MAX_REPLY_BYTES, Progress, ServerHandshake},
@@ -113,6 +114,19 @@ fn handshake() {
                     assert_eq!(Route::decode(&route.encode()), Ok(route));
                 }
             }
+        }
+    });
+}
+
+/// The input is the payload of an OPEN.
+#[test]
+fn filler_is_bounded() {
+    bolero::check!().for_each(|open: &[u8]| {
+        assert!(filler::asked(open).is_none_or(|bytes| bytes <= FILLER_BYTES_MAX));
+        let asked = [b"filler ", open].concat();
+        if let Some(bytes) = filler::asked(&asked) {
+            assert!(bytes <= FILLER_BYTES_MAX);
+            assert_eq!(filler::asked(&filler::request(bytes)), Some(bytes));
         }
     });
 }

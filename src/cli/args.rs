@@ -458,8 +458,7 @@ pub struct Downstream {
     pub max_parked: ByteCount,
     /// Bytes of filler that may be fetched at the start, so that lanes on long paths are past slow start when the first client
     /// comes: a number such as 16M, 64M at most; 0 for none. It ends when the rate stands still, after eight seconds (sixteen on the
-    /// longest paths), or when a
-    /// client comes. With --take-over there is none
+    /// longest paths), or when a client comes. With --take-over there is none
     #[arg(long, value_name = "SIZE", default_value = "64M")]
     pub warm_up: FillerSize,
     /// Directory of a cache: answers of the root are kept there as RFC 9111 allows [default: no cache]

@@ -48,8 +48,8 @@ impl Manager {
         }
     }
 
-    /// The same on paths of any length.
-    pub(super) async fn fill(self: &Rc<Self>, bytes: u64) {
+    /// The same on paths of any length; returns why it ended.
+    pub(super) async fn fill(self: &Rc<Self>, bytes: u64) -> String {
         let began = Instant::now();
         let outcome = match select(pin!(self.fetch_filler(bytes)), pin!(self.time_is_up())).await {
             Either::Left((outcome, _)) => outcome,
@@ -58,6 +58,7 @@ impl Manager {
         tracing::info!(outcome, ms = began.elapsed().as_millis(), "the lanes have carried filler");
         let at_rest = exec::timeout(SETTLE_MAX, self.lanes_rest());
         select(pin!(at_rest), pin!(self.others_come(0))).await;
+        outcome
     }
 
     async fn time_is_up(&self) {
@@ -74,7 +75,9 @@ impl Manager {
             Err(error) => return error.to_string(),
         };
         if !incoming.head.starts_with(OK) {
-            return "the upstream has no filler (is it older?)".into();
+            let answer = String::from_utf8_lossy(&incoming.head);
+            let status = answer.lines().next().unwrap_or_default();
+            return format!("upstream: it has no filler, but {status} (is it older?)");
         }
         let figures = incoming.figures();
         let moved = pin!(incoming.consumer.run(Sink::Nowhere, Some(bytes)));

@@ -22,8 +22,10 @@ fn a_downstream_warms_its_paths_with_as_many_bytes_as_it_may() {
     if !possible() {
         return;
     }
-    let [none, two, most] = ["--warm-up=0", "--warm-up=2M", "--warm-up=64MiB"].map(bytes_at_the_start);
+    let [none, beside, two, most] =
+        ["--warm-up=0", "--take-over", "--warm-up=2M", "--warm-up=64MiB"].map(bytes_at_the_start);
     assert!(none.iter().all(|&bytes| bytes < 100_000), "without filler: {none:?}");
+    assert!(beside.iter().all(|&bytes| bytes < 100_000), "the paths are another's: {beside:?}");
     assert!(two.iter().all(|&bytes| bytes > 300_000), "each path carries some of it: {two:?}");
     assert!((2_000_000..4_000_000).contains(&two.iter().sum::<u64>()), "2 MB: {two:?}");
     // 2 x 20 Mbit/s for eight seconds, and a little that is under way then.
